@@ -1,0 +1,1 @@
+"""The institution's node: data, training, gate."""

@@ -1,0 +1,1 @@
+"""The service that plans rounds and opens sums."""

@@ -1,0 +1,1 @@
+"""The sparse decoder, its tokenizer and its files."""

@@ -1,0 +1,141 @@
+"""The sparse decoder: Qwen3-MoE mathematics, one loss per sequence.
+
+Shapes: B sequences, T positions, D hidden, V vocabulary, L layers, E experts.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models import ops
+from models.config import ModelConfig
+from models.experts import Routing, SparseExperts
+from models.layers import Attention, RMSNorm, Rotary
+
+IGNORED = -100  # target value of positions that carry no loss (padding)
+
+
+@dataclass(frozen=True)
+class SequenceLoss:
+    """Loss of each sequence by itself, so that nothing couples two sequences of a batch.
+
+    Attributes:
+        total_B: summed cross-entropy in nats. tokens_B: counted targets.
+        router_B: balance and z loss of the sequence, 0 where not asked for.
+
+    """
+
+    total_B: Tensor
+    tokens_B: Tensor
+    router_B: Tensor
+
+
+class Block(nn.Module):
+    """Attention and sparse experts, both behind a norm and a residual."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.attention = Attention(config)
+        self.experts_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.experts = SparseExperts(config)
+
+    def forward(self, x_BTD: Tensor, rotary: Rotary) -> tuple[Tensor, Routing]:
+        """Return ([B, T, D], the routing)."""
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotary)
+        y_BTD, routing = self.experts(self.experts_norm(x_BTD))
+        return x_BTD + y_BTD, routing
+
+
+class Decoder(nn.Module):
+    """A decoder-only sparse language model.
+
+    Args:
+        config: sizes.
+        generator: source of the initial weights; None leaves them uninitialised (for loading).
+
+    """
+
+    def __init__(self, config: ModelConfig, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.head = (
+            self.embedding
+            if config.tie_embeddings
+            else nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
+        )
+        self.rotary = Rotary(config)
+        if generator is not None:
+            self._initialise(generator)
+
+    @torch.no_grad()
+    def _initialise(self, generator: torch.Generator) -> None:
+        """Normal weights; maps back into the residual stream scaled by 1/sqrt(2 L) (GPT-2)."""
+        std = self.config.initializer_range
+        for name, parameter in self.named_parameters():
+            if parameter.dim() > 1:
+                residual = ".out." in name or ".down." in name
+                parameter.normal_(0.0, std, generator=generator)
+                parameter.mul_((2 * self.config.layers) ** -0.5 if residual else 1.0)
+
+    def hidden(self, token_BT: Tensor) -> tuple[Tensor, list[Routing]]:
+        """Return (final hidden states [B, T, D], one routing per layer)."""
+        self._check_length(token_BT)
+        x_BTD = ops.embedding(token_BT, self.embedding)
+        routings = []
+        for block in self.blocks:
+            x_BTD, routing = block(x_BTD, self.rotary)
+            routings.append(routing)
+        return self.norm(x_BTD), routings
+
+    def forward(self, token_BT: Tensor) -> Tensor:
+        """Return next-token logits [B, T, V]."""
+        return ops.linear(self.hidden(token_BT)[0], self.head)
+
+    def loss(
+        self, token_BT: Tensor, target_BT: Tensor, *, balance: float = 0.0, z: float = 0.0
+    ) -> SequenceLoss:
+        """Return the loss of each sequence; targets equal to IGNORED do not count.
+
+        Args:
+            token_BT: int64 inputs in [0, V). target_BT: the next tokens, or IGNORED.
+            balance: weight of the sequence-wise balance loss. z: weight of the router z-loss.
+
+        """
+        hidden_BTD, routings = self.hidden(token_BT)
+        logits_BTV = ops.linear(hidden_BTD, self.head).float()
+        nats_BT = F.cross_entropy(
+            logits_BTV.flatten(0, 1), target_BT.flatten(), ignore_index=IGNORED, reduction="none"
+        ).view_as(target_BT)
+        counted_BT = target_BT != IGNORED
+        router_B = nats_BT.new_zeros(len(token_BT))
+        if balance or z:
+            router_B = sum((router_loss(r, balance, z) for r in routings), router_B)
+        return SequenceLoss(nats_BT.sum(1), counted_BT.sum(1), router_B)
+
+    def _check_length(self, token_BT: Tensor) -> None:
+        if token_BT.shape[1] > self.config.max_positions:
+            raise ValueError(
+                f"Expected at most {self.config.max_positions} positions, got {token_BT.shape[1]}. "
+                "Lower the sequence length or choose a model with more positions."
+            )
+
+
+def router_loss(routing: Routing, balance: float, z: float) -> Tensor:
+    """Return each sequence's own balance and z loss, [B].
+
+    Source: sequence-wise balance, DeepSeek-V3 (arXiv 2412.19437, eq. 17); z-loss, ST-MoE
+    (arXiv 2202.08906, eq. 5). Batch-level variants would couple examples and are not offered.
+    """
+    share_BTE = routing.logits_BTE.softmax(-1)
+    experts, per_token = share_BTE.shape[-1], routing.expert_BTK.shape[-1]
+    chosen_BTE = torch.zeros_like(share_BTE).scatter(-1, routing.expert_BTK, 1.0)
+    load_BE = chosen_BTE.mean(1) * (experts / per_token)
+    balance_B = (load_BE * share_BTE.mean(1)).sum(-1)
+    z_B = routing.logits_BTE.logsumexp(-1).square().mean(1)
+    return balance * balance_B + z * z_B

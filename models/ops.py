@@ -1,0 +1,191 @@
+"""The five operations that carry weights, and the seam at which private training watches them.
+
+Without a recorder these are ordinary autograd operations. With one, backward computes the gradient
+of the *input* only and hands (weight, input, output gradient) to the recorder: no per-example
+weight gradient is ever formed by autograd. `privacy.dp.clipping` implements the recorder
+(book-keeping, Bu et al. 2022, arXiv 2210.00038); this module knows nothing about privacy.
+
+Shapes: B sequences, T positions, I inputs, O outputs, D hidden, V vocabulary, E experts,
+M slots (one slot is one token at one of its experts, sorted by expert, then by sequence).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Where the slots of a batch lie: expert e owns rows offsets[e]:offsets[e+1].
+
+    Attributes:
+        offsets: E + 1 integers, from 0 to M.
+        token_M: index of each slot's token in the flattened batch [B*T].
+        positions: T, so that token_M // T is the slot's sequence.
+
+    """
+
+    offsets: tuple[int, ...]
+    token_M: Tensor
+    positions: int
+
+
+class Recorder(Protocol):
+    """Receives, during backward, what is needed to form any weighted sum of weight gradients."""
+
+    def linear(self, weight_OI: Tensor, x_BTI: Tensor, grad_BTO: Tensor) -> None:
+        """A matrix product y = x W^T."""
+
+    def grouped(self, weight_EOI: Tensor, x_MI: Tensor, grad_MO: Tensor, slots: Slots) -> None:
+        """One matrix product per expert over that expert's slots."""
+
+    def scale(self, weight_D: Tensor, x: Tensor, grad: Tensor) -> None:
+        """An elementwise product y = x * w over the last dimension; x is [B, ..., D]."""
+
+    def embedding(self, weight_VD: Tensor, token_BT: Tensor, grad_BTD: Tensor) -> None:
+        """A table lookup y = W[token]."""
+
+
+_RECORDER: ContextVar[Recorder | None] = ContextVar("arion_recorder", default=None)
+
+
+@contextmanager
+def recording(recorder: Recorder) -> Iterator[None]:
+    """Route weight gradients of every operation inside the block to `recorder`."""
+    token = _RECORDER.set(recorder)
+    try:
+        yield
+    finally:
+        _RECORDER.reset(token)
+
+
+def _recorder_for(weight: Tensor) -> Recorder | None:
+    return _RECORDER.get() if weight.requires_grad and torch.is_grad_enabled() else None
+
+
+def linear(x_BTI: Tensor, weight_OI: Tensor) -> Tensor:
+    """Return x W^T, [B, T, O]."""
+    recorder = _recorder_for(weight_OI)
+    if recorder is None:
+        return F.linear(x_BTI, weight_OI)
+    return _apply(_Linear, x_BTI, weight_OI, recorder)
+
+
+def grouped_linear(x_MI: Tensor, weight_EOI: Tensor, slots: Slots) -> Tensor:
+    """Return, for each expert e, x[e's slots] W[e]^T; together [M, O]."""
+    return _apply(_Grouped, x_MI, weight_EOI, slots, _recorder_for(weight_EOI))
+
+
+def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """Return x / rms(x) * w over the last dimension (Zhang & Sennrich 2019, arXiv 1910.07467)."""
+    recorder = _recorder_for(weight_D)
+    if recorder is None:
+        return F.rms_norm(x, weight_D.shape, weight_D, eps)
+    return _apply(_Scale, F.rms_norm(x, weight_D.shape, None, eps), weight_D, recorder)
+
+
+def embedding(token_BT: Tensor, weight_VD: Tensor) -> Tensor:
+    """Return W[token], [B, T, D]."""
+    recorder = _recorder_for(weight_VD)
+    if recorder is None:
+        return F.embedding(token_BT, weight_VD)
+    return _apply(_Embedding, token_BT, weight_VD, recorder)
+
+
+def _apply(function: type[Function], *args: Any) -> Tensor:
+    result: Tensor = function.apply(*args)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Linear(Function):
+    @staticmethod
+    def forward(ctx: Any, x_BTI: Tensor, weight_OI: Tensor, recorder: Recorder) -> Tensor:
+        ctx.save_for_backward(x_BTI, weight_OI)
+        ctx.recorder = recorder
+        return F.linear(x_BTI, weight_OI)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
+        x_BTI, weight_OI = ctx.saved_tensors
+        ctx.recorder.linear(weight_OI, x_BTI.detach(), grads[0])
+        return (grads[0] @ weight_OI if ctx.needs_input_grad[0] else None), None, None
+
+
+class _Grouped(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x_MI: Tensor, weight_EOI: Tensor, slots: Slots, recorder: Recorder | None
+    ) -> Tensor:
+        ctx.save_for_backward(x_MI, weight_EOI)
+        ctx.slots, ctx.recorder = slots, recorder
+        y_MO = x_MI.new_empty(x_MI.shape[0], weight_EOI.shape[1])
+        for expert, begin, end in _segments(slots):
+            torch.mm(x_MI[begin:end], weight_EOI[expert].T, out=y_MO[begin:end])
+        return y_MO
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        (x_MI, weight_EOI), grad_MO = ctx.saved_tensors, grads[0]
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = torch.empty_like(x_MI)
+            for expert, begin, end in _segments(ctx.slots):
+                torch.mm(grad_MO[begin:end], weight_EOI[expert], out=grad_x[begin:end])
+        if not ctx.needs_input_grad[1]:
+            return grad_x, None, None, None
+        if ctx.recorder is not None:
+            ctx.recorder.grouped(weight_EOI, x_MI.detach(), grad_MO, ctx.slots)
+            return grad_x, None, None, None
+        return grad_x, grouped_outer(x_MI, grad_MO, ctx.slots), None, None
+
+
+class _Scale(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight_D: Tensor, recorder: Recorder) -> Tensor:
+        ctx.save_for_backward(x, weight_D)
+        ctx.recorder = recorder
+        return x * weight_D
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        x, weight_D = ctx.saved_tensors
+        ctx.recorder.scale(weight_D, x.detach(), grads[0])
+        return grads[0] * weight_D, None, None
+
+
+class _Embedding(Function):
+    @staticmethod
+    def forward(ctx: Any, token_BT: Tensor, weight_VD: Tensor, recorder: Recorder) -> Tensor:
+        ctx.save_for_backward(token_BT, weight_VD)
+        ctx.recorder = recorder
+        return F.embedding(token_BT, weight_VD)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, None]:
+        token_BT, weight_VD = ctx.saved_tensors
+        ctx.recorder.embedding(weight_VD, token_BT, grads[0])
+        return None, None, None
+
+
+def grouped_outer(x_MI: Tensor, grad_MO: Tensor, slots: Slots) -> Tensor:
+    """Return, for each expert, grad[its slots]^T x[its slots]; zeros for an unused expert."""
+    experts = len(slots.offsets) - 1
+    outer_EOI = x_MI.new_empty(experts, grad_MO.shape[1], x_MI.shape[1])
+    for expert in range(experts):
+        begin, end = slots.offsets[expert], slots.offsets[expert + 1]
+        torch.mm(grad_MO[begin:end].T, x_MI[begin:end], out=outer_EOI[expert])
+    return outer_EOI
+
+
+def _segments(slots: Slots) -> Iterator[tuple[int, int, int]]:
+    for expert, begin in enumerate(slots.offsets[:-1]):
+        end = slots.offsets[expert + 1]
+        if end > begin:
+            yield expert, begin, end

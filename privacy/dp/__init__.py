@@ -1,0 +1,1 @@
+"""Sampling, clipping, noise and their accounting."""

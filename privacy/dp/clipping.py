@@ -1,0 +1,194 @@
+"""Exact per-unit clipping by book-keeping: one forward, one backward, no per-unit gradients.
+
+Source: Bu et al. 2022, "Differentially Private Optimization on Large Model at Small Cost"
+(arXiv 2210.00038); clipping of Abadi et al. 2016 (arXiv 1607.00133).
+
+Shapes: B sequences, T positions, U privacy units, V/D/I/O/E/M as in privacy.dp.records.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.decoder import Decoder
+from models.ops import Slots, recording
+from privacy.dp.records import (
+    EmbeddingRecord,
+    GroupedRecord,
+    LinearRecord,
+    Record,
+    ScaleRecord,
+    Segments,
+    UnitLayout,
+    tied_cross_term,
+)
+
+
+class ClippingError(ValueError):
+    """The gradients of a chunk cannot be clipped exactly; nothing may be released."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A physical chunk: sequences of whole privacy units.
+
+    Attributes:
+        token_BT, target_BT: int64 inputs and next tokens (models.decoder.IGNORED = no loss).
+        layout: the unit of every sequence.
+        present_U: False for padding units, whose contribution is zero.
+
+    """
+
+    token_BT: Tensor
+    target_BT: Tensor
+    layout: UnitLayout
+    present_U: Tensor
+
+
+@dataclass(frozen=True)
+class ChunkOutcome:
+    """What stays at the node: norms and losses of the chunk's units, both [U]."""
+
+    norm_U: Tensor
+    loss_U: Tensor
+
+
+class BookKeeper:
+    """The recorder that models.ops calls during backward."""
+
+    def __init__(self, layout: UnitLayout) -> None:
+        self._layout = layout
+        self._segments: dict[int, Segments] = {}
+        self._squared_U = torch.zeros(layout.units)
+        self._records: list[Record] = []
+        self._tied: dict[int, EmbeddingRecord | LinearRecord] = {}
+
+    def linear(self, weight_OI: Tensor, x_BTI: Tensor, grad_BTO: Tensor) -> None:
+        record = LinearRecord(weight_OI, x_BTI, grad_BTO, self._layout)
+        self._add(record)
+        self._tie(record)
+
+    def grouped(self, weight_EOI: Tensor, x_MI: Tensor, grad_MO: Tensor, slots: Slots) -> None:
+        segments = self._segments.get(id(slots))
+        if segments is None:
+            segments = self._segments[id(slots)] = Segments(slots, self._layout)
+        self._add(GroupedRecord(weight_EOI, x_MI, grad_MO, slots, segments))
+
+    def scale(self, weight_D: Tensor, x: Tensor, grad: Tensor) -> None:
+        self._add(ScaleRecord(weight_D, x, grad, self._layout))
+
+    def embedding(self, weight_VD: Tensor, token_BT: Tensor, grad_BTD: Tensor) -> None:
+        record = EmbeddingRecord(weight_VD, token_BT, grad_BTD, self._layout)
+        self._add(record)
+        self._tie(record)
+
+    def norms(self) -> Tensor:
+        """Gradient norm of each unit over all recorded weights, [U]."""
+        return self._squared_U.clamp(min=0.0).sqrt()
+
+    @torch.no_grad()
+    def add_weighted(self, coefficient_U: Tensor, sums: Mapping[int, Tensor]) -> None:
+        """Add sum_u coefficient_u grad_u to `sums`, keyed by the weight's id; frees the records."""
+        bad_U = ~torch.isfinite(self._squared_U)
+        while self._records:
+            record = self._records.pop()
+            if bad_U.any():
+                record.discard(bad_U)
+            sums[id(record.weight)].add_(record.weighted_sum(coefficient_U))
+
+    def _add(self, record: Record) -> None:
+        self._squared_U = self._squared_U + record.squared_norms().float()
+        self._records.append(record)
+
+    def _tie(self, record: EmbeddingRecord | LinearRecord) -> None:
+        """Account for a weight used twice: only an embedding tied to the head is known."""
+        other = self._tied.setdefault(id(record.weight), record)
+        if other is record:
+            return
+        if isinstance(record, EmbeddingRecord) and isinstance(other, LinearRecord):
+            self._squared_U = self._squared_U + tied_cross_term(record, other).float()
+            return
+        raise ClippingError(
+            "Expected every weight to be used once, or as a tied embedding and head; got a weight "
+            "used twice in another way. Its norm would be wrong: untie it or freeze it."
+        )
+
+
+def add_clipped_gradients(
+    model: Decoder, chunk: Chunk, clipping_norm: float, sums: Mapping[str, Tensor]
+) -> ChunkOutcome:
+    """Add the clipped gradients of a chunk's units to `sums`.
+
+    The unit's loss is the mean cross-entropy over its own tokens. A unit whose gradient is not
+    finite contributes zero: refusing would tell something about the data.
+
+    Args:
+        model: its trainable parameters (requires_grad) are the released ones.
+        chunk: whole units; padding units have present_U False.
+        clipping_norm: C > 0, in gradient norm units.
+        sums: one accumulator per trainable parameter name, changed in place.
+
+    Returns:
+        Norms before clipping and losses, for the node's own eyes.
+
+    Raises:
+        ClippingError: a trainable weight escapes the recorded operations, or is not fp32/fp64.
+
+    Formal guarantee: adding or removing one unit changes the sums by at most
+    1.001 * clipping_norm in Euclidean norm (fp32 summation errors included,
+    tests/clipping/test_sensitivity.py). Norms within 1e-6 of brute force
+    (tests/clipping/test_norms.py).
+
+    """
+    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    _check(parameters, clipping_norm, sums)
+    keeper = BookKeeper(chunk.layout)
+    with recording(keeper):
+        loss_U = unit_losses(model, chunk)
+        loss_U.sum().backward()  # type: ignore[no-untyped-call]
+    _check_nothing_escaped(parameters)
+    norm_U = keeper.norms()
+    coefficient_U = (clipping_norm / norm_U.clamp(min=1e-12)).clamp(max=1.0)
+    usable_U = chunk.present_U & torch.isfinite(norm_U)
+    coefficient_U = coefficient_U.where(usable_U, 0.0)
+    by_id = {id(p): sums[n] for n, p in parameters.items()}
+    keeper.add_weighted(coefficient_U, by_id)
+    return ChunkOutcome(norm_U, loss_U.detach())
+
+
+def unit_losses(model: Decoder, chunk: Chunk) -> Tensor:
+    """Mean cross-entropy over each unit's own tokens, in nats, [U]."""
+    loss = model.loss(chunk.token_BT, chunk.target_BT)
+    add_rows = chunk.layout.add_rows
+    total_U = add_rows(loss.total_B[:, None]).squeeze(1)
+    tokens_U = add_rows(loss.tokens_B[:, None]).squeeze(1)
+    return total_U / tokens_U.clamp(min=1)
+
+
+def _check(
+    parameters: Mapping[str, Tensor], clipping_norm: float, sums: Mapping[str, Tensor]
+) -> None:
+    if not clipping_norm > 0:
+        raise ClippingError(f"Expected clipping_norm > 0, got {clipping_norm}.")
+    if set(parameters) != set(sums):
+        odd = sorted(set(parameters) ^ set(sums))
+        raise ClippingError(f"Expected one accumulator per trainable parameter, differing: {odd}.")
+    for name, parameter in parameters.items():
+        if parameter.dtype not in (torch.float32, torch.float64):
+            raise ClippingError(
+                f"Expected fp32 or fp64 trainable weights, got {parameter.dtype} for {name}: "
+                "reduced precision may exceed the clipping norm. Load the model in fp32."
+            )
+
+
+def _check_nothing_escaped(parameters: Mapping[str, Tensor]) -> None:
+    escaped = [name for name, parameter in parameters.items() if parameter.grad is not None]
+    if escaped:
+        for parameter in parameters.values():
+            parameter.grad = None
+        raise ClippingError(
+            f"Expected all weight gradients to pass models.ops, got autograd gradients for "
+            f"{escaped}. Use models.ops in that layer or freeze it."
+        )

@@ -1,0 +1,1 @@
+"""Append-only Merkle ledgers and their offline verification."""

@@ -1,0 +1,135 @@
+"""Norms and clipped sums against brute force: one autograd pass per unit, for every layer type."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.config import ModelConfig
+from models.decoder import IGNORED, Decoder
+from models.lora import add_lora
+from privacy.dp.clipping import Chunk, ClippingError, add_clipped_gradients, unit_losses
+from privacy.dp.records import UnitLayout
+
+CONFIG = ModelConfig(
+    vocab_size=64, hidden_size=32, layers=2, heads=4, kv_heads=2, head_dim=8, experts=4,
+    experts_per_token=2, expert_hidden_size=24, max_positions=64, initializer_range=0.2,
+)  # fmt: skip
+
+
+def build(dtype: torch.dtype, variant: str) -> Decoder:
+    config = CONFIG.model_copy(update={"tie_embeddings": variant != "untied"})
+    generator = torch.Generator().manual_seed(1)
+    model = Decoder(config, generator)
+    if variant == "lora":
+        add_lora(model, 4, 8.0, generator)
+        for name, parameter in model.named_parameters():
+            if name.endswith("lora_B"):
+                parameter.data.normal_(0, 0.1, generator=generator)
+    if variant == "collapsed":  # every token goes to the same two experts
+        for block in model.blocks:
+            block.experts.router.weight.data[2:] = block.experts.router.weight.data[:1] * 0 - 1e3
+            block.experts.router.weight.requires_grad_(False)
+    return model.to(dtype)
+
+
+def batch(units: list[int], positions: int = 20) -> Chunk:
+    generator = torch.Generator().manual_seed(7)
+    token = torch.randint(0, 12, (len(units), positions + 1), generator=generator)
+    target = token[:, 1:].clone()
+    target[0, positions // 2 :] = IGNORED
+    layout = UnitLayout(torch.tensor(units), max(units) + 1)
+    return Chunk(token[:, :-1], target, layout, torch.ones(layout.units, dtype=torch.bool))
+
+
+def brute_force(model: Decoder, chunk: Chunk, clip: float) -> tuple[Tensor, dict[str, Tensor]]:
+    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    sums = {n: torch.zeros_like(p) for n, p in parameters.items()}
+    norms = []
+    for unit in range(chunk.layout.units):
+        rows = chunk.layout.unit_B == unit
+        alone = Chunk(chunk.token_BT[rows], chunk.target_BT[rows],
+                      UnitLayout(torch.zeros(int(rows.sum()), dtype=torch.int64), 1),
+                      torch.ones(1, dtype=torch.bool))  # fmt: skip
+        loss = unit_losses(model, alone).sum()
+        grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+        norm = sum(g.double().square().sum() for g in grads if g is not None).sqrt()
+        norms.append(norm)
+        for total, grad in zip(sums.values(), grads, strict=True):
+            if grad is not None:
+                total.add_(grad, alpha=min(1.0, clip / norm.item()))
+    return torch.stack(norms), sums
+
+
+def clipped(model: Decoder, chunk: Chunk, clip: float) -> tuple[Tensor, dict[str, Tensor]]:
+    sums = {n: torch.zeros_like(p) for n, p in model.named_parameters() if p.requires_grad}
+    return add_clipped_gradients(model, chunk, clip, sums).norm_U, sums
+
+
+@pytest.mark.parametrize("variant", ["tied", "untied", "lora", "collapsed"])
+@pytest.mark.parametrize("units", [[0, 1, 2, 3], [0, 0, 1, 2, 2, 2]], ids=["records", "patients"])
+def test_norms_and_sums_equal_brute_force(variant: str, units: list[int]) -> None:
+    model, chunk = build(torch.float32, variant), batch(units)
+    expected_norms, _ = brute_force(model, chunk, 1.0)
+    clip = float(expected_norms.median())  # so that some units are clipped and some are not
+    expected_norms, expected = brute_force(model, chunk, clip)
+    norms, sums = clipped(model, chunk, clip)
+    torch.testing.assert_close(norms.double(), expected_norms.double(), rtol=1e-6, atol=0)
+    for name, total in sums.items():
+        torch.testing.assert_close(total, expected[name], rtol=1e-4, atol=2e-6, msg=name)
+
+
+def test_long_sequences_use_the_ghost_norm_and_agree() -> None:
+    """Short sequences take the ghost path, long ones instantiate; both equal brute force."""
+    model = build(torch.float32, "untied")
+    for positions in (4, 60):
+        chunk = batch([0, 1, 1], positions)
+        norms, _ = clipped(model, chunk, 1.0)
+        torch.testing.assert_close(
+            norms.double(), brute_force(model, chunk, 1.0)[0].double(), rtol=1e-6, atol=0
+        )
+
+
+def test_padding_units_contribute_nothing() -> None:
+    model, chunk = build(torch.float32, "tied"), batch([0, 1, 2])
+    _, alone = clipped(model, batch([0, 1, 2]), 0.5)
+    absent = Chunk(chunk.token_BT, chunk.target_BT, chunk.layout, torch.tensor([True, True, False]))
+    _, without = clipped(model, absent, 0.5)
+    last = clipped(
+        model,
+        Chunk(chunk.token_BT, chunk.target_BT, chunk.layout, torch.tensor([False, False, True])),
+        0.5,
+    )[1]
+    for name, total in alone.items():
+        torch.testing.assert_close(total, without[name] + last[name], rtol=1e-4, atol=1e-6)
+
+
+def test_an_infinite_unit_contributes_zero_and_spoils_nothing() -> None:
+    model, chunk = build(torch.float32, "tied"), batch([0, 1, 2])
+    model.embedding.data[63] = float("nan")  # a token only unit 1 holds
+    poisoned = chunk.token_BT.clone()
+    poisoned[1, 3] = 63
+    target = chunk.target_BT.clone()
+    # The tied head spreads a NaN row over all logits: freeze that path by untying.
+    model.head = torch.nn.Parameter(model.embedding.data.nan_to_num())
+    norms, sums = clipped(model, Chunk(poisoned, target, chunk.layout, chunk.present_U), 0.5)
+    assert not torch.isfinite(norms[1])
+    keep = torch.tensor([True, False, True])
+    _, expected = clipped(model, Chunk(chunk.token_BT, target, chunk.layout, keep), 0.5)
+    for name, total in sums.items():
+        torch.testing.assert_close(total, expected[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_a_weight_outside_the_seam_is_refused() -> None:
+    model, chunk = build(torch.float32, "tied"), batch([0, 1])
+    extra = torch.nn.Parameter(torch.ones(()))
+    model.escaped = extra
+    original = model.norm.forward
+    model.norm.forward = lambda x: original(x) * extra  # type: ignore[method-assign]
+    with pytest.raises(ClippingError, match="escaped"):
+        clipped(model, chunk, 1.0)
+
+
+def test_half_precision_is_refused() -> None:
+    model = build(torch.bfloat16, "tied")
+    with pytest.raises(ClippingError, match="fp32"):
+        clipped(model, batch([0, 1]), 1.0)
