@@ -159,7 +159,7 @@ class Segments:
         start_S = self._length_S.cumsum(0) - self._length_S
         padded_S = (self._length_S + _LENGTH_STEP - 1) // _LENGTH_STEP * _LENGTH_STEP
         found = []
-        for length in padded_S.unique().tolist():
+        for length in sorted(set(padded_S.tolist())):
             if length:
                 chosen_S = (padded_S == length).nonzero().squeeze(1)
                 place_N = torch.arange(length)
