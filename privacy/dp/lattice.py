@@ -1,0 +1,233 @@
+"""The lattice of a release: noise, round, reduce modulo 2^w; and what that costs in privacy.
+
+A node sends y = round(x / gamma + s g) mod 2^w with g ~ N(0, I). Sums of such words are, up to a
+factor e^kappa, a post-processing of the continuous Gaussian mechanism; docs/privacy.md has the
+proof. Symbols: gamma the lattice's spacing, s the noise in units of gamma, w the ring's width, d
+the vector's length, T releases, n nodes.
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from privacy.dp.noise import RADIAL_ERROR, RADIUS_LIMIT, GaussianSource
+from privacy.dp.plan import SMALLEST_LATTICE_NOISE, VALUE_BOUND, PrivateStep
+
+Words = NDArray[np.uint16] | NDArray[np.uint32]
+Floats = NDArray[np.float32] | NDArray[np.float64]
+
+_CHUNK = 32768
+_LARGEST_LATTICE_POINT = 2.0**52
+_TAIL_EXPONENT = 180.0
+_ADDITION_ERROR = 2.0**-54
+
+
+class LatticeError(ValueError):
+    """A vector that cannot be encoded or decoded; nothing may be released."""
+
+
+def encode(x: Floats, step: PrivateStep, source: GaussianSource | None) -> Words:
+    """Noise, round and reduce a node's clipped sum: the only form in which it leaves the node.
+
+    Args:
+        x: clipped sum over the drawn units, shape [d], in units of the gradient.
+        step: gives gamma, s and w.
+        source: the noise; None only for a step without noise.
+
+    Returns:
+        Words modulo 2^w, shape [d], native byte order: uint16 or uint32.
+
+    Raises:
+        LatticeError: a value that is not finite, or too large for the lattice. The message
+            never holds a value of a private step.
+
+    Formal guarantee: the sum of at least `step.honest_survivors` encodings satisfies the (epsilon,
+    delta) of `privacy.dp.accountant.epsilon` for `step.event()`. Without noise: none at all.
+
+    """
+    if x.ndim != 1:
+        raise LatticeError(f"Expected a flat vector, got {x.ndim} dimensions. Flatten it first.")
+    if step.is_private and source is None:
+        raise LatticeError("A private step needs a noise source, got None. Pass SecureGaussian().")
+    words = np.empty(len(x), dtype=_word_type(step))
+    for start in range(0, len(x), _CHUNK):
+        part = x[start : start + _CHUNK].astype(np.float64)
+        _check_range(part, step)
+        part /= step.lattice_scale
+        noise = None if source is None or not step.is_private else source.normal(len(part))
+        points = _round_with_noise(part, noise, step.noise_in_lattice_units)
+        words[start : start + _CHUNK] = points.astype(words.dtype)
+    return words
+
+
+def decode(sum_words: Words, step: PrivateStep) -> NDArray[np.float64]:
+    """Read a sum of encodings: the centred representative times gamma, shape [d].
+
+    Raises:
+        LatticeError: words of another ring than the step's.
+
+    """
+    if sum_words.dtype != _word_type(step):
+        raise LatticeError(
+            f"Expected words of {_word_type(step)}, got {sum_words.dtype}. Sum in the plan's ring."
+        )
+    signed = sum_words.view(np.int16 if step.ring_bits == 16 else np.int32)
+    return signed.astype(np.float64) * step.lattice_scale
+
+
+def count_wraps(true_sum: NDArray[np.float64], step: PrivateStep) -> int:
+    """How many coordinates of a true sum lie outside the ring's range; for simulations only."""
+    points = np.rint(true_sum / step.lattice_scale)
+    half = 2.0 ** (step.ring_bits - 1)
+    return int(np.count_nonzero((points < -half) | (points >= half)))
+
+
+def release_variance(step: PrivateStep, survivors: int) -> float:
+    """Variance of the noise in one coordinate of the decoded sum: |A| (sigma_i^2 + gamma^2/12).
+
+    Args:
+        step: the mechanism.
+        survivors: |A| >= 1, members whose vectors are in the sum.
+
+    """
+    if survivors < 1:
+        raise LatticeError(f"Expected survivors >= 1, got {survivors}. Nothing was released.")
+    return survivors * (step.node_noise_std**2 + step.lattice_scale**2 / 12)
+
+
+def relative_error_bound(noise_in_lattice_units: float, contributors: int) -> float:
+    """Bound eta of the lemma: |P(k) / Q(k) - 1| <= eta for every value k of one coordinate.
+
+    P is the law of a sum of n rounded Gaussian shares, Q that of the rounded sum of the shares
+    and n-1 uniform variables. eta = theta^n - 1, theta = sum over m in Z of exp(-pi^2 s^2 m^2).
+
+    Args:
+        noise_in_lattice_units: s > 0, the smallest share's standard deviation.
+        contributors: n >= 1 independent shares; n = 1 gives equality.
+
+    Source: Poisson summation; docs/privacy.md, "Rounded Gaussian shares".
+
+    """
+    if not noise_in_lattice_units > 0 or contributors < 1:
+        raise LatticeError(
+            f"Expected noise_in_lattice_units > 0 and contributors >= 1, got "
+            f"{noise_in_lattice_units!r} and {contributors!r}."
+        )
+    if contributors == 1:
+        return 0.0
+    exponent = (math.pi * noise_in_lattice_units) ** 2
+    terms = 2 + math.ceil(27 / noise_in_lattice_units)
+    excess = 2 * math.fsum(math.exp(-exponent * m * m) for m in range(1, terms))
+    return math.expm1(contributors * math.log1p(excess))
+
+
+def lattice_slack(
+    vector_length: int,
+    releases: int,
+    contributors: int,
+    noise_in_lattice_units: float,
+) -> float:
+    """kappa: rounding and float64 sampling turn (eps, delta) into (eps + 2 kappa, e^kappa delta).
+
+    Args:
+        vector_length: d >= 0, coordinates of one release.
+        releases: T >= 1.
+        contributors: n >= 1, an upper bound on the honest nodes in a sum (the cohort's size).
+        noise_in_lattice_units: s >= 3.
+
+    Returns:
+        d T (-log(1 - eta)) of the lemma, plus n times the precision bound of one node.
+
+    Raises:
+        LatticeError: s < 3 or a count out of range.
+
+    Formal guarantee: outside an event of probability `sampler_tail`, the law of all released sums
+    and that of a post-processing of the continuous mechanism differ by at most e^kappa pointwise.
+    Source: docs/privacy.md, "Rounded Gaussian shares" and "Finite precision".
+
+    """
+    _check_counts(vector_length, releases, contributors)
+    if not noise_in_lattice_units >= SMALLEST_LATTICE_NOISE:
+        raise LatticeError(
+            f"Expected noise_in_lattice_units >= {SMALLEST_LATTICE_NOISE}, got "
+            f"{noise_in_lattice_units!r}. The lemma's bound is only used from there on."
+        )
+    eta = relative_error_bound(noise_in_lattice_units, contributors)
+    pairs = math.ceil(vector_length / 2) * releases
+    rounding = vector_length * releases * -math.log1p(-eta)
+    return rounding + contributors * _precision_slack(pairs, noise_in_lattice_units)
+
+
+def sampler_tail(vector_length: int, releases: int, contributors: int) -> float:
+    """Probability of the event that `lattice_slack` leaves out; it belongs to delta."""
+    _check_counts(vector_length, releases, contributors)
+    pairs = math.ceil(vector_length / 2) * releases
+    if pairs == 0:
+        return 0.0
+    beyond = pairs * math.exp(-(RADIUS_LIMIT**2) / 2)
+    return contributors * (math.exp(-_TAIL_EXPONENT) + beyond)
+
+
+def _precision_slack(pairs: int, s: float) -> float:
+    """Sum over all pairs of 4 A (e rho + c/s)(s + rho), with rho^2 bounded by chi-square's tail.
+
+    rho <= r + 1/2 is the largest radius in a pair's cell, r^2 ~ chi-square with 2 degrees of
+    freedom, sum of r^2 <= 2m + 2 sqrt(2 m t) + 2t but for e^-t (Laurent and Massart 2000,
+    Lemma 1); rho <= 1 + rho^2/4 and rho^2 <= 1.25 (1 + r^2).
+    """
+    if pairs == 0:
+        return 0.0
+    edge = 4 * 1.1
+    relative = RADIAL_ERROR + 2.0**-52
+    t = _TAIL_EXPONENT
+    radius_squares = 2 * pairs + 2 * math.sqrt(2 * pairs * t) + 2 * t
+    rho_squares = 1.25 * (pairs + radius_squares)
+    rhos = pairs + rho_squares / 4
+    linear = (relative * s + _ADDITION_ERROR / s) * rhos
+    return edge * (linear + relative * rho_squares + _ADDITION_ERROR * pairs)
+
+
+def _round_with_noise(
+    point: NDArray[np.float64], noise: NDArray[np.float64] | None, s: float
+) -> NDArray[np.int64]:
+    """round(point + s * noise); the integer part stays apart, so that no large sum rounds."""
+    whole = np.rint(point)
+    if noise is None:
+        return whole.astype(np.int64)
+    point -= whole
+    noise *= s
+    point += noise
+    np.rint(point, out=point)
+    return whole.astype(np.int64) + point.astype(np.int64)
+
+
+def _check_range(part: NDArray[np.float64], step: PrivateStep) -> None:
+    largest = float(np.abs(part).max(initial=0.0))
+    if not math.isfinite(largest):
+        raise LatticeError(
+            "Expected finite values, got a value that is not finite. Nothing was released; "
+            "a unit whose gradient is not finite must contribute zero."
+        )
+    if not step.is_private and largest > VALUE_BOUND:
+        raise LatticeError(
+            f"Expected magnitudes <= {VALUE_BOUND} in a run without noise, got {largest:.6g}. "
+            "Lower the clipping norm or the batch."
+        )
+    if largest / step.lattice_scale > _LARGEST_LATTICE_POINT:
+        raise LatticeError(
+            "Expected values below 2^52 lattice units, got a larger one. Raise clipping_norm or "
+            "noise_multiplier."
+        )
+
+
+def _check_counts(vector_length: int, releases: int, contributors: int) -> None:
+    if vector_length < 0 or releases < 1 or contributors < 1:
+        raise LatticeError(
+            "Expected vector_length >= 0, releases >= 1 and contributors >= 1, got "
+            f"{vector_length}, {releases}, {contributors}."
+        )
+
+
+def _word_type(step: PrivateStep) -> np.dtype[np.uint16] | np.dtype[np.uint32]:
+    return np.dtype(np.uint16) if step.ring_bits == 16 else np.dtype(np.uint32)
