@@ -1,0 +1,136 @@
+"""A file of lines that survives a crash: what was acknowledged is there, once, in order."""
+
+import fcntl
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from privacy.ledger.entries import LedgerError
+
+
+@dataclass(frozen=True)
+class Lines:
+    """The complete lines of a file, and the length of a torn last one (0 if there is none)."""
+
+    complete: tuple[bytes, ...]
+    torn_bytes: int
+
+
+def read_lines(path: Path) -> Lines:
+    """Read the lines of `path` without changing it; a missing file has none.
+
+    The last line is torn when its newline is missing, or when it holds NUL: a block that the
+    system had made room for but not written. Both were never acknowledged. Any other damage is
+    left in the lines, for the caller to refuse: it may have been acknowledged.
+    """
+    data = path.read_bytes() if path.exists() else b""
+    *complete, tail = data.split(b"\n")
+    if not tail and complete and b"\0" in complete[-1]:
+        tail = complete.pop() + b"\n"
+    return Lines(tuple(complete), len(tail))
+
+
+class DurableLines:
+    """A file that one process appends lines to; each is on the disk before `append` returns.
+
+    Opening creates the file, locks it against a second writer and cuts a torn last line away.
+    `note` says what was cut, or is empty.
+
+    Raises:
+        LedgerError: another process holds the file.
+
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            self._lock()
+            self.lines, self.note = self._recover()
+        except BaseException:
+            os.close(self._file)
+            raise
+        self._usable = True
+        sync_directory(path.parent)
+
+    def append(self, line: bytes) -> None:
+        """Write one line and wait until the disk has it.
+
+        Raises:
+            LedgerError: an earlier write failed, so that the file's end is not known.
+            OSError: the disk is full or failing; reopen before writing again.
+
+        """
+        assert b"\n" not in line, "canonical JSON holds no newline"
+        if not self._usable:
+            raise LedgerError(
+                f"Expected a writable {self._path.name}, got one whose last write failed. "
+                "Mend the disk, then close and reopen the ledger."
+            )
+        self._usable = False
+        write_all(self._file, line + b"\n")
+        os.fsync(self._file)
+        self._usable = True
+
+    def close(self) -> None:
+        """Give the lock back; nothing is left to write."""
+        if self._file >= 0:
+            os.close(self._file)
+        self._file, self._usable = -1, False
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise LedgerError(
+                f"Expected no other writer of {self._path.name}, got one that holds its lock. "
+                "Stop the other process of this institution first."
+            ) from error
+
+    def _recover(self) -> tuple[tuple[bytes, ...], str]:
+        found = read_lines(self._path)
+        if not found.torn_bytes:
+            return found.complete, ""
+        os.ftruncate(self._file, sum(len(line) + 1 for line in found.complete))
+        os.fsync(self._file)
+        return found.complete, (
+            f"{self._path.name}: a torn last line of {found.torn_bytes} bytes was cut away; "
+            "the write was cut short and never acknowledged"
+        )
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write all of `data`: the system may take it in parts."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def make_directory(directory: Path) -> None:
+    """Create a directory and its missing parents, each durable in its own parent."""
+    missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir(mode=0o700, exist_ok=True)
+        sync_directory(path.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in a directory durable: a synced file can otherwise be lost with its name."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace_durably(path: Path, data: bytes) -> None:
+    """Replace a small file as a whole: readers and crashes see the old bytes or the new."""
+    part = path.with_name(path.name + ".part")
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        write_all(descriptor, data)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    part.replace(path)
+    sync_directory(path.parent)
