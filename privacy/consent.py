@@ -1,0 +1,301 @@
+"""The consent of an institution: what its node may do, in a file that its officers sign off.
+
+`consent.toml` is read once, checked clause by clause, and enforced by the node; nothing that the
+coordinator sends can widen it. Every error names the clause.
+"""
+
+import re
+import tomllib
+from collections.abc import Iterable
+from datetime import date
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+from privacy.canonical import canonical_bytes, sha256_hex
+from privacy.identity import fingerprint
+
+LARGEST_FEDERATION = 50
+LARGEST_DELTA = 1e-3
+
+
+class ConsentError(ValueError):
+    """A consent that cannot be enforced as written, or an act that it does not allow.
+
+    Attributes:
+        clause: name of the clause in `consent.toml`.
+
+    """
+
+    def __init__(self, clause: str, message: str) -> None:
+        super().__init__(f"Consent clause {clause!r}: {message}")
+        self.clause = clause
+
+
+def _as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _as_date(value: object) -> object:
+    """Take a date written as a TOML date or as a string."""
+    if isinstance(value, str) and re.fullmatch(r"\d{4}-\d\d-\d\d", value):
+        return date.fromisoformat(value)
+    return value
+
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,63}$")]
+PublicKey = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Texts = Annotated[tuple[Text, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+Runtime = Literal["simulate", "arion-grpc", "flower"]
+Runtimes = Annotated[tuple[Runtime, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+PositiveBudget = Annotated[float, Field(gt=0)]
+
+
+class Consent(BaseModel):
+    """What an institution agreed to; the content of `consent.toml`.
+
+    Attributes:
+        federation: identifier of the federation.
+        coordinator_key: Ed25519 key that signs round plans, hex; compared out of band.
+        members: pinned identity keys of all members by name, hex; compared out of band.
+        purposes: what the trained model is for.
+        data_set: name of the data that may be used.
+        unit: whose data epsilon protects: "record", or the field that names it, e.g. "patient".
+        accountant: "schedule" charges a run's whole schedule (PLD) before its first release.
+        epsilon: budget for the life of the unit-key space, all runs together.
+        delta: the same for delta; below 1e-3.
+        epsilon_per_run: budget of one run, at most `epsilon`.
+        epsilon_if_all_others_collude: the same for one run, if every other member conspires.
+        smallest_cohort: least number of members in a sum (n_min), at least 2.
+        tolerated_colluders: members that may conspire without weakening epsilon (c), at least 1.
+        trainable: glob patterns of the tensors that may be trained.
+        owned_experts_may_leave: whether experts trained here may be released on their own.
+        runtimes: where the node may run.
+        expires: last day on which the node takes part.
+        allow_unprotected_release: runs without noise, for data that is not private.
+        allow_seeded_simulation: simulations whose noise anyone can recompute.
+
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    federation: Text
+    coordinator_key: PublicKey
+    members: dict[Name, PublicKey] = Field(min_length=2, max_length=LARGEST_FEDERATION)
+    purposes: Texts
+    data_set: Text
+    unit: Text
+    accountant: Literal["schedule"]
+    epsilon: PositiveBudget
+    delta: float = Field(gt=0, lt=LARGEST_DELTA)
+    epsilon_per_run: PositiveBudget
+    epsilon_if_all_others_collude: PositiveBudget
+    smallest_cohort: int = Field(ge=2)
+    tolerated_colluders: int = Field(ge=1)
+    trainable: Texts
+    owned_experts_may_leave: bool = False
+    runtimes: Runtimes
+    expires: Annotated[date, BeforeValidator(_as_date)]
+    allow_unprotected_release: bool = False
+    allow_seeded_simulation: bool = False
+
+    @model_validator(mode="after")
+    def _clauses_agree(self) -> Self:
+        self._check_numbers()
+        self._check_keys()
+        return self
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the canonical consent, hex: what the ledger records."""
+        return sha256_hex(canonical_bytes(self.model_dump(mode="json")))
+
+    def allows_trainable(self, names: Iterable[str]) -> bool:
+        """Tell whether every tensor name matches a pattern of the clause `trainable`."""
+        return all(any(fnmatchcase(name, glob) for glob in self.trainable) for name in names)
+
+    def check_not_expired(self, today: date) -> None:
+        """Raise ConsentError after the last day of the clause `expires`."""
+        if today > self.expires:
+            raise ConsentError(
+                "expires",
+                f"Expected a day until {self.expires}, got {today}. Have a new consent signed off "
+                "before the node takes part again.",
+            )
+
+    def _check_numbers(self) -> None:
+        if self.epsilon_per_run > self.epsilon:
+            raise ConsentError(
+                "epsilon_per_run",
+                f"Expected at most epsilon = {self.epsilon:g}, got {self.epsilon_per_run:g}. "
+                "Lower it, or raise epsilon.",
+            )
+        if self.epsilon_if_all_others_collude < self.epsilon_per_run:
+            raise ConsentError(
+                "epsilon_if_all_others_collude",
+                f"Expected at least epsilon_per_run = {self.epsilon_per_run:g}, got "
+                f"{self.epsilon_if_all_others_collude:g}: conspirators never weaken what they "
+                "learn. Raise it, or lower epsilon_per_run.",
+            )
+        if self.smallest_cohort > len(self.members):
+            raise ConsentError(
+                "smallest_cohort",
+                f"Expected at most the {len(self.members)} members, got {self.smallest_cohort}. "
+                "Lower it, or pin more members.",
+            )
+        if self.tolerated_colluders >= self.smallest_cohort:
+            raise ConsentError(
+                "tolerated_colluders",
+                f"Expected fewer than smallest_cohort = {self.smallest_cohort}, got "
+                f"{self.tolerated_colluders}. Raise smallest_cohort, or lower it.",
+            )
+
+    def _check_keys(self) -> None:
+        names: dict[str, str] = {}
+        for name, key in self.members.items():
+            if key in names:
+                raise ConsentError(
+                    "members",
+                    f"Expected a key of its own for every member, got one key for {names[key]!r} "
+                    f"and {name!r}. Ask both institutions for their fingerprints.",
+                )
+            names[key] = name
+        if self.coordinator_key in names:
+            raise ConsentError(
+                "coordinator_key",
+                f"Expected a key that no member holds, got the key of "
+                f"{names[self.coordinator_key]!r}. Ask the coordinator for its fingerprint.",
+            )
+
+
+def load_consent(path: Path) -> Consent:
+    """Read and check a `consent.toml`.
+
+    Raises:
+        ConsentError: unreadable, not TOML, or a clause that is missing, unknown, out of its range
+            or at odds with another; the message names the clause and the remedy.
+
+    """
+    try:
+        clauses = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConsentError(
+            "(file)", f"Expected a readable {path.name}, got {error.strerror}. Check the path."
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConsentError(
+            "(file)", f"Expected TOML in {path.name}, got an error: {error}. Mend that line."
+        ) from error
+    return parse_consent(clauses)
+
+
+def parse_consent(clauses: dict[str, object]) -> Consent:
+    """Check clauses that were already read; raises ConsentError as `load_consent` does."""
+    try:
+        return Consent.model_validate(clauses)
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        cause = first.get("ctx", {}).get("error")
+        if isinstance(cause, ConsentError):
+            raise cause from error
+        clause = ".".join(str(part) for part in first["loc"])
+        raise ConsentError(clause, _explained(first["type"], first["msg"])) from error
+
+
+def _explained(kind: str, message: str) -> str:
+    if kind == "missing":
+        return "Expected this clause, got none. Add it: nothing is assumed in its place."
+    if kind == "extra_forbidden":
+        return "Expected a clause that Arion knows, got another name. Check its spelling."
+    return f"{message}. Correct its value."
+
+
+def explain(consent: Consent) -> list[str]:
+    """Say in plain sentences what a consent allows, for a data-protection officer.
+
+    Returns:
+        One sentence per clause, the dangerous permissions last and marked "WARNING".
+
+    """
+    return [
+        *_explain_parties(consent),
+        *_explain_budget(consent),
+        *_explain_scope(consent),
+        *_explain_warnings(consent),
+    ]
+
+
+def _explain_parties(consent: Consent) -> list[str]:
+    members = [
+        f"Member {name} has the fingerprint {fingerprint(bytes.fromhex(key))}."
+        for name, key in sorted(consent.members.items())
+    ]
+    coordinator = fingerprint(bytes.fromhex(consent.coordinator_key))
+    return [
+        f"This node takes part in the federation {consent.federation!r} of "
+        f"{len(consent.members)} members, until the end of {consent.expires}.",
+        f"It obeys round plans signed by one coordinator only, with the fingerprint {coordinator}.",
+        *members,
+        "Compare every fingerprint with its owner by telephone or in person, not through the "
+        "coordinator.",
+    ]
+
+
+def _explain_budget(consent: Consent) -> list[str]:
+    whose = "record" if consent.unit == "record" else f"value of the field {consent.unit!r}"
+    return [
+        f"The protection is counted for each {whose}: all of its data here together.",
+        f"Over the life of this data, all runs together may spend epsilon {consent.epsilon:g} at "
+        f"delta {consent.delta:g}; the smaller both are, the less anyone can learn about one "
+        f"{consent.unit}.",
+        f"One run may spend epsilon {consent.epsilon_per_run:g}; all of a run is charged before "
+        "its first release, and nothing is refunded.",
+        f"A sum is released only over at least {consent.smallest_cohort} members; these figures "
+        f"hold even if {consent.tolerated_colluders} of them conspire with the coordinator.",
+        "If every other member conspires, one run may cost epsilon "
+        f"{consent.epsilon_if_all_others_collude:g} instead.",
+    ]
+
+
+def _explain_scope(consent: Consent) -> list[str]:
+    experts = (
+        "Experts that this institution trains for itself may be released, with noise of their own."
+        if consent.owned_experts_may_leave
+        else "Experts that this institution trains for itself never leave it."
+    )
+    return [
+        f"The data set {consent.data_set!r} may be used for: {'; '.join(consent.purposes)}.",
+        f"Only these parts of the model may be trained on it: {', '.join(consent.trainable)}.",
+        experts,
+        f"The node may run under: {', '.join(consent.runtimes)}.",
+    ]
+
+
+def _explain_warnings(consent: Consent) -> list[str]:
+    warnings = []
+    if "flower" in consent.runtimes:
+        warnings.append(
+            "WARNING: under Flower's own engines the promises above hold only if the code that "
+            "they deliver is honest."
+        )
+    if consent.allow_unprotected_release:
+        warnings.append(
+            "WARNING: runs without noise are allowed. They protect nobody; the data must not be "
+            "private."
+        )
+    if consent.allow_seeded_simulation:
+        warnings.append(
+            "WARNING: seeded simulations are allowed. Whoever knows the seed can remove their "
+            "noise; the data must not be private."
+        )
+    return warnings

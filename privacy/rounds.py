@@ -1,0 +1,318 @@
+"""Whether a node takes part in a round: the checks of its signed plan, and what a run costs it.
+
+Symbols: n members of the cohort, c colluders, q quorum, h = n_min - c.
+"""
+
+from dataclasses import dataclass
+from datetime import date
+from fractions import Fraction
+
+from privacy.canonical import canonical_bytes
+from privacy.consent import Consent, ConsentError
+from privacy.dp.accountant import (
+    epsilon_after,
+    epsilon_if_all_others_collude,
+    epsilon_microunits,
+)
+from privacy.dp.plan import SMALLEST_LATTICE_NOISE
+from privacy.identity import SignatureError, Signed, verify_signed
+from privacy.round_plan import PlanCode, PlanRefused, RoundPlan, quorum_for, sign_plan
+from privacy.secagg.keys import Roster
+
+__all__ = [
+    "PlanCode",
+    "PlanRefused",
+    "RoundPlan",
+    "RunCost",
+    "quorum_for",
+    "run_cost",
+    "run_delta",
+    "sign_plan",
+    "verify_plan",
+]
+
+SMALLEST_COHORT = 3
+LARGEST_COHORT = 50
+LARGEST_ATTEMPT = 3
+_DELTA_UNITS = 10**15
+_EPSILON_UNITS = 10**6
+
+
+@dataclass(frozen=True)
+class RunCost:
+    """What a run costs this node: the figures it reserves before the first release.
+
+    Attributes:
+        epsilon: of the whole schedule, at `delta`; infinity without noise.
+        delta: the run's share of the consent's delta.
+        epsilon_if_all_others_collude: the same, should every other member conspire.
+
+    """
+
+    epsilon: float
+    delta: float
+    epsilon_if_all_others_collude: float
+
+
+def run_delta(consent: Consent) -> float:
+    """Return the share of the life's delta that one run uses, a multiple of 1e-15.
+
+    A run may use epsilon_per_run / epsilon of the life's epsilon, and the same part of its delta,
+    so both last for equally many runs.
+    """
+    share = Fraction(consent.epsilon_per_run) / Fraction(consent.epsilon)
+    return int(Fraction(consent.delta) * share * _DELTA_UNITS) / _DELTA_UNITS
+
+
+def run_cost(plan: RoundPlan, consent: Consent) -> RunCost:
+    """Compute what the plan's whole schedule costs this node.
+
+    Args:
+        plan: the plan; its step, vector length and cohort decide.
+        consent: gives delta.
+
+    Returns:
+        Upper bounds on epsilon, for one (unit, node), add or remove one.
+
+    Raises:
+        AccountantError: a schedule that cannot be bounded.
+
+    Formal guarantee: see `privacy.dp.accountant.epsilon`.
+
+    """
+    delta = run_delta(consent)
+    return RunCost(
+        epsilon=epsilon_after(
+            plan.step,
+            plan.step.releases,
+            delta,
+            vector_length=plan.vector_length,
+            contributors=len(plan.cohort),
+        ),
+        delta=delta,
+        epsilon_if_all_others_collude=epsilon_if_all_others_collude(
+            plan.step, delta, vector_length=plan.vector_length
+        ),
+    )
+
+
+def verify_plan(
+    signed: Signed,
+    consent: Consent,
+    *,
+    coordinator_key: bytes,
+    roster: Roster,
+    runtime: str,
+    last_seen: tuple[int, int] | None,
+    spent: tuple[float, float],
+    today: date,
+) -> RoundPlan:
+    """Decide whether this node takes part in a round.
+
+    1. The pinned coordinator key signed it. 2. Its bytes are canonical. 3. It names our
+    federation. 4. Its runtime is where we run, and the consent allows it. 5. It names our epoch
+    and roster. 6. (round, attempt) comes after the last one seen, attempt <= 3, and the round is
+    within the schedule. 7. The cohort is the whole pinned roster, we are in it, 3 <= n <= 50.
+    8. n_min is at least the consent's, at most n, and more than c. 9. c is at least the consent's,
+    which is at least 1. 10. 2q > n + c and q <= n. 11. h = n_min - c. 12. The unit is the
+    consent's. 13. There is noise, or a clause for none. 14. The event is the one we compute.
+    15. s >= 3. 16. The vector's length is the tensors' sum. 17. Every tensor may be trained, once.
+    18. Seeded noise only in a simulation with a clause for it. 19. The schedule's epsilon is
+    within its clauses and within what is left of the life's budget. 20. The consent has not
+    expired.
+
+    Args:
+        signed: what arrived.
+        consent: this institution's consent.
+        coordinator_key: pinned Ed25519 key, 32 bytes.
+        roster: what `accept_roster` returned to this node.
+        runtime: where this node really runs.
+        last_seen: the last (round, attempt) of this run that the node claimed.
+        spent: (epsilon, delta) that all other runs were charged over the data's life.
+        today: the day, for the clause `expires`.
+
+    Returns:
+        The plan.
+
+    Raises:
+        PlanRefused: the first check that fails.
+
+    """
+    try:
+        payload = verify_signed(coordinator_key, "plan", signed)  # 1
+    except SignatureError as error:
+        raise PlanRefused(PlanCode.BAD_SIGNATURE, "coordinator_key", str(error)) from error
+    plan = RoundPlan.from_payload(payload)  # 2
+    _check_place(plan, consent, roster, runtime)  # 3-5
+    _check_order(plan, last_seen)  # 6
+    _check_numbers(plan, consent, roster)  # 7-11
+    _check_mechanism(plan, consent)  # 12-15
+    _check_scope(plan, consent)  # 16-18
+    _check_budget(plan, consent, spent)  # 19
+    try:
+        consent.check_not_expired(today)  # 20
+    except ConsentError as error:
+        raise PlanRefused(PlanCode.EXPIRED, "expires", str(error)) from error
+    return plan
+
+
+def _check_place(plan: RoundPlan, consent: Consent, roster: Roster, runtime: str) -> None:
+    _require(
+        plan.federation == consent.federation == roster.federation,
+        PlanCode.WRONG_FEDERATION,
+        "federation",
+        f"federation {consent.federation!r}, got {plan.federation!r}",
+    )
+    _require(
+        plan.runtime == runtime and plan.runtime in consent.runtimes,
+        PlanCode.WRONG_RUNTIME,
+        "runtimes",
+        f"this node's runtime {runtime!r}, among {consent.runtimes}, got {plan.runtime!r}",
+    )
+    _require(
+        (plan.epoch, plan.roster_digest) == (roster.epoch, roster.digest.hex()),
+        PlanCode.WRONG_ROSTER,
+        "members",
+        f"epoch {roster.epoch} with the roster this node verified, got epoch {plan.epoch} with "
+        f"roster {plan.roster_digest[:16]}",
+    )
+
+
+def _check_order(plan: RoundPlan, last_seen: tuple[int, int] | None) -> None:
+    last = last_seen or (0, 0)
+    _require(
+        (plan.round, plan.attempt) > last
+        and plan.attempt <= LARGEST_ATTEMPT
+        and plan.round <= plan.step.releases,
+        PlanCode.OLD_ROUND,
+        "",
+        f"a (round, attempt) after {last}, attempt <= {LARGEST_ATTEMPT}, round <= "
+        f"{plan.step.releases}, got ({plan.round}, {plan.attempt})",
+    )
+
+
+def _check_numbers(plan: RoundPlan, consent: Consent, roster: Roster) -> None:
+    n = len(plan.cohort)
+    _require(
+        plan.cohort == roster.names  # sorted, and nobody twice, as the roster is
+        and set(plan.cohort) == set(consent.members)
+        and roster.own in plan.cohort
+        and SMALLEST_COHORT <= n <= LARGEST_COHORT,
+        PlanCode.BAD_COHORT,
+        "members",
+        f"the {len(consent.members)} pinned members, {SMALLEST_COHORT} to {LARGEST_COHORT}, as "
+        f"the cohort, got {n} names",
+    )
+    _require(
+        consent.smallest_cohort <= plan.n_min <= n and plan.n_min > plan.colluders,
+        PlanCode.COHORT_TOO_SMALL,
+        "smallest_cohort",
+        f"{max(consent.smallest_cohort, plan.colluders + 1)} <= n_min <= {n}, got {plan.n_min}",
+    )
+    _require(
+        plan.colluders >= consent.tolerated_colluders >= 1,
+        PlanCode.TOO_FEW_COLLUDERS,
+        "tolerated_colluders",
+        f"colluders >= {consent.tolerated_colluders}, got {plan.colluders}",
+    )
+    _require(
+        2 * plan.quorum > n + plan.colluders and plan.quorum <= n,
+        PlanCode.BAD_QUORUM,
+        "tolerated_colluders",
+        f"2 * quorum > {n + plan.colluders} and quorum <= {n}, got quorum {plan.quorum}",
+    )
+    _require(
+        plan.step.honest_survivors == plan.n_min - plan.colluders,
+        PlanCode.WRONG_SURVIVORS,
+        "tolerated_colluders",
+        f"honest_survivors = n_min - colluders = {plan.n_min - plan.colluders}, got "
+        f"{plan.step.honest_survivors}",
+    )
+
+
+def _check_mechanism(plan: RoundPlan, consent: Consent) -> None:
+    _require(
+        plan.step.unit == consent.unit,
+        PlanCode.WRONG_UNIT,
+        "unit",
+        f"unit {consent.unit!r}, got {plan.step.unit!r}",
+    )
+    _require(
+        plan.step.noise_multiplier > 0 or consent.allow_unprotected_release,
+        PlanCode.NO_NOISE,
+        "allow_unprotected_release",
+        "noise_multiplier > 0, got 0",
+    )
+    _require(
+        canonical_bytes(plan.dp_event) == canonical_bytes(plan.step.event_json()),
+        PlanCode.WRONG_EVENT,
+        "",
+        "the DP event that this node computes from the step, got another",
+    )
+    _require(
+        plan.step.noise_in_lattice_units >= SMALLEST_LATTICE_NOISE,
+        PlanCode.COARSE_LATTICE,
+        "",
+        f"noise_in_lattice_units >= {SMALLEST_LATTICE_NOISE}, got "
+        f"{plan.step.noise_in_lattice_units}",
+    )
+
+
+def _check_scope(plan: RoundPlan, consent: Consent) -> None:
+    total = sum(size for _, size in plan.trainable)
+    _require(
+        plan.vector_length == total,
+        PlanCode.WRONG_LENGTH,
+        "",
+        f"vector_length = sum of the trainable tensors = {total}, got {plan.vector_length}",
+    )
+    names = [name for name, _ in plan.trainable]
+    _require(
+        consent.allows_trainable(names) and len(set(names)) == len(names),
+        PlanCode.NOT_TRAINABLE,
+        "trainable",
+        f"distinct tensors that match {consent.trainable}, got others among {len(names)}",
+    )
+    _require(
+        not plan.seeded or (consent.allow_seeded_simulation and plan.runtime == "simulate"),
+        PlanCode.SEEDED,
+        "allow_seeded_simulation",
+        f"noise from this node's own entropy, got a seeded run on {plan.runtime!r}",
+    )
+
+
+def _check_budget(plan: RoundPlan, consent: Consent, spent: tuple[float, float]) -> None:
+    if not plan.step.is_private:
+        return  # check 13 found the clause; there is no finite epsilon to compare
+    try:
+        cost = run_cost(plan, consent)
+    except (ValueError, ArithmeticError) as error:  # extreme steps overflow deep in the accountant
+        raise PlanRefused(PlanCode.OVER_BUDGET, "epsilon_per_run", str(error)) from error
+    limits = (
+        ("epsilon_per_run", cost.epsilon, consent.epsilon_per_run),
+        (
+            "epsilon_if_all_others_collude",
+            cost.epsilon_if_all_others_collude,
+            consent.epsilon_if_all_others_collude,
+        ),
+    )
+    for clause, value, limit in limits:
+        message = f"at most {clause} = {limit:g}, got {value:.6g} for the whole schedule"
+        _require(value <= limit, PlanCode.OVER_BUDGET, clause, message)
+    # Integers, as the ledger keeps them: many small charges add up to no less than they are.
+    epsilon_units = round(spent[0] * _EPSILON_UNITS) + epsilon_microunits(cost.epsilon)
+    delta_units = round(spent[1] * _DELTA_UNITS) + round(cost.delta * _DELTA_UNITS)
+    _require(
+        epsilon_units <= round(consent.epsilon * _EPSILON_UNITS)
+        and delta_units <= round(consent.delta * _DELTA_UNITS),
+        PlanCode.OVER_BUDGET,
+        "epsilon",
+        f"at most epsilon {consent.epsilon:g} and delta {consent.delta:g} over the data's life, "
+        f"got {cost.epsilon:.6g} and {cost.delta:g} on top of {spent[0]:g} and {spent[1]:g}",
+    )
+
+
+def _require(holds: bool, code: PlanCode, clause: str, expected: str) -> None:
+    if not holds:
+        remedy = f"See the clause {clause!r}." if clause else "Ask the coordinator for a new plan."
+        raise PlanRefused(code, clause, f"Expected {expected}. {remedy}")

@@ -1,0 +1,156 @@
+"""Consents: every clause checked, every error named after its clause, every promise in words."""
+
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from privacy.consent import Consent, ConsentError, explain, load_consent
+from privacy.identity import fingerprint
+
+KEYS = {name: f"{number:02x}" * 32 for number, name in enumerate(("hub", "a", "b", "c"), start=1)}
+CLAUSES = {
+    "federation": '"clinics"',
+    "coordinator_key": f'"{KEYS["hub"]}"',
+    "members": f'{{ hospital-a = "{KEYS["a"]}", hospital-b = "{KEYS["b"]}", c = "{KEYS["c"]}" }}',
+    "purposes": '["answering questions about diseases"]',
+    "data_set": '"notes"',
+    "unit": '"patient"',
+    "accountant": '"schedule"',
+    "epsilon": "8",
+    "delta": "1e-6",
+    "epsilon_per_run": "3.5",
+    "epsilon_if_all_others_collude": "12.0",
+    "smallest_cohort": "3",
+    "tolerated_colluders": "1",
+    "trainable": '["*.lora_a", "*.lora_b"]',
+    "runtimes": '["simulate", "arion-grpc"]',
+    "expires": "2030-12-31",
+}
+
+
+def consent_of(tmp_path: Path, **changes: str | None) -> Consent:
+    clauses = {name: value for name, value in (CLAUSES | changes).items() if value is not None}
+    path = tmp_path / "consent.toml"
+    path.write_text("".join(f"{name} = {value}\n" for name, value in clauses.items()))
+    return load_consent(path)
+
+
+def test_a_complete_consent_is_read(tmp_path: Path) -> None:
+    consent = consent_of(tmp_path)
+    assert (consent.epsilon, consent.expires) == (8.0, date(2030, 12, 31))
+    assert consent.members["hospital-a"] == KEYS["a"]
+    permissions = (
+        consent.owned_experts_may_leave,
+        consent.allow_unprotected_release,
+        consent.allow_seeded_simulation,
+    )
+    assert permissions == (False, False, False)
+
+
+def test_the_digest_is_that_of_the_meaning(tmp_path: Path) -> None:
+    digest = consent_of(tmp_path).digest()
+    assert consent_of(tmp_path, epsilon="8.0", expires='"2030-12-31"').digest() == digest
+    assert consent_of(tmp_path, epsilon="9").digest() != digest
+    assert len(digest) == 64
+
+
+@pytest.mark.parametrize("clause", CLAUSES)
+def test_a_missing_clause_is_named(tmp_path: Path, clause: str) -> None:
+    with pytest.raises(ConsentError, match=f"'{clause}': Expected this clause, got none") as caught:
+        consent_of(tmp_path, **{clause: None})
+    assert caught.value.clause == clause
+
+
+BAD = {
+    "unknown clause": ({"epsilom": "3"}, "'epsilom': Expected a clause that Arion knows"),
+    "epsilon zero": ({"epsilon": "0"}, "'epsilon': Input should be greater than 0"),
+    "epsilon infinite": ({"epsilon": "inf"}, "'epsilon': Input should be a finite number"),
+    "epsilon not a number": ({"epsilon": "nan"}, "'epsilon': Input should be a finite number"),
+    "epsilon as text": ({"epsilon": '"8"'}, "'epsilon': Input should be a valid number"),
+    "delta too large": ({"delta": "0.01"}, "'delta': Input should be less than 0.001"),
+    "run above life": ({"epsilon_per_run": "9"}, "'epsilon_per_run': Expected at most epsilon = 8"),
+    "collusion below run": (
+        {"epsilon_if_all_others_collude": "1"},
+        "'epsilon_if_all_others_collude': Expected at least epsilon_per_run = 3.5",
+    ),
+    "cohort of one": ({"smallest_cohort": "1"}, "'smallest_cohort': Input should be greater"),
+    "cohort too large": ({"smallest_cohort": "4"}, "'smallest_cohort': Expected at most the 3"),
+    "no colluders": ({"tolerated_colluders": "0"}, "'tolerated_colluders': Input should be great"),
+    "all collude": ({"tolerated_colluders": "3"}, "'tolerated_colluders': Expected fewer than"),
+    "accountant": ({"accountant": '"gdp"'}, "'accountant': Input should be 'schedule'"),
+    "runtime": ({"runtimes": '["ray"]'}, "'runtimes.0': Input should be 'simulate'"),
+    "no runtime": ({"runtimes": "[]"}, "'runtimes': Value should have at least 1 item"),
+    "one string": ({"trainable": '"*"'}, "'trainable': Input should be a valid tuple"),
+    "permission as text": (
+        {"allow_unprotected_release": '"no"'},
+        "'allow_unprotected_release': Input should be a valid boolean",
+    ),
+    "expiry": ({"expires": '"soon"'}, "'expires': Input should be a valid date"),
+    "short key": ({"coordinator_key": '"ab"'}, "'coordinator_key': String should match"),
+    "member name": ({"members": '{ "A B" = "00" }'}, "'members.A B"),
+    "one member": ({"members": f'{{ a = "{KEYS["a"]}" }}'}, "'members': Dictionary should have at"),
+    "one key for two": (
+        {"members": f'{{ a = "{KEYS["a"]}", b = "{KEYS["a"]}", c = "{KEYS["c"]}" }}'},
+        "'members': Expected a key of its own for every member, got one key for 'a' and 'b'",
+    ),
+    "coordinator is a member": (
+        {"coordinator_key": f'"{KEYS["b"]}"'},
+        "'coordinator_key': Expected a key that no member holds, got the key of 'hospital-b'",
+    ),
+    "not TOML": ({"unit": "patient"}, "'(file)': Expected TOML in consent.toml"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_clause_is_named(tmp_path: Path, case: str) -> None:
+    changes, expected = BAD[case]
+    with pytest.raises(ConsentError) as caught:
+        consent_of(tmp_path, **changes)
+    assert f"Consent clause {expected}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_an_error_of_the_user(tmp_path: Path) -> None:
+    with pytest.raises(ConsentError, match=r"readable absent.toml"):
+        load_consent(tmp_path / "absent.toml")
+
+
+def test_only_listed_tensors_may_be_trained(tmp_path: Path) -> None:
+    consent = consent_of(tmp_path)
+    assert consent.allows_trainable(["layers.0.q.lora_a", "layers.11.experts.lora_b"])
+    assert not consent.allows_trainable(["layers.0.q.lora_a", "layers.0.router.weight"])
+    assert not consent.allows_trainable(["layers.0.q.LORA_A"])
+
+
+def test_expiry_is_inclusive(tmp_path: Path) -> None:
+    consent = consent_of(tmp_path)
+    consent.check_not_expired(date(2030, 12, 31))
+    with pytest.raises(ConsentError, match="'expires': Expected a day until 2030-12-31") as caught:
+        consent.check_not_expired(date(2031, 1, 1))
+    assert caught.value.clause == "expires"
+
+
+def test_the_explanation_says_every_figure_and_key(tmp_path: Path) -> None:
+    text = "\n".join(explain(consent_of(tmp_path)))
+    for phrase in ("epsilon 8 ", "delta 1e-06", "epsilon 3.5", "epsilon 12 ", "at least 3 members"):
+        assert phrase in text
+    for key in KEYS.values():
+        assert fingerprint(bytes.fromhex(key)) in text
+    assert "field 'patient'" in text
+    assert "never leave it" in text
+    assert "WARNING" not in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "warning"),
+    [
+        ({"allow_unprotected_release": "true"}, "WARNING: runs without noise are allowed"),
+        ({"allow_seeded_simulation": "true"}, "WARNING: seeded simulations are allowed"),
+        ({"runtimes": '["flower"]'}, "WARNING: under Flower's own engines"),
+    ],
+)
+def test_a_dangerous_permission_is_marked(
+    tmp_path: Path, changes: dict[str, str], warning: str
+) -> None:
+    assert explain(consent_of(tmp_path, **changes))[-1].startswith(warning)
