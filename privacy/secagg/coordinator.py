@@ -1,0 +1,302 @@
+"""The coordinator's side of a masked sum: add up, certify one survivor set, open the sum.
+
+Symbols: u, v members, s_uv the seed they share in a round, b_u the seed of u's own mask, A the
+survivors, q the quorum. No single member's vector can be had here: words are added as they come,
+and what opens the sum are seeds of masks over all of A.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from privacy.rounds import RoundPlan
+from privacy.secagg.header import (
+    SecAggRefused,
+    SurvivorSet,
+    commitments_digest,
+    mask_key,
+    mask_sign,
+    read_survivors,
+    verify_header,
+    verify_survivor_signature,
+)
+from privacy.secagg.keys import Roster
+from privacy.secagg.masks import Mask, Words, apply_masks, word_type
+from privacy.secagg.recovery import AbortCode, SecAggAbort, SeedRecovery, WrongShare
+from protos.messages import (
+    SealedPacket,
+    SurvivorSignature,
+    SurvivorsRequest,
+    UnmaskReply,
+    UnmaskRequest,
+    Upload,
+)
+
+
+@dataclass(frozen=True)
+class OpenedSum:
+    """The result of a round.
+
+    Attributes:
+        words: sum of the survivors' encodings modulo the ring, shape [vector_length].
+        survivors: members in the sum, sorted.
+        wrong_shares: shares that were corrected.
+
+    """
+
+    words: Words
+    survivors: tuple[str, ...]
+    wrong_shares: frozenset[WrongShare]
+
+
+class StreamingSum:
+    """One attempt of one round. Memory: one vector, whatever the number of members.
+
+    Calls in order: `add` per upload, `close`, `certify`, `unmask_request` per member, `open_sum`.
+    """
+
+    def __init__(self, plan: RoundPlan, roster: Roster) -> None:
+        """Start an attempt.
+
+        Args:
+            plan: the signed plan.
+            roster: what `accept_roster` returned to the coordinator.
+
+        """
+        assert plan.roster_digest == roster.digest.hex(), "the plan names this roster"
+        self._plan = plan
+        self._roster = roster
+        self._plan_digest = plan.digest()
+        self._words: Words = np.zeros(plan.vector_length, word_type(plan.step.ring_bits))
+        self._uploads: dict[str, Upload] = {}
+        self._survivors: SurvivorSet | None = None
+        self._certificate: tuple[SurvivorSignature, ...] = ()
+        self._opened: OpenedSum | None = None
+
+    @property
+    def uploaded(self) -> tuple[str, ...]:
+        """Members whose words are in the sum, sorted."""
+        return tuple(sorted(self._uploads))
+
+    def add(self, upload: Upload, words: Words) -> bool:
+        """Add one member's masked words.
+
+        Args:
+            upload: the control message; its sender was authenticated by the transport.
+            words: masked words, shape [vector_length]; not kept.
+
+        Returns:
+            True if added, False for an identical resend.
+
+        Raises:
+            SecAggAbort: CLOSED, BAD_UPLOAD (also for a second upload with other bytes), or
+                BAD_EDGE naming a pair of which one lies about their common seed.
+
+        """
+        previous = self._uploads.get(upload.node)
+        if previous == upload:
+            return False
+        if previous is not None:
+            self._bad_upload(upload, "the bytes that were added before, got others")
+        if self._survivors is not None:
+            raise SecAggAbort(
+                AbortCode.CLOSED,
+                f"Expected uploads before the survivor set is fixed, got one of {upload.node!r}.",
+                (upload.node,),
+            )
+        self._check_upload(upload, words)
+        self._check_edges(upload)
+        np.add(self._words, words, out=self._words)
+        self._uploads[upload.node] = upload
+        return True
+
+    def close(self) -> SurvivorsRequest:
+        """Fix the survivor set: all members whose words are in the sum.
+
+        Raises:
+            SecAggAbort: BELOW_N_MIN; start a new attempt.
+
+        """
+        headers = tuple(self._uploads[name].header for name in self.uploaded)
+        if self._survivors is None:
+            if len(headers) < self._plan.n_min:
+                raise SecAggAbort(
+                    AbortCode.BELOW_N_MIN,
+                    f"Expected at least n_min = {self._plan.n_min} uploads, got {len(headers)}. "
+                    "Start a new attempt.",
+                )
+            self._survivors = read_survivors(self._plan, self._roster, headers)
+        return SurvivorsRequest(self._plan_digest, headers)
+
+    def certify(self, signatures: Iterable[SurvivorSignature]) -> tuple[SurvivorSignature, ...]:
+        """Assemble the certificate of the survivor set.
+
+        Raises:
+            SecAggAbort: NO_QUORUM, or EQUIVOCATION naming members that signed another set.
+
+        """
+        survivors = self._closed()
+        valid: dict[str, SurvivorSignature] = {}
+        elsewhere: list[str] = []
+        for signature in signatures:
+            if signature.plan_digest != self._plan_digest:
+                continue
+            if not verify_survivor_signature(signature, self._roster):
+                continue
+            if signature.set_digest == survivors.digest:
+                valid[signature.node] = signature
+            else:
+                elsewhere.append(signature.node)
+        if elsewhere:
+            raise SecAggAbort(
+                AbortCode.EQUIVOCATION,
+                f"Expected signatures on one survivor set, got others by {elsewhere}.",
+                tuple(sorted(elsewhere)),
+            )
+        if len(valid) < self._plan.quorum:
+            raise SecAggAbort(
+                AbortCode.NO_QUORUM,
+                f"Expected {self._plan.quorum} signatures, got {len(valid)}. Wait for more, or "
+                "start a new attempt.",
+            )
+        self._certificate = tuple(valid[name] for name in sorted(valid))
+        return self._certificate
+
+    def unmask_request(self, member: str) -> UnmaskRequest:
+        """Return what one committee member needs: the certified set and its sealed packets."""
+        survivors = self._closed()
+        packets = tuple(
+            SealedPacket(sender, _packet_for(member, self._uploads[sender]))
+            for sender in survivors.headers
+        )
+        headers = tuple(self._uploads[name].header for name in survivors.headers)
+        return UnmaskRequest(self._plan_digest, headers, self._certificate, packets)
+
+    def open_sum(self, replies: Iterable[UnmaskReply], *, threads: int = 1) -> OpenedSum:
+        """Recover the masks that did not cancel and take them off the sum.
+
+        Args:
+            replies: of any committee members; at least q. May be called again with more replies
+                after it failed: nothing changes until every seed is recovered.
+            threads: workers for the masks.
+
+        Returns:
+            The sum, and whose shares were wrong.
+
+        Raises:
+            SecAggAbort: NO_QUORUM, BAD_REPLY (a reply about another set), or BAD_SHARE where no q
+                shares fit a commitment.
+
+        """
+        if self._opened is not None:
+            return self._opened
+        survivors = self._closed()
+        by_member = {reply.node: self._checked_reply(reply) for reply in replies}
+        if len(by_member) < self._plan.quorum:
+            raise SecAggAbort(
+                AbortCode.NO_QUORUM,
+                f"Expected {self._plan.quorum} replies, got {len(by_member)}. Wait for more, or "
+                "start a new attempt.",
+            )
+        recovery = SeedRecovery(self._plan, self._roster, by_member)
+        masks = list(self._open_masks(survivors, recovery))
+        apply_masks(self._words, masks, threads=threads)
+        self._opened = OpenedSum(
+            self._words, tuple(survivors.headers), frozenset(recovery.wrong_shares)
+        )
+        return self._opened
+
+    def _open_masks(self, survivors: SurvivorSet, recovery: SeedRecovery) -> Iterator[Mask]:
+        """Own masks of the survivors, and masks whose other end is not in the sum, inverted."""
+        plan_digest = self._plan_digest
+        for name in survivors.headers:
+            upload = self._uploads[name]
+            own = recovery.own_seed(name, upload.own_commitment)
+            yield Mask(mask_key(own, plan_digest), -1)
+            for edge in upload.edge_commitments:
+                if edge.peer not in survivors.headers:
+                    seed = recovery.edge_seed(name, edge.peer, edge.commitment)
+                    yield Mask(mask_key(seed, plan_digest), mask_sign(edge.peer, name))
+
+    def _check_upload(self, upload: Upload, words: Words) -> None:
+        try:
+            header = verify_header(upload.header, self._plan_digest, self._roster)
+        except SecAggRefused as error:
+            raise SecAggAbort(AbortCode.BAD_UPLOAD, str(error), (upload.node,)) from error
+        if words.dtype != self._words.dtype or words.shape != self._words.shape:
+            self._bad_upload(upload, f"{self._words.shape} words of {self._words.dtype}")
+        packets = {
+            packet.node: hashlib.sha256(packet.sealed).hexdigest() for packet in upload.packets
+        }
+        peers = tuple(edge.peer for edge in upload.edge_commitments)
+        if peers != tuple(name for name in self._roster.names if name != upload.node):
+            self._bad_upload(upload, "a commitment per peer")
+        digests = (header.words, header.commitments, header.node, header.packets)
+        found = (
+            hashlib.sha256(np.ascontiguousarray(words).data).hexdigest(),
+            commitments_digest(upload).hex(),
+            upload.node,
+            packets,
+        )
+        if digests != found or upload.words_digest.hex() != header.words:
+            self._bad_upload(upload, "words, commitments and packets as its header names them")
+
+    def _check_edges(self, upload: Upload) -> None:
+        """Both ends of an edge commit to one seed, or their masks would not cancel."""
+        for edge in upload.edge_commitments:
+            other = self._uploads.get(edge.peer)
+            if other is not None and _edge_commitment(other, upload.node) != edge.commitment:
+                pair = (min(upload.node, edge.peer), max(upload.node, edge.peer))
+                raise SecAggAbort(
+                    AbortCode.BAD_EDGE,
+                    f"Expected one seed between {pair[0]!r} and {pair[1]!r}, got two commitments: "
+                    "one of them lies. The later upload was not added.",
+                    pair,
+                )
+
+    def _checked_reply(self, reply: UnmaskReply) -> dict[tuple[str, str], bytes]:
+        """Shares by (dealer, dealer or dropped peer), after a check that they are on our set."""
+        survivors = self._closed()
+        about = (reply.plan_digest, reply.set_digest)
+        dropped = tuple(n for n in self._roster.names if n not in survivors.headers)
+        well_formed = all(
+            entry.survivor in survivors.headers
+            and tuple(edge.dropped for edge in entry.edge_shares) == dropped
+            for entry in reply.shares
+        )
+        if (
+            about != (self._plan_digest, survivors.digest)
+            or reply.node not in self._roster.names
+            or not well_formed
+        ):
+            raise SecAggAbort(
+                AbortCode.BAD_REPLY,
+                f"Expected shares of the certified set, got others from {reply.node!r}.",
+                (reply.node,),
+            )
+        shares = {(entry.survivor, entry.survivor): entry.own_share for entry in reply.shares}
+        for entry in reply.shares:
+            for edge in entry.edge_shares:
+                shares[entry.survivor, edge.dropped] = edge.share
+        return shares
+
+    def _closed(self) -> SurvivorSet:
+        assert self._survivors is not None, "close() fixes the survivor set first"
+        return self._survivors
+
+    def _bad_upload(self, upload: Upload, expected: str) -> None:
+        raise SecAggAbort(
+            AbortCode.BAD_UPLOAD,
+            f"Expected {expected}, got another upload from {upload.node!r}. It was not added.",
+            (upload.node,),
+        )
+
+
+def _packet_for(member: str, upload: Upload) -> bytes:
+    return next(packet.sealed for packet in upload.packets if packet.node == member)
+
+
+def _edge_commitment(upload: Upload, peer: str) -> bytes:
+    return next(edge.commitment for edge in upload.edge_commitments if edge.peer == peer)

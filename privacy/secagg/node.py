@@ -1,0 +1,360 @@
+"""The member's side of a masked sum: seal an upload, stand for one survivor set, answer once.
+
+Symbols: u, v members, s_uv the seed they share in a round, b_u the seed of u's own mask, A the
+survivors, q the quorum. A member gives shares of b_u for u in A, and of s_uv for u in A, v not in
+A: never of both kinds for one u, because it signs one A per plan, ever.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from privacy.identity import IdentityKey, Signed
+from privacy.rounds import RoundPlan
+from privacy.secagg.header import (
+    Header,
+    RefusalCode,
+    SecAggRefused,
+    SurvivorSet,
+    commit_edge,
+    commit_own,
+    digest_commitments,
+    mask_key,
+    mask_sign,
+    read_survivors,
+    upload_digest,
+    verify_survivor_signature,
+)
+from privacy.secagg.keys import EpochKeys, PairwiseKeys, Roster, encode_parts, expand
+from privacy.secagg.masks import Mask, Words, apply_masks, word_type
+from privacy.secagg.shamir import SHARE_BYTES, random_secret, reduce_to_field, split
+from protos.messages import (
+    EdgeCommitment,
+    EdgeShare,
+    SealedPacket,
+    SurvivorShares,
+    SurvivorSignature,
+    UnmaskReply,
+    UnmaskRequest,
+    Upload,
+)
+
+# Every packet has a key of its own, used for one message, so the nonce may be constant.
+_NONCE = bytes(12)
+
+
+class PlanKey(NamedTuple):
+    """The place of a plan in a run; at most one plan is ever claimed for it."""
+
+    federation: str
+    run: str
+    epoch: int
+    round: int
+    attempt: int
+
+
+class RoundStore(Protocol):
+    """What a member remembers about rounds; every method is durable before it returns."""
+
+    def claim_plan(self, key: PlanKey, digest: bytes) -> None:
+        """Take part under this plan; StoreConflict unless (round, attempt) is new and later."""
+
+    def is_claimed(self, plan_digest: bytes) -> bool:
+        """Tell whether this plan was claimed."""
+
+    def last_seen(self, federation: str, run: str) -> tuple[int, int] | None:
+        """Return the last (round, attempt) claimed in a run."""
+
+    def signed_set(self, plan_digest: bytes) -> bytes | None:
+        """Return the digest of the survivor set signed under a plan."""
+
+    def record_signed_set(self, plan_digest: bytes, set_digest: bytes) -> bytes:
+        """Record the set unless there is one, in one transaction; return the one recorded."""
+
+    def unmask_reply(self, plan_digest: bytes) -> bytes | None:
+        """Return the reply given under a plan."""
+
+    def record_unmask_reply(self, plan_digest: bytes, reply: bytes) -> bytes:
+        """Record the reply unless there is one, in one transaction; return the one recorded."""
+
+
+class StoreConflict(ValueError):  # noqa: N818  (an outcome of the protocol)
+    """A plan whose round and attempt were claimed before, or lie before the last claimed."""
+
+
+def plan_key(plan: RoundPlan) -> PlanKey:
+    """Return the plan's place in its run."""
+    return PlanKey(plan.federation, plan.run, plan.epoch, plan.round, plan.attempt)
+
+
+@dataclass(frozen=True)
+class SecAggNode:
+    """A member of one epoch. Plans passed in were accepted by `privacy.rounds.verify_plan`.
+
+    Attributes:
+        identity: signs headers and survivor sets.
+        keys: private keys of the epoch.
+        roster: what `accept_roster` returned for these keys.
+        store: durable memory.
+
+    """
+
+    identity: IdentityKey = field(repr=False)
+    keys: EpochKeys = field(repr=False)
+    roster: Roster
+    store: RoundStore
+    _pairwise: PairwiseKeys = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_pairwise", PairwiseKeys(self.keys, self.roster))
+
+    @property
+    def name(self) -> str:
+        """Name of this member."""
+        assert self.roster.own is not None, "a member's roster holds its own bundle"
+        return self.roster.own
+
+    def seal_upload(self, words: Words, plan: RoundPlan, *, threads: int = 1) -> Upload:
+        """Mask the words in place, and seal shares of the seeds for the committee.
+
+        Args:
+            words: encoded update, shape [vector_length], in the plan's ring; on return, masked.
+            plan: the verified plan; claimed durably before anything else happens.
+            threads: workers for the masks.
+
+        Returns:
+            The control message; send it with `words`, byte-identical or not at all.
+
+        Raises:
+            SecAggRefused: another roster's plan, words of another shape, or a plan seen before.
+
+        Formal guarantee: before unmasking, the words are indistinguishable from uniform ones to
+        any coalition without this member's keys, with fewer than `plan.quorum` committee members.
+
+        Source: Bonawitz et al. 2017 (doi 10.1145/3133956.3133982), section 6; Ma et al. 2023
+        (Flamingo, ePrint 2023/486).
+
+        """
+        self._check_plan(plan)
+        self._check_words(words, plan)
+        try:
+            self.store.claim_plan(plan_key(plan), plan.digest())
+        except StoreConflict as error:
+            raise SecAggRefused(RefusalCode.REPLAYED, str(error)) from error
+        seeds = self._draw_seeds(plan.digest())
+        apply_masks(words, self._masks(seeds, plan.digest()), threads=threads)
+        return self._seal(words, plan, seeds)
+
+    def sign_survivors(self, plan: RoundPlan, headers: Sequence[Signed]) -> SurvivorSignature:
+        """Stand for a survivor set: one per plan, ever, recorded before this returns.
+
+        Raises:
+            SecAggRefused: a plan we did not upload under, a header that is not its member's for
+                this plan, fewer than n_min survivors, ourselves not among them, or a second set.
+
+        Formal guarantee: with 2q > n + c and at most c dishonest members, no two sets of one plan
+        reach q signatures.
+
+        """
+        survivors = self._read_survivors(plan, headers)
+        recorded = self.store.record_signed_set(survivors.plan_digest, survivors.digest)
+        if recorded != survivors.digest:
+            raise SecAggRefused(
+                RefusalCode.SECOND_SET,
+                "Expected the survivor set that this member signed for this plan, got another: "
+                "a member signs one. Start a new attempt.",
+            )
+        signed = self.identity.sign("survivors", survivors.signed_payload())
+        return SurvivorSignature(
+            self.name, survivors.plan_digest, survivors.digest, signed.signature
+        )
+
+    def unmask(self, plan: RoundPlan, request: UnmaskRequest) -> UnmaskReply:
+        """Open the packets of a certified set and return the shares; once, then the same bytes.
+
+        Raises:
+            SecAggRefused: a set we did not sign, fewer than q valid signatures on it, or packets
+                other than those the certified headers name.
+
+        """
+        survivors = self._read_survivors(plan, request.headers)
+        if self.store.signed_set(survivors.plan_digest) != survivors.digest:
+            raise SecAggRefused(
+                RefusalCode.NOT_SIGNED,
+                "Expected the survivor set that this member signed, got another, or none yet.",
+            )
+        self._check_quorum(plan, survivors, request.certificate)
+        recorded = self.store.unmask_reply(survivors.plan_digest)
+        if recorded is None:
+            reply = self._open_packets(plan, survivors, request.packets)
+            recorded = self.store.record_unmask_reply(survivors.plan_digest, reply.to_bytes())
+        return UnmaskReply.from_bytes(recorded)
+
+    def _check_plan(self, plan: RoundPlan) -> None:
+        """Repeat the one check of `verify_plan` that the masks rest on."""
+        if plan.roster_digest != self.roster.digest.hex() or plan.cohort != self.roster.names:
+            raise SecAggRefused(
+                RefusalCode.OTHER_ROSTER,
+                "Expected a plan for the roster that this member verified, got another. "
+                "Fetch the epoch's bundles again.",
+            )
+
+    def _check_words(self, words: Words, plan: RoundPlan) -> None:
+        expected = word_type(plan.step.ring_bits)
+        if words.dtype != expected or words.shape != (plan.vector_length,):
+            raise SecAggRefused(
+                RefusalCode.BAD_WORDS,
+                f"Expected {plan.vector_length} words of {expected}, got shape {words.shape} of "
+                f"{words.dtype}. Encode the vector that the plan names.",
+            )
+
+    def _draw_seeds(self, plan_digest: bytes) -> dict[str, bytes]:
+        """Seeds by peer, s_uv; under our own name b_u, drawn anew."""
+        own = self.name
+        return {
+            peer: random_secret()
+            if peer == own
+            else reduce_to_field(self._pairwise.round_seed(peer, plan_digest))
+            for peer in self.roster.names
+        }
+
+    def _masks(self, seeds: dict[str, bytes], plan_digest: bytes) -> list[Mask]:
+        own = self.name
+        return [
+            Mask(mask_key(seed, plan_digest), 1 if peer == own else mask_sign(own, peer))
+            for peer, seed in seeds.items()
+        ]
+
+    def _seal(self, words: Words, plan: RoundPlan, seeds: dict[str, bytes]) -> Upload:
+        own, plan_digest = self.name, plan.digest()
+        own_commitment = commit_own(seeds[own], plan_digest, own)
+        edges = {
+            peer: commit_edge(seed, plan_digest, own, peer)
+            for peer, seed in seeds.items()
+            if peer != own
+        }
+        words_digest = hashlib.sha256(words.data).digest()
+        commitments = digest_commitments(own_commitment, edges)
+        packets = self._seal_packets(
+            plan, seeds, upload_digest(plan_digest, words_digest, commitments)
+        )
+        header = Header(
+            plan=plan_digest.hex(),
+            node=own,
+            words=words_digest.hex(),
+            commitments=commitments.hex(),
+            packets={name: _hex_digest(sealed) for name, sealed in packets.items()},
+        )
+        return Upload(
+            node=own,
+            header=self.identity.sign("header", header.payload()),
+            words_digest=words_digest,
+            own_commitment=own_commitment,
+            edge_commitments=tuple(EdgeCommitment(peer, edges[peer]) for peer in sorted(edges)),
+            packets=tuple(SealedPacket(name, packets[name]) for name in sorted(packets)),
+        )
+
+    def _seal_packets(
+        self, plan: RoundPlan, seeds: dict[str, bytes], digest: bytes
+    ) -> dict[str, bytes]:
+        """One packet per member: its shares of b_u, then of s_uv in the order of names."""
+        own = self.name
+        order = [own, *(peer for peer in self.roster.names if peer != own)]
+        shared = [split(seeds[name], plan.quorum, len(plan.cohort)) for name in order]
+        packets = {}
+        for position, receiver in enumerate(self.roster.names):
+            plain = b"".join(shares[position] for shares in shared)
+            key, associated = self._packet_key(own, receiver, receiver, digest)
+            packets[receiver] = AESGCM(key).encrypt(_NONCE, plain, associated)
+        return packets
+
+    def _packet_key(
+        self, sender: str, receiver: str, peer: str, digest: bytes
+    ) -> tuple[bytes, bytes]:
+        """Key and associated data of one packet; they name its direction and its upload."""
+        names = sender.encode(), receiver.encode()
+        key = expand(self._pairwise.prk("packet", peer), b"packet", digest, *names)
+        return key, encode_parts(b"packet", digest, *names)
+
+    def _read_survivors(self, plan: RoundPlan, headers: Sequence[Signed]) -> SurvivorSet:
+        self._check_plan(plan)
+        if not self.store.is_claimed(plan.digest()):
+            raise SecAggRefused(
+                RefusalCode.OTHER_PLAN,
+                "Expected a plan that this member uploaded under, got another. The coordinator "
+                "showed different plans, or this member's store is behind.",
+            )
+        survivors = read_survivors(plan, self.roster, headers)
+        if self.name not in survivors.headers:
+            raise SecAggRefused(
+                RefusalCode.NOT_LISTED,
+                "Expected this member among the survivors, because it uploaded, got a set without "
+                "it. Start a new attempt.",
+            )
+        return survivors
+
+    def _check_quorum(
+        self, plan: RoundPlan, survivors: SurvivorSet, certificate: Sequence[SurvivorSignature]
+    ) -> None:
+        signers = {
+            signature.node
+            for signature in certificate
+            if (signature.plan_digest, signature.set_digest)
+            == (survivors.plan_digest, survivors.digest)
+            and verify_survivor_signature(signature, self.roster)
+        }
+        if len(signers) < plan.quorum:
+            raise SecAggRefused(
+                RefusalCode.NO_QUORUM,
+                f"Expected {plan.quorum} valid signatures on one survivor set, got {len(signers)}.",
+            )
+
+    def _open_packets(
+        self, plan: RoundPlan, survivors: SurvivorSet, packets: Sequence[SealedPacket]
+    ) -> UnmaskReply:
+        by_sender = {packet.node: packet.sealed for packet in packets}
+        wrong = [
+            sender
+            for sender, header in survivors.headers.items()
+            if _hex_digest(by_sender.get(sender, b"")) != header.packets[self.name]
+        ]
+        if wrong or len(by_sender) != len(survivors.headers):
+            # The coordinator's fault: refuse whole, so that our one answer is not spent on it.
+            raise SecAggRefused(
+                RefusalCode.BAD_PACKET,
+                f"Expected the packets that the certified headers name, got others for {wrong}.",
+            )
+        opened = (
+            self._open_packet(sender, header, by_sender[sender], survivors)
+            for sender, header in survivors.headers.items()
+        )
+        shares = tuple(entry for entry in opened if entry is not None)
+        return UnmaskReply(self.name, survivors.plan_digest, survivors.digest, shares)
+
+    def _open_packet(
+        self, sender: str, header: Header, sealed: bytes, survivors: SurvivorSet
+    ) -> SurvivorShares | None:
+        """One survivor's shares; None for a packet that its sender sealed wrongly."""
+        key, associated = self._packet_key(sender, self.name, sender, header.upload_digest())
+        try:
+            plain = AESGCM(key).decrypt(_NONCE, sealed, associated)
+        except InvalidTag:
+            return None  # other members' packets may do; one bad sender must not stop the round
+        if len(plain) != SHARE_BYTES * len(self.roster.names):
+            return None
+        shares = [plain[at : at + SHARE_BYTES] for at in range(0, len(plain), SHARE_BYTES)]
+        peers = [name for name in self.roster.names if name != sender]
+        edges = tuple(
+            EdgeShare(peer, share)
+            for peer, share in zip(peers, shares[1:], strict=True)
+            if peer not in survivors.headers
+        )
+        return SurvivorShares(sender, shares[0], edges)
+
+
+def _hex_digest(sealed: bytes) -> str:
+    return hashlib.sha256(sealed).hexdigest()

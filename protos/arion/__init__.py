@@ -1,0 +1,1 @@
+"""Generated protobuf stubs, by version of the protocol."""
