@@ -43,6 +43,9 @@ class PlanCode(StrEnum):
     WRONG_LENGTH = "wrong-length"
     NOT_TRAINABLE = "not-trainable"
     SEEDED = "seeded"
+    WRONG_RECIPE = "wrong-recipe"
+    WRONG_MODEL = "wrong-model"
+    FORKED_LEDGER = "forked-ledger"
     OVER_BUDGET = "over-budget"
     EXPIRED = "expired"
 

@@ -65,6 +65,14 @@ class WireMessage(ABC):
     def _from_wire(cls, parsed: Any) -> Self: ...
 
 
+@dataclass(frozen=True)
+class Parcel:
+    """A message, and what travels beside it: parameters or masked words, as flat bytes."""
+
+    message: WireMessage
+    payload: bytes = b""
+
+
 def check_name(name: str) -> None:
     """Require a name of a node, or of a code."""
     if not _NAME.fullmatch(name):

@@ -43,6 +43,21 @@ def word_type(ring_bits: Literal[16, 32]) -> "np.dtype[Any]":
     return np.dtype("<u2" if ring_bits == 16 else "<u4")
 
 
+def words_from(data: bytes, ring_bits: Literal[16, 32]) -> Words:
+    """Read a vector of words from its little-endian bytes without copying; read-only.
+
+    Raises:
+        MaskError: not a whole number of words.
+
+    """
+    expected = word_type(ring_bits)
+    if len(data) % expected.itemsize:
+        raise MaskError(
+            f"Expected whole words of {expected}, got {len(data)} bytes. Send the vector again."
+        )
+    return np.frombuffer(data, expected)
+
+
 def apply_masks(words: Words, masks: Sequence[Mask], *, threads: int = 1) -> None:
     """Add or subtract masks in place, modulo the ring; allocates a chunk, never a vector.
 

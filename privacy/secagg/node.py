@@ -66,6 +66,9 @@ class RoundStore(Protocol):
     def is_claimed(self, plan_digest: bytes) -> bool:
         """Tell whether this plan was claimed."""
 
+    def withdraw_claim(self, plan_digest: bytes) -> None:
+        """Forget a claim under which nothing left the node: only the gate, after a crash."""
+
     def last_seen(self, federation: str, run: str) -> tuple[int, int] | None:
         """Return the last (round, attempt) claimed in a run."""
 

@@ -30,6 +30,7 @@ class AbortCode(StrEnum):
     NO_QUORUM = "no-quorum"
     BAD_REPLY = "bad-reply"
     BAD_SHARE = "bad-share"
+    EPOCH_LOST = "epoch-lost"
 
 
 class SecAggAbort(ValueError):  # noqa: N818  (an abort is an outcome of the protocol)

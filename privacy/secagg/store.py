@@ -66,6 +66,15 @@ class SqliteRoundStore:
         """See `RoundStore.is_claimed`."""
         return self._read("SELECT digest FROM plans WHERE digest = ?", plan_digest) is not None
 
+    def withdraw_claim(self, plan_digest: bytes) -> None:
+        """See `RoundStore.withdraw_claim`; a plan whose survivor set was signed stays claimed."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "DELETE FROM plans WHERE digest = ? AND NOT EXISTS "
+                "(SELECT 1 FROM signed_sets WHERE plan = ?)",
+                (plan_digest, plan_digest),
+            )
+
     def last_seen(self, federation: str, run: str) -> tuple[int, int] | None:
         """See `RoundStore.last_seen`."""
         with self._transaction() as cursor:

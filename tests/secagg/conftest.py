@@ -39,6 +39,10 @@ class MemoryStore:
     def is_claimed(self, plan_digest: bytes) -> bool:
         return plan_digest in self.plans
 
+    def withdraw_claim(self, plan_digest: bytes) -> None:
+        if plan_digest not in self.sets:
+            self.plans.pop(plan_digest, None)
+
     def last_seen(self, federation: str, run: str) -> tuple[int, int] | None:
         seen = [k for k in self.plans.values() if (k.federation, k.run) == (federation, run)]
         return max(((key.round, key.attempt) for key in seen), default=None)

@@ -1,0 +1,170 @@
+"""The Flower ClientApp: each of the coordinator's messages goes to the node that lives here.
+
+Security state lives in the node's home; the cache below only spares the reading of model and data.
+"""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from client.node import Node
+from privacy.ledger.entries import LedgerError
+from privacy.rounds import PlanRefused
+from privacy.secagg.header import SecAggRefused
+from privacy.secagg.keys import RosterError
+from protos.flower import from_records, to_records
+from protos.messages import (
+    KeyBundleMessage,
+    Refusal,
+    RosterMessage,
+    SurvivorsRequest,
+    UnmaskRequest,
+)
+from protos.round_messages import (
+    Done,
+    EpochRequest,
+    HeadCountersigned,
+    HeadHeld,
+    HeadOffer,
+    HeadQuery,
+    RunClose,
+    UploadRequest,
+)
+from protos.wire import Parcel, WireError, WireMessage
+
+app = ClientApp()
+
+_LOG = logging.getLogger("arion.node")
+_NODES: dict[Path, Node] = {}
+_LARGEST_DETAIL = 1_000
+
+
+def open_node(context: Context) -> Node:
+    """Return the node whose home the context names, opened once in this process."""
+    home = Path(str(context.node_config["home"])).resolve()
+    if home not in _NODES:
+        _NODES[home] = Node(home, str(context.node_config.get("runtime", "flower")))
+    return _NODES[home]
+
+
+def close_nodes() -> None:
+    """Close every node of this process; their next message opens them again."""
+    while _NODES:
+        _NODES.popitem()[1].close()
+
+
+@app.query("keys")
+def publish_keys(message: Message, context: Context) -> Message:
+    """Publish this epoch's key bundle."""
+
+    def act(node: Node, parcel: Parcel) -> Parcel:
+        assert isinstance(parcel.message, EpochRequest)
+        return Parcel(
+            KeyBundleMessage(node.publish_keys(parcel.message.federation, parcel.message.epoch))
+        )
+
+    return _answer(message, context, EpochRequest, act)
+
+
+@app.query("roster")
+def accept_roster(message: Message, context: Context) -> Message:
+    """Enter the epoch under the pinned members' bundles."""
+
+    def act(node: Node, parcel: Parcel) -> Parcel:
+        assert isinstance(parcel.message, RosterMessage)
+        node.accept_roster(parcel.message.bundles)
+        return Parcel(Done())
+
+    return _answer(message, context, RosterMessage, act)
+
+
+@app.train("upload")
+def upload(message: Message, context: Context) -> Message:
+    """Train under a plan and release one sealed upload."""
+
+    def act(node: Node, parcel: Parcel) -> Parcel:
+        assert isinstance(parcel.message, UploadRequest)
+        sealed = node.release(parcel.message, memoryview(parcel.payload))
+        return Parcel(sealed.upload, bytes(sealed.words))
+
+    return _answer(message, context, UploadRequest, act)
+
+
+@app.query("survivors")
+def sign_survivors(message: Message, context: Context) -> Message:
+    """Stand for one survivor set."""
+
+    def act(node: Node, parcel: Parcel) -> Parcel:
+        assert isinstance(parcel.message, SurvivorsRequest)
+        return Parcel(node.sign_survivors(parcel.message))
+
+    return _answer(message, context, SurvivorsRequest, act)
+
+
+@app.query("unmask")
+def unmask(message: Message, context: Context) -> Message:
+    """Give shares of the certified set."""
+
+    def act(node: Node, parcel: Parcel) -> Parcel:
+        assert isinstance(parcel.message, UnmaskRequest)
+        return Parcel(node.unmask(parcel.message))
+
+    return _answer(message, context, UnmaskRequest, act)
+
+
+@app.query("head")
+def held_head(message: Message, context: Context) -> Message:
+    """Say which head of the coordinator's ledger this node holds."""
+    return _answer(message, context, HeadQuery, lambda node, _: Parcel(HeadHeld(node.held_head())))
+
+
+@app.query("countersign")
+def countersign(message: Message, context: Context) -> Message:
+    """Countersign the coordinator's newest head."""
+
+    def act(node: Node, parcel: Parcel) -> Parcel:
+        assert isinstance(parcel.message, HeadOffer)
+        return Parcel(HeadCountersigned(node.countersign(parcel.message)))
+
+    return _answer(message, context, HeadOffer, act)
+
+
+@app.query("close")
+def close_run(message: Message, context: Context) -> Message:
+    """Note that a run is over."""
+
+    def act(node: Node, parcel: Parcel) -> Parcel:
+        assert isinstance(parcel.message, RunClose)
+        node.close_run(parcel.message.run)
+        return Parcel(Done())
+
+    return _answer(message, context, RunClose, act)
+
+
+def _answer(
+    message: Message,
+    context: Context,
+    kind: type[WireMessage],
+    act: Callable[[Node, Parcel], Parcel],
+) -> Message:
+    """Read, act, reply; an outcome of the protocol becomes a Refusal, never an exception."""
+    node = open_node(context)
+    try:
+        reply = act(node, from_records(message.content, kind))
+    except (PlanRefused, SecAggRefused) as refusal:
+        reply = _refusal(node, str(refusal.code), getattr(refusal, "clause", ""), refusal)
+    except RosterError as error:
+        reply = _refusal(node, "bad-roster", "members", error)
+    except LedgerError as error:
+        reply = _refusal(node, "bad-ledger", "", error)
+    except WireError as error:
+        reply = _refusal(node, "bad-message", "", error)
+    return Message(to_records(reply), reply_to=message)
+
+
+def _refusal(node: Node, code: str, clause: str, error: Exception) -> Parcel:
+    _LOG.warning("%s refuses (%s): %s", node.name, code, error)
+    return Parcel(Refusal(code, clause, str(error)[:_LARGEST_DETAIL]))

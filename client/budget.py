@@ -1,0 +1,159 @@
+"""The node's own books: what each run reserved and used, read from and written to its ledger."""
+
+from dataclasses import dataclass
+
+from privacy.canonical import JsonValue
+from privacy.consent import Consent
+from privacy.dp.accountant import epsilon_microunits
+from privacy.identity import IdentityKey
+from privacy.ledger.entries import (
+    DELTA_UNITS,
+    EPSILON_UNITS,
+    FederationJoined,
+    Noise,
+    Refusal,
+    ReleaseDebited,
+    RunClosed,
+    RunReserved,
+    delta_units,
+)
+from privacy.ledger.log import LedgerLog
+from privacy.rounds import PlanCode, PlanRefused, RoundPlan, run_cost
+
+
+@dataclass
+class _Run:
+    reserved: RunReserved
+    debits: int = 0
+    closed: bool = False
+
+
+class NodeBooks:
+    """The ledger of one node as the gate needs it; every method is durable before it returns.
+
+    Args:
+        log: the node's ledger.
+        key: signs its heads.
+        consent: what the node agreed to.
+
+    """
+
+    def __init__(self, log: LedgerLog, key: IdentityKey, consent: Consent) -> None:
+        self._log, self._key, self._consent = log, key, consent
+        self._runs: dict[str, _Run] = {}
+        self._debits: dict[str, ReleaseDebited] = {}
+        self._joined: FederationJoined | None = None
+        for entry in log.entries:
+            self._read(entry.parsed())
+
+    def join(self, noise: Noise) -> None:
+        """Bind the node to its consent; written once for each version of the consent."""
+        body = FederationJoined(
+            federation=self._consent.federation, consent_digest=self._consent.digest(), noise=noise
+        )
+        if body != self._joined:
+            self._write("federation-joined", body)
+
+    def spent_elsewhere(self, run: str) -> tuple[float, float]:
+        """(epsilon, delta) that all runs but this one were charged, over the data's life."""
+        others = [r.reserved for name, r in self._runs.items() if name != run]
+        epsilon = sum(reserved.epsilon_micro or 0 for reserved in others) / EPSILON_UNITS
+        return epsilon, sum(reserved.delta_1e15 for reserved in others) / DELTA_UNITS
+
+    def debit_of(self, plan_digest: bytes) -> ReleaseDebited | None:
+        """The release made under a plan, or None."""
+        return self._debits.get(plan_digest.hex())
+
+    def reserve(self, plan: RoundPlan) -> None:
+        """Charge a run's whole schedule, once, before its first release.
+
+        Raises:
+            PlanRefused: the run was reserved with another mechanism, is closed, or has used up
+                its schedule.
+
+        """
+        wanted = self._reservation(plan)
+        run = self._runs.get(plan.run)
+        if run is None:
+            self._write("run-reserved", wanted)
+            return
+        if run.reserved != wanted:
+            raise PlanRefused(
+                PlanCode.WRONG_EVENT,
+                "",
+                f"Expected the mechanism that run {plan.run!r} reserved, got another. A run keeps "
+                "its step; start a new run for another one.",
+            )
+        if run.closed or run.debits >= run.reserved.releases:
+            raise PlanRefused(
+                PlanCode.OVER_BUDGET,
+                "epsilon_per_run",
+                f"Expected at most {run.reserved.releases} releases in run {plan.run!r}, got "
+                f"{run.debits} and a request for another. Its schedule is used up.",
+            )
+
+    def debit(self, plan: RoundPlan, sealed_digest: str) -> None:
+        """Write down one release before it leaves, and sign the ledger with it in."""
+        body = ReleaseDebited(
+            run=plan.run,
+            epoch=plan.epoch,
+            round=plan.round,
+            attempt=plan.attempt,
+            plan_digest=plan.digest().hex(),
+            sealed_digest=sealed_digest,
+            event=plan.dp_event,
+            noise=noise_label(plan),
+        )
+        self._write("release-debited", body)
+        self._log.sign_head(self._key)
+
+    def refuse(self, refusal: PlanRefused, plan_digest: bytes) -> None:
+        """Write down a plan that was turned down, and sign the ledger."""
+        body = Refusal(
+            code=str(refusal.code), clause=refusal.clause or "-", plan_digest=plan_digest.hex()
+        )
+        self._write("refusal", body)
+        self._log.sign_head(self._key)
+
+    def close(self, run: str) -> None:
+        """Note that a run makes no more releases; what it reserved stays charged."""
+        known = self._runs.get(run)
+        if known is not None and not known.closed:
+            self._write("run-closed", RunClosed(run=run))
+            self._log.sign_head(self._key)
+
+    def _reservation(self, plan: RoundPlan) -> RunReserved:
+        cost = run_cost(plan, self._consent)
+        private = plan.step.is_private
+        return RunReserved(
+            run=plan.run,
+            event=plan.dp_event,
+            releases=plan.step.releases,
+            epsilon_micro=epsilon_microunits(cost.epsilon) if private else None,
+            delta_1e15=delta_units(cost.delta) if private else 0,
+            accountant="schedule",
+            unit=plan.step.unit,
+            data_set=self._consent.data_set,
+            noise=noise_label(plan),
+        )
+
+    def _write(
+        self, kind: str, body: FederationJoined | RunReserved | ReleaseDebited | Refusal | RunClosed
+    ) -> None:
+        self._read(self._log.append(kind, body).parsed())
+
+    def _read(self, body: JsonValue | object) -> None:
+        if isinstance(body, FederationJoined):
+            self._joined = body
+        elif isinstance(body, RunReserved):
+            self._runs[body.run] = _Run(body)
+        elif isinstance(body, ReleaseDebited):
+            self._runs[body.run].debits += 1
+            self._debits[body.plan_digest] = body
+        elif isinstance(body, RunClosed):
+            self._runs[body.run].closed = True
+
+
+def noise_label(plan: RoundPlan) -> Noise:
+    """What the ledger calls the noise of a plan."""
+    return "seeded, not private" if plan.seeded else "csprng"

@@ -1,0 +1,71 @@
+"""A node's own settings: `node.toml` in its home, written by the institution."""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from client.data import DataConfig
+
+NODE_FILE = "node.toml"
+
+
+class NodeError(ValueError):
+    """A node that cannot run as it is configured."""
+
+
+class NodeConfig(BaseModel):
+    """What the institution's node works with; paths are relative to the node's home.
+
+    Attributes:
+        name: the node's name in its federation.
+        data: the shard, a file or folder of records.
+        fields: what the shard's fields mean.
+        base_model: model folder that runs start from.
+        heldout, validation: shares of record groups that are never trained on.
+        part, parts: this node holds the units whose hash falls to `part` of `parts`.
+        chunk_sequences: sequences processed at once.
+        pad_draws: process every draw in the same number of chunks, so that the time a round takes
+            does not tell how many units were drawn.
+        seed: of a seeded simulation, whose noise anyone can recompute; None takes noise from the
+            operating system.
+
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,63}$")]
+    data: Path
+    fields: DataConfig
+    base_model: Path
+    heldout: float = Field(default=0.1, ge=0, lt=1)
+    validation: float = Field(default=0.1, ge=0, lt=1)
+    part: int = Field(default=0, ge=0)
+    parts: int = Field(default=1, ge=1)
+    chunk_sequences: int = Field(default=32, ge=1)
+    pad_draws: bool = True
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
+
+
+def load_node_config(home: Path) -> NodeConfig:
+    """Read `node.toml` of a node's home, with paths made absolute.
+
+    Raises:
+        NodeError: missing, not TOML, or a key that is unknown or out of its range.
+
+    """
+    path = home / NODE_FILE
+    try:
+        config = NodeConfig(**tomllib.loads(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        key = ".".join(map(str, first["loc"])) or "node"
+        raise NodeError(f"{path}: {key}: {first['msg']}. Correct this key.") from error
+    except (OSError, ValueError) as error:
+        raise NodeError(
+            f"Expected a readable TOML file at {path}, got: {error}. Write the node's settings "
+            "there."
+        ) from error
+    places = {"data": home / config.data, "base_model": home / config.base_model}
+    return config.model_copy(update=places)

@@ -1,0 +1,99 @@
+"""A node's keys of the current epoch: in memory, and in tmpfs where there is one.
+
+A process that was killed finds its keys in tmpfs and goes on with the attempt it was in; a machine
+that was restarted has lost them, and a new epoch begins. They are never written to a disk.
+"""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from privacy.identity import IdentityKey, Signed
+from privacy.ledger.files import write_all
+from privacy.secagg.keys import EpochKeys, RosterError
+
+_TMPFS = Path("/dev/shm")  # noqa: S108  (memory, not a shared temporary folder on a disk)
+_NUMBER_BYTES = 8
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """The keys of one epoch and the bundle that was published for it."""
+
+    number: int
+    keys: EpochKeys
+    bundle: Signed
+
+
+class EpochKeeper:
+    """Makes, keeps and finds again the keys of one node's current epoch.
+
+    Args:
+        home: the node's home; names the file in tmpfs.
+        node: the node's name.
+        identity: signs bundles.
+
+    """
+
+    def __init__(self, home: Path, node: str, identity: IdentityKey) -> None:
+        self._node, self._identity = node, identity
+        self._path = _tmpfs_file(home)
+        self._current: Epoch | None = None
+
+    def enter(self, federation: str, number: int) -> Epoch:
+        """Return the epoch's keys: those there are, or new ones for a later epoch.
+
+        Raises:
+            RosterError: an epoch before the current one.
+
+        """
+        current = self._current or self._load(federation)
+        if current is None or current.number < number:
+            keys = EpochKeys.generate()
+            self._store(number, keys)
+            current = self._epoch(federation, number, keys)
+        if current.number != number:
+            raise RosterError(
+                f"Expected epoch {current.number} or a later one, got {number}. The coordinator "
+                "must open a new epoch."
+            )
+        self._current = current
+        return current
+
+    def forget(self) -> None:
+        """Delete the keys; what was masked under them can no longer be opened with our help."""
+        self._current = None
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+    def _epoch(self, federation: str, number: int, keys: EpochKeys) -> Epoch:
+        bundle = keys.bundle(federation, number, self._node, self._identity)
+        return Epoch(number, keys, bundle)
+
+    def _load(self, federation: str) -> Epoch | None:
+        if self._path is None or not self._path.exists():
+            return None
+        data = self._path.read_bytes()
+        number = int.from_bytes(data[:_NUMBER_BYTES], "big")
+        return self._epoch(federation, number, EpochKeys.from_bytes(data[_NUMBER_BYTES:]))
+
+    def _store(self, number: int, keys: EpochKeys) -> None:
+        if self._path is None:
+            return
+        self._path.parent.mkdir(mode=0o700, exist_ok=True)
+        part = self._path.with_suffix(".part")
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            write_all(descriptor, number.to_bytes(_NUMBER_BYTES, "big") + keys.to_bytes())
+        finally:
+            os.close(descriptor)
+        part.replace(self._path)
+
+
+def _tmpfs_file(home: Path) -> Path | None:
+    """The key file of a home, in a folder of this user's; None where there is no tmpfs."""
+    if not _TMPFS.is_dir() or not os.access(_TMPFS, os.W_OK):
+        return None
+    name = hashlib.sha256(str(home.resolve()).encode()).hexdigest()[:32]
+    return _TMPFS / f"arion-{os.getuid()}" / name

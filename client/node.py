@@ -1,0 +1,307 @@
+"""An institution's node: it answers the coordinator's messages, within its consent."""
+
+import hashlib
+import logging
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from client.budget import NodeBooks
+from client.config import NodeConfig, NodeError, load_node_config
+from client.data import Record, read_shard, split_records
+from client.epoch import Epoch, EpochKeeper
+from client.gate import Gate
+from client.outbox import Outbox, SealedUpload
+from client.training import LocalTrainer, unit_rows
+from models.checkpoint import load_model, model_digest
+from models.recipe import Recipe, prepare
+from models.vector import trainable_layout, write_vector
+from privacy.canonical import canonical_bytes, sha256_hex
+from privacy.consent import load_consent
+from privacy.identity import IdentityKey, Signed
+from privacy.ledger.entries import ForkError
+from privacy.ledger.files import replace_durably
+from privacy.ledger.head import COUNTERSIGN_DOMAIN, HeadWitness
+from privacy.ledger.log import LedgerLog
+from privacy.rounds import PlanCode, PlanRefused, RoundPlan
+from privacy.secagg.header import RefusalCode, SecAggRefused
+from privacy.secagg.keys import accept_roster
+from privacy.secagg.node import SecAggNode
+from privacy.secagg.store import SqliteRoundStore
+from protos.messages import SurvivorSignature, SurvivorsRequest, UnmaskReply, UnmaskRequest
+from protos.round_messages import HeadOffer, UploadRequest
+
+IDENTITY_FILE = "identity.key"
+CONSENT_FILE = "consent.toml"
+LEDGER_FOLDER = "ledger"
+FORK_FILE = "FORK"
+COORDINATOR = "coordinator"
+"""Name of the coordinator's ledger, in pins and in witnessed heads."""
+
+_LOG = logging.getLogger("arion.node")
+
+
+class Node:
+    """One institution's node, open in its home; one process at a time.
+
+    Messages are answered one at a time. Plans under which a round is open are kept, so that later
+    phases refer to them by digest.
+
+    Args:
+        home: holds node.toml, identity.key, consent.toml; ledger, outbox and memory live there too.
+        runtime: where the node runs: "simulate", "arion-grpc" or "flower".
+
+    Raises:
+        NodeError, ConsentError, IdentityError, LedgerError, DataError: as each file's reader says.
+
+    """
+
+    def __init__(self, home: Path, runtime: str) -> None:
+        self.home = home
+        self.config = load_node_config(home)
+        self.consent = load_consent(home / CONSENT_FILE)
+        self._identity = IdentityKey.load(home / IDENTITY_FILE)
+        self._check_identity()
+        self._check_unit()
+        self._lock = threading.Lock()
+        self._ledger = LedgerLog(home / LEDGER_FOLDER, self.config.name)
+        self._store = SqliteRoundStore(home / "rounds.sqlite")
+        self._epochs = EpochKeeper(home, self.config.name, self._identity)
+        self._witness = HeadWitness(
+            home / f"{COORDINATOR}.witness.json", COORDINATOR, self.config.name
+        )
+        books = NodeBooks(self._ledger, self._identity, self.consent)
+        books.join("csprng" if self.config.seed is None else "seeded, not private")
+        self._books = books
+        self._outbox = Outbox(home / "outbox")
+        self._gate = Gate(self.consent, books, self._outbox, runtime, self.config.seed)
+        self._epoch: Epoch | None = None
+        self._member: SecAggNode | None = None
+        self._plans: dict[bytes, RoundPlan] = {}
+        self._trainer: tuple[str, LocalTrainer] | None = None
+
+    @property
+    def name(self) -> str:
+        """The node's name in its federation."""
+        return self.config.name
+
+    def close(self) -> None:
+        """Give files and locks back."""
+        self._ledger.close()
+        self._store.close()
+
+    def publish_keys(self, federation: str, epoch: int) -> Signed:
+        """Return this node's signed bundle of an epoch, making keys if they are new."""
+        with self._lock:
+            if federation != self.consent.federation:
+                raise PlanRefused(
+                    PlanCode.WRONG_FEDERATION,
+                    "federation",
+                    f"Expected federation {self.consent.federation!r}, got {federation!r}.",
+                )
+            self._epoch = self._epochs.enter(federation, epoch)
+            return self._epoch.bundle
+
+    def accept_roster(self, bundles: Sequence[Signed]) -> None:
+        """Check the epoch's bundles under the consent's pins, and enter it.
+
+        Raises:
+            RosterError: see `privacy.secagg.keys.accept_roster`.
+
+        """
+        with self._lock:
+            epoch = self._epoch
+            if epoch is None:
+                raise SecAggRefused(
+                    RefusalCode.OTHER_ROSTER, "Expected a request for keys first, got a roster."
+                )
+            pins = {name: bytes.fromhex(key) for name, key in self.consent.members.items()}
+            roster = accept_roster(
+                bundles, pins, epoch.bundle, epoch.number, self.consent.federation
+            )
+            self._member = SecAggNode(self._identity, epoch.keys, roster, self._store)
+
+    def release(self, request: UploadRequest, vector: memoryview) -> SealedUpload:
+        """Train under a plan and return the sealed upload; see `client.gate.Gate.release`.
+
+        Args:
+            request: signed plan and recipe.
+            vector: the trainable parameters that the plan's model digest covers, fp32 bytes.
+
+        """
+        with self._lock:
+            self._check_no_fork()
+            sealed = self._gate.release(
+                request.plan,
+                self._in_epoch(),
+                lambda plan: self._open_trainer(plan, request.recipe, vector),
+            )
+            plan = RoundPlan.from_payload(request.plan.payload)
+            self._plans = {plan.digest(): plan}
+            self._outbox.keep_only({plan.digest()})
+        _LOG.info("released round %d attempt %d of %s", plan.round, plan.attempt, plan.run)
+        return sealed
+
+    def sign_survivors(self, request: SurvivorsRequest) -> SurvivorSignature:
+        """Stand for one survivor set; see `SecAggNode.sign_survivors`."""
+        with self._lock:
+            plan = self._plan_of(request.plan_digest)
+            return self._in_epoch().sign_survivors(plan, request.headers)
+
+    def unmask(self, request: UnmaskRequest) -> UnmaskReply:
+        """Open the packets of a certified set; see `SecAggNode.unmask`."""
+        with self._lock:
+            return self._in_epoch().unmask(self._plan_of(request.plan_digest), request)
+
+    def held_head(self) -> int:
+        """Size of the newest head of the coordinator's ledger that this node holds."""
+        held = self._witness.held
+        return 0 if held is None else held.size
+
+    def countersign(self, offer: HeadOffer) -> Signed:
+        """Countersign the coordinator's newest head, if it extends the one held.
+
+        Raises:
+            ForkError: the coordinator's ledger shows another history; training stops.
+
+        """
+        with self._lock:
+            key = bytes.fromhex(self.consent.coordinator_key)
+            try:
+                payload = self._witness.accept(offer.head, offer.proof, key)
+            except ForkError as error:
+                replace_durably(self.home / FORK_FILE, str(error).encode() + b"\n")
+                raise
+            return self._identity.sign(COUNTERSIGN_DOMAIN, payload)
+
+    def close_run(self, run: str) -> None:
+        """Note that a run makes no more releases."""
+        with self._lock:
+            self._books.close(run)
+
+    def _open_trainer(
+        self, plan: RoundPlan, recipe_json: bytes, vector: memoryview
+    ) -> LocalTrainer:
+        """Set the model to the plan's parameters, after checking what the plan says of them."""
+        if sha256_hex(recipe_json) != plan.recipe_digest:
+            _refuse_plan(PlanCode.WRONG_RECIPE, "", "the recipe that the plan names, got another")
+        trainer = self._trainer_for(recipe_json)
+        if trainable_layout(trainer.model) != plan.trainable:
+            _refuse_plan(
+                PlanCode.NOT_TRAINABLE, "trainable", "the recipe's trainable tensors, got others"
+            )
+        if len(vector) != 4 * plan.vector_length:
+            _refuse_plan(PlanCode.WRONG_MODEL, "", "a vector of the plan's length, got another")
+        write_vector(trainer.model, torch.from_numpy(np.frombuffer(vector, "<f4").copy()))
+        if model_digest(trainer.model) != plan.model_digest:
+            _refuse_plan(PlanCode.WRONG_MODEL, "", "the model that the plan names, got another")
+        return trainer
+
+    def _trainer_for(self, recipe_json: bytes) -> LocalTrainer:
+        """The trainer of a recipe: model and data are read once and stay in memory."""
+        digest = sha256_hex(recipe_json)
+        if self._trainer is None or self._trainer[0] != digest:
+            recipe = _parse_recipe(recipe_json)
+            model, tokenizer = load_model(self.config.base_model)
+            prepare(model, recipe)
+            units = unit_rows(training_records(self.config), tokenizer, recipe)
+            trainer = LocalTrainer(
+                model,
+                units,
+                recipe,
+                chunk_sequences=self.config.chunk_sequences,
+                pad_draws=self.config.pad_draws,
+            )
+            self._trainer = (digest, trainer)
+        return self._trainer[1]
+
+    def _in_epoch(self) -> SecAggNode:
+        if self._member is None:
+            raise SecAggRefused(
+                RefusalCode.OTHER_ROSTER,
+                "Expected a roster of this epoch first, got none: this node holds no epoch's keys. "
+                "The coordinator must open a new epoch.",
+            )
+        return self._member
+
+    def _plan_of(self, plan_digest: bytes) -> RoundPlan:
+        plan = self._plans.get(plan_digest)
+        if plan is None:
+            raise SecAggRefused(
+                RefusalCode.OTHER_PLAN,
+                "Expected a plan that this node uploaded under, got another.",
+            )
+        return plan
+
+    def _check_no_fork(self) -> None:
+        if (self.home / FORK_FILE).exists():
+            raise PlanRefused(
+                PlanCode.FORKED_LEDGER,
+                "",
+                f"Expected one history of the coordinator's ledger, got two: see {FORK_FILE} in "
+                "this node's home. An officer must settle it, then remove that file.",
+            )
+
+    def _check_unit(self) -> None:
+        """One record's removal must be one unit's removal, and nothing else."""
+        field = self.config.fields.unit_field
+        if (self.consent.unit == "record") != (field is None):
+            raise NodeError(
+                f"Expected data whose unit_field fits the consent's unit {self.consent.unit!r}, "
+                f"got unit_field {field!r} in node.toml. Set the field that names the "
+                "unit, or none for records."
+            )
+
+    def _check_identity(self) -> None:
+        pinned = self.consent.members.get(self.config.name)
+        if pinned != self._identity.public_key.hex():
+            raise NodeError(
+                f"Expected the identity key of member {self.config.name!r} in {CONSENT_FILE}, got "
+                f"another key in {IDENTITY_FILE}. Pin this node's own fingerprint in the consent."
+            )
+
+
+def training_records(config: NodeConfig) -> list[Record]:
+    """The records that this node trains on: its own part, without held-out and validation groups.
+
+    Raises:
+        DataError: unreadable data. NodeError: nothing is left to train on.
+
+    """
+    records = own_part(read_shard(config.data, config.fields), config.part, config.parts)
+    split = split_records(records, heldout=config.heldout, validation=config.validation)
+    if not split.train:
+        raise NodeError(
+            f"Expected records to train on in {config.data}, got none after the held-out split. "
+            "Add records, or lower heldout and validation in node.toml."
+        )
+    return list(split.train)
+
+
+def own_part(records: Sequence[Record], part: int, parts: int) -> list[Record]:
+    """The records of the units whose hash falls to this part; all of a unit goes to one part."""
+    return [r for r in records if parts == 1 or _part_of(r.unit, parts) == part]
+
+
+def _part_of(unit: str, parts: int) -> int:
+    return int.from_bytes(hashlib.sha256(unit.encode()).digest()[:8], "big") % parts
+
+
+def _parse_recipe(recipe_json: bytes) -> Recipe:
+    try:
+        recipe = Recipe.model_validate_json(recipe_json)
+    except ValueError:
+        recipe = None
+    if recipe is None or canonical_bytes(recipe.model_dump(mode="json")) != recipe_json:
+        _refuse_plan(
+            PlanCode.WRONG_RECIPE, "", "a recipe that this node has installed, got another"
+        )
+    assert recipe is not None
+    return recipe
+
+
+def _refuse_plan(code: PlanCode, clause: str, expected: str) -> None:
+    raise PlanRefused(code, clause, f"Expected {expected}. Ask the coordinator for a new plan.")

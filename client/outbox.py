@@ -1,0 +1,78 @@
+"""Sealed uploads on disk: what was debited is sent in these bytes or not at all."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from privacy.ledger.files import make_directory, replace_durably, sync_directory
+from privacy.secagg.masks import Words
+from protos.messages import Upload
+
+_LENGTH_BYTES = 4
+_SUFFIX = ".sealed"
+
+
+@dataclass(frozen=True)
+class SealedUpload:
+    """An upload as it leaves the node: the control message and the masked words.
+
+    Only `Outbox.seal` and `Outbox.load` make one; a transport accepts nothing else.
+
+    Attributes:
+        upload: the control message.
+        words: masked words, little-endian bytes.
+        digest: SHA-256 of the file, hex: what the ledger's debit names.
+
+    """
+
+    upload: Upload
+    words: memoryview
+    digest: str
+
+
+class Outbox:
+    """One file per plan; a file appears whole or not at all, and is on the disk before it is used.
+
+    Args:
+        folder: created if absent.
+
+    """
+
+    def __init__(self, folder: Path) -> None:
+        make_directory(folder)
+        self._folder = folder
+
+    def seal(self, plan_digest: bytes, upload: Upload, words: Words) -> SealedUpload:
+        """Write an upload durably and return it as it was written."""
+        body = upload.to_bytes()
+        data = len(body).to_bytes(_LENGTH_BYTES, "big") + body + words.data.cast("B")
+        replace_durably(self._path(plan_digest), data)
+        return _parse(data)
+
+    def load(self, plan_digest: bytes) -> SealedUpload | None:
+        """Return the upload sealed for a plan, or None."""
+        path = self._path(plan_digest)
+        return _parse(path.read_bytes()) if path.exists() else None
+
+    def delete(self, plan_digest: bytes) -> None:
+        """Remove the upload of a plan: one that was never debited, or is no longer needed."""
+        self._path(plan_digest).unlink(missing_ok=True)
+        sync_directory(self._folder)
+
+    def keep_only(self, plan_digests: set[bytes]) -> None:
+        """Remove every upload but those named."""
+        keep = {digest.hex() + _SUFFIX for digest in plan_digests}
+        for path in self._folder.iterdir():
+            if path.name not in keep:
+                path.unlink()
+        sync_directory(self._folder)
+
+    def _path(self, plan_digest: bytes) -> Path:
+        return self._folder / (plan_digest.hex() + _SUFFIX)
+
+
+def _parse(data: bytes) -> SealedUpload:
+    size = int.from_bytes(data[:_LENGTH_BYTES], "big")
+    begin = _LENGTH_BYTES + size
+    upload = Upload.from_bytes(data[_LENGTH_BYTES:begin])
+    return SealedUpload(upload, memoryview(data)[begin:], hashlib.sha256(data).hexdigest())

@@ -1,0 +1,146 @@
+"""Local training: a draw of privacy units becomes one clipped sum, which only the gate asks for.
+
+Shapes: B sequences, T positions, U units of a chunk, D coordinates of the trainable vector.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from client.data import Record
+from models.decoder import Decoder
+from models.recipe import Recipe
+from models.tokenizer import Row, Tokenizer, stack_rows
+from models.vector import views_by_name
+from privacy.dp.clipping import Chunk, add_clipped_gradients, unit_losses
+from privacy.dp.plan import PrivateStep
+from privacy.dp.records import UnitLayout
+from privacy.dp.sampling import chunks_for, physical_chunks
+
+_ABSENT = Row((0,), 0)
+
+
+@dataclass(frozen=True)
+class UnitRows:
+    """The sequences of every privacy unit of a node, in the order of the units' keys."""
+
+    rows: tuple[tuple[Row, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def unit_rows(records: Iterable[Record], tokenizer: Tokenizer, recipe: Recipe) -> UnitRows:
+    """Cut every unit's text into at most `recipe.sequences_per_unit` sequences.
+
+    First sequences of all of a unit's records come before second ones, so that a long record does
+    not crowd the others out.
+    """
+    records = sorted(records, key=lambda record: (record.unit, record.source))
+    cap, length = recipe.sequences_per_unit, recipe.sequence_length
+    cut = tokenizer.rows([record.text for record in records], length, cap)
+    by_unit: dict[str, list[tuple[int, Row]]] = defaultdict(list)
+    for record, rows in zip(records, cut, strict=True):
+        by_unit[record.unit].extend(enumerate(rows))
+    return UnitRows(
+        tuple(
+            tuple(row for _, row in sorted(found, key=lambda pair: pair[0])[:cap])
+            for found in by_unit.values()
+        )
+    )
+
+
+class LocalTrainer:
+    """One institution's model and data; `clipped_sum` is the only thing asked of them.
+
+    Args:
+        model: prepared by the recipe; its parameters are the round's.
+        units: the training units.
+        recipe: cap and length of sequences.
+        chunk_sequences: sequences processed at once; rounded up to whole units.
+        pad_draws: see `client.config.NodeConfig`.
+
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        units: UnitRows,
+        recipe: Recipe,
+        *,
+        chunk_sequences: int = 32,
+        pad_draws: bool = True,
+    ) -> None:
+        self.model, self.units, self.recipe = model, units, recipe
+        self._chunk_units = max(1, chunk_sequences // recipe.sequences_per_unit)
+        self._pad_draws = pad_draws
+
+    @property
+    def unit_count(self) -> int:
+        """Privacy units that can be drawn."""
+        return len(self.units)
+
+    def clipped_sum(self, drawn: NDArray[np.int64], step: PrivateStep) -> NDArray[np.float32]:
+        """Sum the clipped gradients of the drawn units; a step without noise does not clip.
+
+        Args:
+            drawn: indices of the drawn units, any number, none included.
+            step: gives C; whether there is noise decides whether anything is clipped.
+
+        Returns:
+            Sum over the drawn units of the gradient of each unit's mean loss, fp32 [D].
+
+        Raises:
+            ClippingError: see `privacy.dp.clipping.add_clipped_gradients`.
+
+        """
+        size = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        sum_D = torch.zeros(size)
+        least = self._least_chunks(step) if self._pad_draws else 0
+        for indices, present in physical_chunks(drawn, self._chunk_units, least):
+            chunk = self._chunk(indices, present)
+            if step.is_private:
+                sums = views_by_name(self.model, sum_D)
+                add_clipped_gradients(self.model, chunk, step.clipping_norm, sums)
+            else:
+                _add_gradients(self.model, chunk, sum_D)
+        return sum_D.numpy()
+
+    def _least_chunks(self, step: PrivateStep) -> int:
+        return chunks_for(len(self.units), step.sampling_probability, self._chunk_units)
+
+    def _chunk(self, indices: NDArray[np.int64], present: NDArray[np.bool_]) -> Chunk:
+        """Lay units out in a fixed shape where draws are padded, and tightly otherwise."""
+        if not self._pad_draws:
+            indices, present = indices[present], present[present]
+        rows: list[Row] = []
+        unit_B: list[int] = []
+        for place, (index, real) in enumerate(zip(indices, present, strict=True)):
+            own = self.units.rows[index] if real else (_ABSENT,)
+            missing = self.recipe.sequences_per_unit - len(own) if self._pad_draws else 0
+            rows.extend((*own, *[_ABSENT] * missing))
+            unit_B.extend([place] * (len(own) + missing))
+        layout = UnitLayout(torch.tensor(unit_B), len(indices))
+        token_BT, target_BT = stack_rows(rows, self._length(rows))
+        return Chunk(token_BT, target_BT, layout, torch.from_numpy(present))
+
+    def _length(self, rows: Sequence[Row]) -> int:
+        if self._pad_draws:
+            return self.recipe.sequence_length
+        return max(2, *(len(row.ids) - 1 for row in rows))
+
+
+def _add_gradients(model: Decoder, chunk: Chunk, sum_D: Tensor) -> None:
+    """Plain gradients of the sum of the units' losses, accumulated into `sum_D` in place."""
+    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    for name, view in views_by_name(model, sum_D).items():
+        parameters[name].grad = view
+    loss_U = unit_losses(model, chunk)
+    loss_U.where(chunk.present_U, 0.0).sum().backward()  # type: ignore[no-untyped-call]
+    for parameter in parameters.values():
+        parameter.grad = None
