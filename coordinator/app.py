@@ -1,0 +1,94 @@
+"""The Flower ServerApp: a thin driver over the durable rounds, on any Flower Grid."""
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from flwr.app import Context, Message
+from flwr.serverapp import Grid, ServerApp
+
+from coordinator.channel import Traffic
+from coordinator.driver import RunDriver
+from coordinator.settings import RunError
+from protos.flower import reply_from, to_records
+from protos.wire import Parcel, WireError, WireMessage
+
+app = ServerApp()
+
+_LOG = logging.getLogger("arion.coordinator")
+_POLL_S = 0.05
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Drive the run whose home the run config names, from wherever it stands."""
+    home = Path(str(context.run_config["home"]))
+    driver = RunDriver(home, GridChannel(grid))
+    try:
+        driver.run()
+    finally:
+        driver.close()
+
+
+class GridChannel:
+    """`coordinator.channel.Channel` over a Flower Grid; addresses are Flower's node ids."""
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+        self.traffic = Traffic()
+
+    def addresses(self, count: int, deadline_s: float) -> Sequence[int]:
+        """See `Channel.addresses`."""
+        end = time.monotonic() + deadline_s
+        while len(found := sorted(self._grid.get_node_ids())) < count:
+            if time.monotonic() > end:
+                raise RunError(
+                    f"Expected {count} nodes within {deadline_s:g} s, got {len(found)}. Start the "
+                    "missing nodes, then resume the run."
+                )
+            time.sleep(_POLL_S)
+        return found
+
+    def exchange(
+        self,
+        action: str,
+        requests: Mapping[int, Parcel],
+        reply: type[WireMessage],
+        deadline_s: float,
+    ) -> Iterator[tuple[int, Parcel]]:
+        """See `Channel.exchange`; replies are pulled one by one, so that memory stays small."""
+        messages = [
+            self._grid.create_message(to_records(parcel), action, address, "")
+            for address, parcel in requests.items()
+        ]
+        self.traffic.sent_bytes += sum(map(_size, requests.values()))
+        waiting = set(self._grid.push_messages(messages))
+        end = time.monotonic() + deadline_s
+        while waiting and time.monotonic() < end:
+            pulled = list(self._grid.pull_messages(sorted(waiting)))
+            for message in pulled:
+                waiting.discard(message.metadata.reply_to_message_id)
+                parcel = self._read(message, reply)
+                if parcel is not None:
+                    yield message.metadata.src_node_id, parcel
+            if not pulled:
+                time.sleep(_POLL_S)
+
+    def _read(self, message: Message, reply: type[WireMessage]) -> Parcel | None:
+        """Read a reply; what is no message of ours is logged and left out."""
+        address = message.metadata.src_node_id
+        if message.has_error():
+            _LOG.warning("node %d failed (code %d)", address, message.error.code)
+            return None
+        try:
+            parcel = reply_from(message.content, reply)
+        except WireError as error:
+            _LOG.warning("node %d: %s", address, error)
+            return None
+        self.traffic.received_bytes += _size(parcel)
+        return parcel
+
+
+def _size(parcel: Parcel) -> int:
+    return len(parcel.message.to_bytes()) + len(parcel.payload)

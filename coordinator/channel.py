@@ -1,0 +1,41 @@
+"""How the coordinator reaches nodes: one exchange per phase, whatever carries it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from protos.wire import Parcel, WireMessage
+
+
+@dataclass
+class Traffic:
+    """Bytes of messages and payloads, as the coordinator saw them."""
+
+    sent_bytes: int = 0
+    received_bytes: int = 0
+
+
+class Channel(Protocol):
+    """A way to the nodes; addresses are the carrier's own and prove nothing."""
+
+    traffic: Traffic
+
+    def addresses(self, count: int, deadline_s: float) -> Sequence[int]:
+        """Wait until `count` nodes can be reached, and return all that can."""
+
+    def exchange(
+        self,
+        action: str,
+        requests: Mapping[int, Parcel],
+        reply: type[WireMessage],
+        deadline_s: float,
+    ) -> Iterator[tuple[int, Parcel]]:
+        """Send a request to each address and yield replies as they come.
+
+        Args:
+            action: message type, such as "train.upload".
+            requests: by address.
+            reply: kind of reply; a `Refusal` may come instead. Other answers are left out.
+            deadline_s: how long to wait for replies in all; who is late is left out.
+
+        """

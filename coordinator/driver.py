@@ -1,0 +1,275 @@
+"""A run from its first round to its model: durable at every step, thin over the channel.
+
+After a crash at any instant the same call goes on: an attempt that was under way is taken up again
+(nodes send identical bytes), an applied round is recorded exactly once.
+"""
+
+import logging
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from coordinator.attempt import AttemptReport, AttemptRunner, Members
+from coordinator.channel import Channel, Traffic
+from coordinator.epoch import enter_epoch
+from coordinator.optimiser import OptimiserState, adam_step
+from coordinator.outcome import RoundOutcome, tell_observer
+from coordinator.records import RunRecords
+from coordinator.settings import RunError, RunSettings, load_settings
+from coordinator.store import Attempt, Phase, RunStore
+from coordinator.witnesses import Witnesses
+from models.checkpoint import load_model, model_digest
+from models.decoder import Decoder
+from models.recipe import prepare
+from models.vector import read_vector, trainable_layout, write_vector
+from privacy.dp.lattice import decode
+from privacy.identity import IdentityKey
+from privacy.ledger.log import LedgerLog
+from privacy.rounds import LARGEST_ATTEMPT, RoundPlan, quorum_for, sign_plan
+from privacy.secagg.coordinator import OpenedSum
+from privacy.secagg.recovery import AbortCode, SecAggAbort
+from protos.messages import Refusal
+from protos.round_messages import Done, RunClose
+from protos.wire import Parcel
+
+IDENTITY_FILE = "identity.key"
+LEDGER_FOLDER = "ledger"
+LEDGER_NAME = "coordinator"
+_NEAR_THE_EDGE = 7 / 8
+_LOG = logging.getLogger("arion.coordinator")
+
+
+class RunDriver:
+    """Drives one run; `run` returns when its last round is recorded.
+
+    Args:
+        home: holds run.json and identity.key; ledger, rounds and states live there too.
+        channel: the way to the nodes.
+
+    """
+
+    def __init__(self, home: Path, channel: Channel) -> None:
+        self.settings = load_settings(home)
+        self._key = IdentityKey.load(home / IDENTITY_FILE)
+        self._channel = channel
+        self._model, _ = load_model(self.settings.base_model)
+        prepare(self._model, self.settings.recipe)
+        self._store = RunStore(home)
+        self._ledger = LedgerLog(home / LEDGER_FOLDER, LEDGER_NAME)
+        self._records = RunRecords(self._ledger, self.settings)
+        self._witnesses = Witnesses(self._ledger, self._key, self.settings.members, channel)
+        self._members: Members | None = None
+        self.state = self._restore()
+
+    def close(self) -> None:
+        """Give files and locks back."""
+        self._ledger.close()
+        self._store.close()
+
+    def run(self) -> OptimiserState:
+        """Carry the run to its end and return the last state.
+
+        Raises:
+            RunError: the run cannot go on: members are missing, or refuse; the message says who.
+
+        """
+        self._take_up()
+        while self.state.step < self.settings.rounds:
+            self._round()
+        self._finish()
+        return self.state
+
+    def _restore(self) -> OptimiserState:
+        """Read the state after the last applied round, or start from the base model."""
+        last = self._store.last_attempt()
+        applied = last is not None and last.phase in (Phase.APPLIED, Phase.RECORDED)
+        done = 0 if last is None else last.round - (0 if applied else 1)
+        state = self._store.load_state(done)
+        if state is None and done:
+            raise RunError(
+                f"Expected the state after round {done} in the run's home, got none. "
+                "Restore the home from a backup."
+            )
+        if state is None:
+            state = OptimiserState.start(read_vector(self._model))
+            self._store.save_state(state)
+        write_vector(self._model, state.vector_D)
+        return state
+
+    def _take_up(self) -> None:
+        """Write what a crash kept from being written."""
+        last = self._store.last_attempt()
+        if last is None:
+            self._records.open(model_digest(self._model))
+        elif last.phase == Phase.APPLIED:
+            self._record(last)
+        elif last.phase == Phase.ABORTED:
+            self._records.aborted(last)
+
+    def _round(self) -> None:
+        """Make one attempt at the next round."""
+        attempt = self._attempt()
+        plan = RoundPlan.from_payload(attempt.plan.payload)
+        members = self._in_epoch(plan.epoch)
+        runner = AttemptRunner(plan, attempt.plan, members, self._channel, self.settings.deadline_s)
+        before = replace(self._channel.traffic)
+        try:
+            opened, attempt = self._sum(runner, attempt)
+        except SecAggAbort as abort:
+            attempt = self._abort(attempt, abort)
+            self._tell(attempt, runner.report, before)
+            _check_reachable(runner.report, plan)
+            return
+        near_edge = self._apply(opened, attempt, plan)
+        started = time.monotonic()
+        self._witnesses.collect(members, self.settings.deadline_s)
+        runner.report.seconds["ledger"] = time.monotonic() - started
+        self._tell(attempt, runner.report, before, near_edge)
+
+    def _attempt(self) -> Attempt:
+        """Take up the attempt that was under way, or plan and sign a new one."""
+        last = self._store.last_attempt()
+        number, made = self.state.step + 1, 0
+        if last is not None and last.round == number:
+            if last.phase != Phase.ABORTED and self._epoch_stands(last):
+                return last
+            made = last.attempt
+        if made == LARGEST_ATTEMPT:
+            raise RunError(
+                f"Expected round {number} to succeed within {LARGEST_ATTEMPT} attempts, got all "
+                "of them aborted. The log says who and why; a new run reserves a new schedule."
+            )
+        plan = make_plan(self.settings, self._model, self._in_epoch(None), number, made + 1)
+        attempt = Attempt(number, made + 1, Phase.UPLOADING, sign_plan(self._key, plan))
+        self._store.save(attempt)
+        return attempt
+
+    def _epoch_stands(self, attempt: Attempt) -> bool:
+        """Tell whether members still hold the keys of an attempt's epoch; else it is aborted."""
+        plan = RoundPlan.from_payload(attempt.plan.payload)
+        if self._in_epoch(plan.epoch).roster.digest.hex() == plan.roster_digest:
+            return True
+        self._abort(attempt, SecAggAbort(AbortCode.EPOCH_LOST, "Members lost the epoch's keys."))
+        self._members = None
+        return False
+
+    def _in_epoch(self, number: int | None) -> Members:
+        """Return the members of the epoch we are in, entering one where need be."""
+        if self._members is None:
+            epoch = number or self._store.next_epoch()
+            self._members = enter_epoch(self.settings, epoch, self._channel)
+        return self._members
+
+    def _sum(self, runner: AttemptRunner, attempt: Attempt) -> tuple[OpenedSum, Attempt]:
+        vector = self.state.vector_D.numpy().astype("<f4").tobytes()
+        recipe = self.settings.recipe_json()
+        request, survivors = runner.collect(recipe, vector, attempt.survivors)
+        attempt = replace(attempt, phase=Phase.SURVIVORS, survivors=survivors)
+        self._store.save(attempt)
+        runner.certify(request)
+        return runner.open(), attempt
+
+    def _apply(self, opened: OpenedSum, attempt: Attempt, plan: RoundPlan) -> int:
+        """Take the optimiser's step and record it; return coordinates near the ring's edge."""
+        sum_D = decode(opened.words, plan.step)
+        self.state = adam_step(
+            self.state,
+            torch.from_numpy(sum_D),
+            plan.step.expected_batch,
+            self.settings.optimiser,
+            self.settings.rounds,
+        )
+        self._store.save_state(self.state)
+        write_vector(self._model, self.state.vector_D)
+        attempt = replace(attempt, phase=Phase.APPLIED)
+        self._store.save(attempt)
+        self._record(attempt)
+        edge = _NEAR_THE_EDGE * 2.0 ** (plan.step.ring_bits - 1) * plan.step.lattice_scale
+        return int(np.count_nonzero(np.abs(sum_D) > edge))
+
+    def _record(self, attempt: Attempt) -> None:
+        self._records.recorded(attempt, model_digest(self._model))
+        self._store.save(replace(attempt, phase=Phase.RECORDED))
+
+    def _abort(self, attempt: Attempt, abort: SecAggAbort) -> Attempt:
+        """End an attempt for good; its uploads stay charged at the nodes that made them."""
+        _LOG.warning("round %d attempt %d: %s", attempt.round, attempt.attempt, abort)
+        attempt = replace(attempt, phase=Phase.ABORTED, survivors=(), code=str(abort.code))
+        self._store.save(attempt)
+        self._records.aborted(attempt)
+        return attempt
+
+    def _tell(
+        self, attempt: Attempt, report: AttemptReport, before: Traffic, near_edge: int = 0
+    ) -> None:
+        traffic = self._channel.traffic
+        outcome = RoundOutcome(
+            round=attempt.round,
+            attempt=attempt.attempt,
+            survivors=attempt.survivors,
+            code=attempt.code,
+            refusals=dict(report.refusals),
+            seconds=dict(report.seconds),
+            sent_bytes=traffic.sent_bytes - before.sent_bytes,
+            received_bytes=traffic.received_bytes - before.received_bytes,
+            near_edge=near_edge,
+            model_digest=model_digest(self._model),
+        )
+        tell_observer(outcome, self.state)
+
+    def _finish(self) -> None:
+        """Hand the model out, tell the nodes, and have the ledger countersigned a last time."""
+        self._records.released(model_digest(self._model))
+        members = self._in_epoch(None)
+        request = Parcel(RunClose(self.settings.federation, self.settings.run))
+        requests = dict.fromkeys(members.addresses.values(), request)
+        for address, parcel in self._channel.exchange(
+            "query.close", requests, Done, self.settings.deadline_s
+        ):
+            if isinstance(parcel.message, Refusal):
+                _LOG.warning("%s: %s", members.name_at(address), parcel.message.detail)
+        self._witnesses.collect(members, self.settings.deadline_s)
+
+
+def make_plan(
+    settings: RunSettings, model: Decoder, members: Members, number: int, attempt: int
+) -> RoundPlan:
+    """Write the plan of an attempt for the model as it stands."""
+    layout = trainable_layout(model)
+    names = members.roster.names
+    return RoundPlan(
+        federation=settings.federation,
+        run=settings.run,
+        epoch=members.roster.epoch,
+        round=number,
+        attempt=attempt,
+        roster_digest=members.roster.digest.hex(),
+        model_digest=model_digest(model),
+        recipe_digest=settings.recipe_digest(),
+        trainable=layout,
+        vector_length=sum(size for _, size in layout),
+        cohort=names,
+        quorum=quorum_for(len(names), settings.colluders),
+        n_min=settings.n_min,
+        colluders=settings.colluders,
+        step=settings.step,
+        dp_event=settings.step.event_json(),
+        runtime=settings.runtime,
+        seeded=settings.seeded,
+    )
+
+
+def _check_reachable(report: AttemptReport, plan: RoundPlan) -> None:
+    """Stop where refusals alone keep a sum from ever reaching n_min: attempts cost budget."""
+    if len(plan.cohort) - len(report.refusals) >= plan.n_min:
+        return
+    reasons = "; ".join(
+        f"{name}: {detail}" for name, (_, detail) in sorted(report.refusals.items())
+    )
+    raise RunError(
+        f"Expected at least n_min = {plan.n_min} members to take part, got refusals of "
+        f"{len(report.refusals)} of {len(plan.cohort)}: {reasons}"
+    )

@@ -1,0 +1,57 @@
+"""What a round came to, told to whoever observes a run in the same process."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from coordinator.optimiser import OptimiserState
+
+
+@dataclass(frozen=True)
+class RoundOutcome:
+    """One attempt, for people; holds nothing private.
+
+    Attributes:
+        round, attempt: which.
+        survivors: members in the sum; empty where it was aborted.
+        code: "" or why it was aborted.
+        refusals: code and detail by member.
+        seconds: by phase.
+        sent_bytes, received_bytes: traffic of the coordinator.
+        near_edge: coordinates of the sum beyond 7/8 of the ring's range: a wrap would be silent.
+        model_digest: after the round, hex.
+
+    """
+
+    round: int
+    attempt: int
+    survivors: tuple[str, ...]
+    code: str
+    refusals: dict[str, tuple[str, str]]
+    seconds: dict[str, float]
+    sent_bytes: int
+    received_bytes: int
+    near_edge: int
+    model_digest: str
+
+
+Observer = Callable[[RoundOutcome, OptimiserState], None]
+_OBSERVER: ContextVar[Observer | None] = ContextVar("arion_run_observer", default=None)
+
+
+@contextmanager
+def observing(observer: Observer) -> Iterator[None]:
+    """Call `observer` after every attempt of runs driven inside the block."""
+    token = _OBSERVER.set(observer)
+    try:
+        yield
+    finally:
+        _OBSERVER.reset(token)
+
+
+def tell_observer(outcome: RoundOutcome, state: OptimiserState) -> None:
+    """Tell the observer of this context, if there is one."""
+    observer = _OBSERVER.get()
+    if observer is not None:
+        observer(outcome, state)

@@ -1,0 +1,137 @@
+"""A run's settings, as the coordinator holds them: one frozen object in the run's home."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+from models.recipe import Recipe
+from privacy.canonical import canonical_bytes, sha256_hex
+from privacy.dp.plan import PrivateStep
+from privacy.ledger.files import replace_durably
+from privacy.rounds import LARGEST_COHORT, SMALLEST_COHORT
+
+SETTINGS_FILE = "run.json"
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,63}$")]
+PublicKey = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class RunError(ValueError):
+    """A run that cannot start or go on as it is set up."""
+
+
+class OptimiserSettings(BaseModel):
+    """Adam on the released sums (post-processing), with a linear rise and a cosine fall.
+
+    Attributes:
+        learning_rate: highest rate.
+        beta1, beta2: decay of the moments.
+        epsilon: added to the root of the second moment.
+        warm_up: share of the rounds in which the rate rises.
+
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    learning_rate: float = Field(default=2e-3, gt=0)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    epsilon: float = Field(default=1e-8, gt=0)
+    warm_up: float = Field(default=0.1, ge=0, lt=1)
+
+
+class RunSettings(BaseModel):
+    """What a run consists of.
+
+    Attributes:
+        federation, run: identifiers; a run reserves one schedule.
+        members: pinned identity keys by name, hex: the whole roster is the cohort.
+        n_min: least number of members in a sum.
+        colluders: members that may conspire, c.
+        rounds: optimiser steps; `step.releases` of the schedule also covers new attempts.
+        step: the mechanism.
+        recipe: local training.
+        optimiser: what is done with the sums.
+        base_model: model folder that the run starts from, relative to the run's home.
+        runtime: where the nodes run.
+        seeded: noise that anyone can recompute; for simulations.
+        deadline_s: how long a phase waits for members.
+
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    federation: str = Field(min_length=1, max_length=200)
+    run: str = Field(min_length=1, max_length=200)
+    members: dict[Name, PublicKey] = Field(min_length=SMALLEST_COHORT, max_length=LARGEST_COHORT)
+    n_min: int = Field(ge=2)
+    colluders: int = Field(ge=1)
+    rounds: int = Field(ge=1)
+    step: PrivateStep
+    recipe: Recipe
+    optimiser: OptimiserSettings
+    base_model: Path
+    runtime: Literal["simulate", "arion-grpc", "flower"]
+    seeded: bool = False
+    deadline_s: float = Field(default=600.0, gt=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not self.colluders < self.n_min <= len(self.members):
+            raise ValueError(
+                f"Expected colluders < n_min <= {len(self.members)} members, got "
+                f"{self.colluders} and {self.n_min}. Change federation.n_min or colluders."
+            )
+        if self.step.honest_survivors != self.n_min - self.colluders:
+            raise ValueError(
+                f"Expected honest_survivors = n_min - colluders = {self.n_min - self.colluders}, "
+                f"got {self.step.honest_survivors}."
+            )
+        if self.step.releases < self.rounds:
+            raise ValueError(
+                f"Expected a schedule of at least {self.rounds} releases, got "
+                f"{self.step.releases}. Raise privacy.spare_releases."
+            )
+        return self
+
+    def recipe_json(self) -> bytes:
+        """The recipe's canonical bytes, as nodes receive them."""
+        return canonical_bytes(self.recipe.model_dump(mode="json"))
+
+    def recipe_digest(self) -> str:
+        """What plans name the recipe by, hex."""
+        return sha256_hex(self.recipe_json())
+
+
+def save_settings(home: Path, settings: RunSettings) -> None:
+    """Write `run.json` durably."""
+    replace_durably(home / SETTINGS_FILE, settings.model_dump_json(indent=2).encode() + b"\n")
+
+
+def load_settings(home: Path) -> RunSettings:
+    """Read `run.json`, with the base model's path made absolute.
+
+    Raises:
+        RunError: missing or not a run's settings.
+
+    """
+    path = home / SETTINGS_FILE
+    try:
+        settings = RunSettings.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        key = ".".join(map(str, first["loc"])) or "run"
+        raise RunError(f"{path}: {key}: {first['msg']}. Correct this key.") from error
+    except OSError as error:
+        raise RunError(
+            f"Expected a run's settings at {path}, got {error.strerror}. Check the folder."
+        ) from error
+    return settings.model_copy(update={"base_model": home / settings.base_model})

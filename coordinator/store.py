@@ -1,0 +1,158 @@
+"""The coordinator's durable memory of a run: attempts and their phases, models and moments.
+
+Attempts live in one SQLite file (`synchronous=FULL`); the state of the optimiser is a file per
+round, written whole. A restarted coordinator reads where it was and goes on.
+"""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Final
+
+import torch
+from safetensors.torch import load, save
+
+from coordinator.optimiser import OptimiserState
+from privacy.identity import Signed
+from privacy.ledger.files import make_directory, replace_durably
+
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS attempts (
+    round INTEGER NOT NULL, attempt INTEGER NOT NULL, phase TEXT NOT NULL,
+    plan BLOB NOT NULL, signature BLOB NOT NULL, survivors TEXT NOT NULL, code TEXT NOT NULL,
+    PRIMARY KEY (round, attempt)
+) STRICT;
+CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
+"""
+_KEPT_STATES = 2
+
+
+class Phase(StrEnum):
+    """Where an attempt stands."""
+
+    UPLOADING = "uploading"
+    SURVIVORS = "survivors"
+    APPLIED = "applied"
+    RECORDED = "recorded"
+    ABORTED = "aborted"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt of one round.
+
+    Attributes:
+        plan: the signed plan.
+        survivors: members whose uploads were in when the set was fixed; empty before.
+        code: why it was aborted, or "".
+
+    """
+
+    round: int
+    attempt: int
+    phase: Phase
+    plan: Signed
+    survivors: tuple[str, ...] = ()
+    code: str = ""
+
+
+class RunStore:
+    """Memory of one run; every method is durable before it returns.
+
+    Args:
+        home: the run's home.
+
+    """
+
+    def __init__(self, home: Path) -> None:
+        self._states = home / "states"
+        make_directory(self._states)
+        self._connection = sqlite3.connect(home / "rounds.sqlite", isolation_level=None)
+        self._connection.execute("PRAGMA journal_mode = WAL")
+        self._connection.execute("PRAGMA synchronous = FULL")
+        self._connection.executescript(_SCHEMA)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+    def next_epoch(self) -> int:
+        """Return a number that no epoch of this run had."""
+        with self._transaction():
+            epoch = self.epoch + 1
+            self._connection.execute(
+                "INSERT INTO facts VALUES ('epoch', ?) "
+                "ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+                (epoch,),
+            )
+        return epoch
+
+    @property
+    def epoch(self) -> int:
+        """The newest epoch; 0 before the first."""
+        row = self._connection.execute("SELECT value FROM facts WHERE name = 'epoch'").fetchone()
+        return 0 if row is None else int(row[0])
+
+    def last_attempt(self) -> Attempt | None:
+        """Return the newest attempt of the newest round."""
+        row = self._connection.execute(
+            "SELECT round, attempt, phase, plan, signature, survivors, code FROM attempts "
+            "ORDER BY round DESC, attempt DESC LIMIT 1"
+        ).fetchone()
+        if row is None:
+            return None
+        number, attempt, phase, plan, signature, survivors, code = row
+        names = tuple(filter(None, survivors.split(",")))
+        return Attempt(number, attempt, Phase(phase), Signed(plan, signature), names, code)
+
+    def attempts(self) -> int:
+        """How many attempts there were in all: each may have used one release of the schedule."""
+        return int(self._connection.execute("SELECT count(*) FROM attempts").fetchone()[0])
+
+    def save(self, attempt: Attempt) -> None:
+        """Write an attempt, new or moved on."""
+        with self._transaction():
+            self._connection.execute(
+                "INSERT OR REPLACE INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (
+                    attempt.round,
+                    attempt.attempt,
+                    str(attempt.phase),
+                    attempt.plan.payload,
+                    attempt.plan.signature,
+                    ",".join(attempt.survivors),
+                    attempt.code,
+                ),
+            )
+
+    def save_state(self, state: OptimiserState) -> None:
+        """Write parameters and moments after a round; older ones but the last are deleted."""
+        tensors = {"vector": state.vector_D, "first": state.first_D, "second": state.second_D}
+        data = save({name: tensor.contiguous() for name, tensor in tensors.items()})
+        replace_durably(self._path(state.step), data)
+        for path in sorted(self._states.glob("*.safetensors"))[:-_KEPT_STATES]:
+            path.unlink()
+
+    def load_state(self, step: int) -> OptimiserState | None:
+        """Read parameters and moments after a round, or None."""
+        path = self._path(step)
+        if not path.exists():
+            return None
+        tensors: dict[str, torch.Tensor] = load(path.read_bytes())
+        return OptimiserState(step, tensors["vector"], tensors["first"], tensors["second"])
+
+    def _path(self, step: int) -> Path:
+        return self._states / f"{step:06d}.safetensors"
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._connection.execute("ROLLBACK")
+            raise
+        self._connection.execute("COMMIT")
