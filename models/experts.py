@@ -49,7 +49,7 @@ class GroupedLinear(nn.Module):
         if self.lora_A is None or self.lora_B is None:
             return y_MO
         low_MR = ops.grouped_linear(x_MI, self.lora_A, slots)
-        return y_MO + self.lora_scale * ops.grouped_linear(low_MR, self.lora_B, slots)
+        return y_MO + ops.grouped_linear(self.lora_scale * low_MR, self.lora_B, slots)
 
 
 class SparseExperts(nn.Module):

@@ -31,7 +31,7 @@ class Linear(nn.Module):
         if self.lora_A is None or self.lora_B is None:
             return y_BTO
         low_BTR = ops.linear(x_BTI, self.lora_A)
-        return y_BTO + self.lora_scale * ops.linear(low_BTR, self.lora_B)
+        return y_BTO + ops.linear(self.lora_scale * low_BTR, self.lora_B)
 
 
 class RMSNorm(nn.Module):

@@ -36,6 +36,13 @@ class Slots:
     token_M: Tensor
     positions: int
 
+    def used(self) -> Iterator[tuple[int, int, int]]:
+        """Yield (expert, begin, end) of every expert that has slots."""
+        for expert, begin in enumerate(self.offsets[:-1]):
+            end = self.offsets[expert + 1]
+            if end > begin:
+                yield expert, begin, end
+
 
 class Recorder(Protocol):
     """Receives, during backward, what is needed to form any weighted sum of weight gradients."""
@@ -126,7 +133,7 @@ class _Grouped(Function):
         ctx.save_for_backward(x_MI, weight_EOI)
         ctx.slots, ctx.recorder = slots, recorder
         y_MO = x_MI.new_empty(x_MI.shape[0], weight_EOI.shape[1])
-        for expert, begin, end in _segments(slots):
+        for expert, begin, end in slots.used():
             torch.mm(x_MI[begin:end], weight_EOI[expert].T, out=y_MO[begin:end])
         return y_MO
 
@@ -136,14 +143,14 @@ class _Grouped(Function):
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = torch.empty_like(x_MI)
-            for expert, begin, end in _segments(ctx.slots):
+            for expert, begin, end in ctx.slots.used():
                 torch.mm(grad_MO[begin:end], weight_EOI[expert], out=grad_x[begin:end])
         if not ctx.needs_input_grad[1]:
             return grad_x, None, None, None
         if ctx.recorder is not None:
             ctx.recorder.grouped(weight_EOI, x_MI.detach(), grad_MO, ctx.slots)
             return grad_x, None, None, None
-        return grad_x, grouped_outer(x_MI, grad_MO, ctx.slots), None, None
+        return grad_x, _grouped_outer(x_MI, grad_MO, ctx.slots), None, None
 
 
 class _Scale(Function):
@@ -174,7 +181,7 @@ class _Embedding(Function):
         return None, None, None
 
 
-def grouped_outer(x_MI: Tensor, grad_MO: Tensor, slots: Slots) -> Tensor:
+def _grouped_outer(x_MI: Tensor, grad_MO: Tensor, slots: Slots) -> Tensor:
     """Return, for each expert, grad[its slots]^T x[its slots]; zeros for an unused expert."""
     experts = len(slots.offsets) - 1
     outer_EOI = x_MI.new_empty(experts, grad_MO.shape[1], x_MI.shape[1])
@@ -182,10 +189,3 @@ def grouped_outer(x_MI: Tensor, grad_MO: Tensor, slots: Slots) -> Tensor:
         begin, end = slots.offsets[expert], slots.offsets[expert + 1]
         torch.mm(grad_MO[begin:end].T, x_MI[begin:end], out=outer_EOI[expert])
     return outer_EOI
-
-
-def _segments(slots: Slots) -> Iterator[tuple[int, int, int]]:
-    for expert, begin in enumerate(slots.offsets[:-1]):
-        end = slots.offsets[expert + 1]
-        if end > begin:
-            yield expert, begin, end

@@ -74,7 +74,7 @@ class BookKeeper:
         segments = self._segments.get(id(slots))
         if segments is None:
             segments = self._segments[id(slots)] = Segments(slots, self._layout)
-        self._add(GroupedRecord(weight_EOI, x_MI, grad_MO, slots, segments))
+        self._add(GroupedRecord(weight_EOI, x_MI, grad_MO, segments))
 
     def scale(self, weight_D: Tensor, x: Tensor, grad: Tensor) -> None:
         self._add(ScaleRecord(weight_D, x, grad, self._layout))
@@ -96,7 +96,7 @@ class BookKeeper:
             record = self._records.pop()
             if bad_U.any():
                 record.discard(bad_U)
-            sums[id(record.weight)].add_(record.weighted_sum(coefficient_U))
+            record.add_weighted(coefficient_U, sums[id(record.weight)])
 
     def _add(self, record: Record) -> None:
         self._squared_U = self._squared_U + record.squared_norms().float()
