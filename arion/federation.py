@@ -88,6 +88,7 @@ def build_homes(
     root: Path,
     shares: Sequence[Share],
     settings: Mapping[str, Any],
+    *,
     budget: Budget,
     vector_length: int,
     seed: int | None,
@@ -115,7 +116,9 @@ def build_homes(
     for share in shares:
         home = homes.nodes[share.name]
         write_toml(home / NODE_FILE, _node_toml(share, run, seed, node_options))
-        consent = _consent_toml(share, run, key, budget, vector_length, seed)
+        consent = _consent_toml(
+            share, run, key, budget=budget, vector_length=vector_length, seed=seed
+        )
         write_toml(home / CONSENT_FILE, consent)
         load_consent(home / CONSENT_FILE)
     pins = {name: Pin(public_key=hex_key, kind="node") for name, hex_key in members.items()}
@@ -156,6 +159,7 @@ def _consent_toml(
     share: Share,
     run: RunSettings,
     coordinator: IdentityKey,
+    *,
     budget: Budget,
     vector_length: int,
     seed: int | None,

@@ -4,6 +4,7 @@ The ClientApp and the messages are those of every other runtime; only the carrie
 Members can be made to drop out of any phase, which is how drop-outs are simulated and tested.
 """
 
+import hashlib
 import itertools
 import time
 from collections import OrderedDict
@@ -12,10 +13,14 @@ from pathlib import Path
 
 from flwr.app import DEFAULT_TTL, Context, Error, Message, Metadata, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid
+from flwr.serverapp import Grid, ServerApp
 
-Drops = Callable[[str, str], bool]
-"""(node's name, message type) -> whether the node does not answer this message."""
+from privacy.rounds import RoundPlan
+from protos.flower import from_records
+from protos.round_messages import UploadRequest
+
+Drops = Callable[[str, Message], bool]
+"""(node's name, message) -> whether the node does not answer this message."""
 
 _RUN_ID = 1
 _SERVER_ID = 1
@@ -38,7 +43,7 @@ class LocalGrid(Grid):
         self,
         client_app: ClientApp,
         homes: Mapping[str, Path],
-        drops: Drops = lambda name, message_type: False,
+        drops: Drops = lambda name, message: False,
     ) -> None:
         self._app, self._drops = client_app, drops
         self._names = dict(enumerate(sorted(homes), start=_SERVER_ID + 1))
@@ -118,6 +123,50 @@ class LocalGrid(Grid):
 
     def _answer(self, message: Message) -> Message:
         node_id = message.metadata.dst_node_id
-        if self._drops(self._names[node_id], message.metadata.message_type):
+        if self._drops(self._names[node_id], message):
             return Message(Error(_FAILED, "dropped out"), reply_to=message)
         return self._app(message, self._contexts[node_id])
+
+
+def run_server_app(server_app: ServerApp, grid: LocalGrid, home: Path) -> None:
+    """Run the ServerApp of the run in `home` over a grid of this process."""
+    context = Context(
+        run_id=_RUN_ID,
+        node_id=_SERVER_ID,
+        node_config={},
+        state=RecordDict(),
+        run_config={"home": str(home)},
+    )
+    server_app(grid, context)
+
+
+class DropOuts:
+    """Who drops out of which round: drawn from the seed, so that a resumed run draws the same.
+
+    Args:
+        rate: chance per node and attempt.
+        seed: of the draw; public.
+
+    """
+
+    def __init__(self, rate: float, seed: int) -> None:
+        self._rate, self._seed = rate, seed
+        self._fate: dict[str, str] = {}
+
+    def __call__(self, name: str, message: Message) -> bool:
+        """Tell whether the node leaves this message without an answer."""
+        action = message.metadata.message_type
+        if action == "train.upload":
+            self._fate[name] = self._draw(name, message)
+            return self._fate[name] == "before upload"
+        return action in ("query.survivors", "query.unmask") and self._fate.get(name, "") != ""
+
+    def _draw(self, name: str, message: Message) -> str:
+        request = from_records(message.content, UploadRequest).message
+        assert isinstance(request, UploadRequest)
+        plan = RoundPlan.from_payload(request.plan.payload)
+        place = f"{self._seed}\0{name}\0{plan.round}\0{plan.attempt}".encode()
+        uniform = int.from_bytes(hashlib.sha256(place).digest()[:8], "big") / 2**64
+        if uniform >= self._rate:
+            return ""
+        return "before upload" if uniform < self._rate / 2 else "after upload"

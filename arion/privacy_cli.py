@@ -3,7 +3,6 @@
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from arion.errors import user_errors
 from privacy.canonical import JsonValue
 from privacy.consent import explain, load_consent
 from privacy.identity import fingerprint
@@ -54,7 +54,7 @@ def verify_command(
 
     Example: arion privacy ledger verify runs/demo --pins keys-from-the-officers.json
     """
-    with _user_errors():
+    with user_errors():
         _check_folder(directory)
         pins_path = pins or directory / PINS_FILE
         trusted = load_pins(pins_path)
@@ -73,7 +73,7 @@ def show_command(directory: Folder, as_json: Json = False) -> None:
 
     Example: arion privacy ledger show runs/demo/nodes/hospital-a
     """
-    with _user_errors():
+    with user_errors():
         _check_folder(directory)
         ledgers = {
             str(path.parent.relative_to(directory)): _read_entries(path)
@@ -98,21 +98,11 @@ def explain_command(
 
     Example: arion privacy consent explain hospital-a/consent.toml
     """
-    with _user_errors():
+    with user_errors():
         consent = load_consent(path)
     for sentence in explain(consent):
         typer.echo(sentence)
     typer.echo(f"Digest, as the ledger records it: {consent.digest()}")
-
-
-@contextmanager
-def _user_errors() -> Iterator[None]:
-    """Turn an error of the input into one line and exit code 2."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        typer.echo("error: " + " ".join(str(error).split()), err=True)
-        raise typer.Exit(2) from error
 
 
 def _check_folder(directory: Path) -> None:

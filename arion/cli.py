@@ -1,0 +1,19 @@
+"""The command `arion`: one front door, composed of the parts."""
+
+import typer
+
+from arion.privacy_cli import privacy_app
+from arion.simulate_cli import simulate_command
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Federated learning of sparse language models on private text.",
+)
+app.add_typer(privacy_app, name="privacy")
+app.command("simulate")(simulate_command)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,123 @@
+"""The text of a simulation: institutions with their splits, and how rows are made of them.
+
+A simulation sees every institution's text, which no coordinator ever does: that is what makes a
+loss per institution and a routing by domain possible here.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from arion.federation import Share, common_unit, share_out
+from arion.institutions import Institution, find_institutions
+from arion.run_file import DataSection, FederationSection, RunFileError
+from client.data import Record, Split, load_config, read_shard, split_records
+from client.node import own_part
+from models.tokenizer import Row, Tokenizer
+
+MINIMUM_NODES = 3
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Institutions that take part, those that are only evaluated on, and their records.
+
+    Attributes:
+        shares: one per node.
+        unseen: institutions that take no part.
+        section: splits and caps.
+
+    """
+
+    shares: tuple[Share, ...]
+    unseen: tuple[Institution, ...]
+    section: DataSection
+
+    @property
+    def unit(self) -> str:
+        """Name of the run's privacy unit."""
+        return common_unit([share.institution.config for share in self.shares])
+
+    @cached_property
+    def splits(self) -> Mapping[str, Split]:
+        """Records of each node, split as the node itself splits them."""
+        return {share.name: self._split(share) for share in self.shares}
+
+    @cached_property
+    def unseen_records(self) -> Mapping[str, tuple[Record, ...]]:
+        """All records of each unseen institution: none of them was trained on."""
+        return {i.name: read_shard(i.path, i.config) for i in self.unseen}
+
+    def evaluation(self, part: str, limit: int) -> dict[str, tuple[Record, ...]]:
+        """Records to evaluate on, by node and unseen institution.
+
+        Args:
+            part: "heldout" or "validation"; unseen institutions are left out of the latter.
+            limit: most records of each, spread evenly over what there is.
+
+        """
+        found = {name: getattr(split, part) for name, split in self.splits.items()}
+        if part == "heldout":
+            found.update(self.unseen_records)
+        return {name: _spread(records, limit) for name, records in found.items()}
+
+    def _split(self, share: Share) -> Split:
+        institution = share.institution
+        records = own_part(
+            read_shard(institution.path, institution.config), share.part, share.parts
+        )
+        split = split_records(
+            records, heldout=self.section.heldout, validation=self.section.validation
+        )
+        for part in ("train", "validation", "heldout"):
+            if not getattr(split, part):
+                raise RunFileError(
+                    f"Expected records of {share.name!r} in each part of the split, got none in "
+                    f"{part!r} of {len(records)}. Add records, use fewer nodes, or change "
+                    "data.heldout and data.validation."
+                )
+        return split
+
+
+def open_corpus(data_dir: Path, section: DataSection, federation: FederationSection) -> Corpus:
+    """Find the institutions, set the unseen ones apart, and share the others out to nodes.
+
+    Raises:
+        DataError: unreadable data. RunFileError: an unknown unseen institution, or too few nodes.
+
+    """
+    config = load_config(section.config) if section.config else None
+    institutions = find_institutions(data_dir, config)
+    names = {institution.name: institution for institution in institutions}
+    wanted = {name.lower() for name in section.unseen}
+    if unknown := sorted(wanted - set(names)):
+        raise RunFileError(
+            f"Expected unseen institutions among {', '.join(names)}, got {', '.join(unknown)}. "
+            "Correct --unseen."
+        )
+    seen = [i for i in institutions if i.name not in wanted]
+    shares = share_out(seen, federation.nodes)
+    if not len(shares) >= MINIMUM_NODES:
+        raise RunFileError(
+            f"Expected at least {MINIMUM_NODES} nodes, got {len(shares)}: with fewer, one member's "
+            "update could be told from the sum. Add institutions, or deal their units out to more "
+            "nodes with --nodes."
+        )
+    return Corpus(shares, tuple(names[name] for name in sorted(wanted)), section)
+
+
+def first_rows(
+    records: Mapping[str, Sequence[Record]], tokenizer: Tokenizer, length: int
+) -> dict[str, list[Row]]:
+    """The first sequence of every record, by institution: what is evaluated."""
+    return {
+        name: [rows[0] for rows in tokenizer.rows([r.text for r in found], length, 1)]
+        for name, found in records.items()
+    }
+
+
+def _spread(records: Sequence[Record], limit: int) -> tuple[Record, ...]:
+    if len(records) <= limit:
+        return tuple(records)
+    return tuple(records[index * len(records) // limit] for index in range(limit))

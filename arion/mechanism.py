@@ -1,0 +1,124 @@
+"""From a run file and the counts of a corpus to the mechanism: the frozen step of every round."""
+
+import math
+from dataclasses import dataclass
+
+from arion.federation import Budget
+from arion.run_file import FederationSection, RunFile, RunFileError
+from models.recipe import Recipe
+from privacy.dp.accountant import calibrate_noise_multiplier
+from privacy.dp.plan import PrivateStep
+from privacy.rounds import quorum_for
+
+_SEQUENCES_PER_UNIT = 4
+_LIKELY = 3.0  # standard deviations of drop-outs that the defaults allow for
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Who must be in a sum.
+
+    Attributes:
+        nodes: members of the federation, n.
+        n_min: least number in a sum.
+        colluders: c.
+
+    """
+
+    nodes: int
+    n_min: int
+    colluders: int
+
+
+def choose_cohort(section: FederationSection, nodes: int) -> Cohort:
+    """Take n_min from the run file, or the largest that drop-outs will rarely miss.
+
+    Raises:
+        RunFileError: n_min out of range, or more drop-outs than a quorum can bear.
+
+    """
+    colluders = section.colluders
+    n_min = section.n_min
+    if n_min is None:
+        spread = math.sqrt(nodes * section.drop * (1 - section.drop))
+        missing = math.ceil(nodes * section.drop + _LIKELY * spread) if section.drop else 0
+        most = nodes - quorum_for(nodes, colluders)
+        n_min = nodes - min(missing, most)
+    if not colluders < n_min <= nodes:
+        raise RunFileError(
+            f"Expected colluders < n_min <= {nodes} nodes, got colluders {colluders} and n_min "
+            f"{n_min}. Change [federation]."
+        )
+    return Cohort(nodes, n_min, colluders)
+
+
+def choose_recipe(run: RunFile, unit: str) -> Recipe:
+    """Say how nodes train locally."""
+    training = run.training
+    cap = training.sequences_per_unit or (1 if unit == "record" else _SEQUENCES_PER_UNIT)
+    return Recipe(
+        kind=training.kind,
+        lora_rank=training.lora_rank,
+        lora_alpha=training.lora_alpha,
+        sequence_length=training.sequence_length,
+        sequences_per_unit=cap,
+    )
+
+
+def spare_releases(run: RunFile, cohort: Cohort) -> int:
+    """How many releases the schedule keeps for new attempts."""
+    if run.privacy.spare_releases is not None:
+        return run.privacy.spare_releases
+    drop = run.federation.drop
+    if not drop:
+        return 0
+    fails = _chance_below(cohort.nodes, cohort.n_min, 1 - drop)
+    expected = run.training.rounds * fails / (1 - fails)
+    return 2 + math.ceil(expected + _LIKELY * math.sqrt(expected))
+
+
+def choose_step(
+    run: RunFile, unit: str, units: int, cohort: Cohort, vector_length: int
+) -> PrivateStep:
+    """Calibrate the mechanism.
+
+    Args:
+        run: budget, batch, rounds.
+        unit: name of the privacy unit.
+        units: training units over all nodes; gives the sampling probability.
+        cohort: who must be in a sum.
+        vector_length: coordinates of a release.
+
+    """
+    probability = min(1.0, run.training.expected_batch / units)
+    releases = run.training.rounds + spare_releases(run, cohort)
+    noise_multiplier = 0.0
+    if run.privacy.enabled:
+        noise_multiplier = calibrate_noise_multiplier(
+            run.privacy.epsilon,
+            run.privacy.delta,
+            probability,
+            releases,
+            vector_length=vector_length,
+            contributors=cohort.nodes,
+        )
+    return PrivateStep(
+        clipping_norm=run.privacy.clipping_norm,
+        noise_multiplier=noise_multiplier,
+        sampling_probability=probability,
+        expected_batch=probability * units,
+        honest_survivors=cohort.n_min - cohort.colluders,
+        releases=releases,
+        unit=unit,
+        ring_bits=16 if run.privacy.enabled else 32,
+    )
+
+
+def budget_of(run: RunFile) -> Budget:
+    """What the simulated consents allow."""
+    return Budget(run.privacy.epsilon if run.privacy.enabled else None, run.privacy.delta)
+
+
+def _chance_below(nodes: int, n_min: int, stays: float) -> float:
+    """Chance that fewer than n_min of the nodes stay."""
+    return sum(math.comb(nodes, k) * stays**k * (1 - stays) ** (nodes - k) for k in range(n_min))

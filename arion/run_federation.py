@@ -1,0 +1,57 @@
+"""Drives the ServerApp over the in-process grid: one federated run, resumable."""
+
+from pathlib import Path
+
+import torch
+
+import client.app
+import coordinator.app
+from arion.federation import Homes
+from arion.local_grid import DropOuts, LocalGrid, run_server_app
+from coordinator.outcome import Observer, observing
+from coordinator.settings import load_settings
+from coordinator.store import RunStore
+from models.checkpoint import load_model, save_model
+from models.decoder import Decoder
+from models.lora import merge_lora
+from models.recipe import Recipe, prepare
+from models.vector import write_vector
+
+
+def run_federation(homes: Homes, observer: Observer, *, drop: float = 0.0, seed: int = 0) -> None:
+    """Carry a run to its end from wherever it stands.
+
+    Args:
+        homes: of the federation.
+        observer: called after every attempt.
+        drop: chance that a node drops out of a round, half before and half after its upload.
+        seed: of the drop-outs.
+
+    """
+    grid = LocalGrid(client.app.app, homes.nodes, DropOuts(drop, seed))
+    try:
+        with observing(observer):
+            run_server_app(coordinator.app.app, grid, homes.coordinator)
+    finally:
+        client.app.close_nodes()
+
+
+def final_vector(homes: Homes) -> torch.Tensor:
+    """The trainable parameters after a run's last round, fp32 [D]."""
+    store = RunStore(homes.coordinator)
+    try:
+        state = store.load_state(load_settings(homes.coordinator).rounds)
+    finally:
+        store.close()
+    assert state is not None, "the run came to its end"
+    return state.vector_D
+
+
+def write_merged_model(base: Path, recipe: Recipe, vector_D: torch.Tensor, folder: Path) -> Decoder:
+    """Write the run's model as a plain model folder, adapters merged; return it as released."""
+    model, tokenizer = load_model(base)
+    prepare(model, recipe)
+    write_vector(model, vector_D)
+    merge_lora(model)
+    save_model(model, tokenizer, folder)
+    return model

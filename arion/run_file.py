@@ -1,0 +1,199 @@
+"""RUN.toml: what a simulation does. Every key has a default; command-line options override it."""
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from models.pretrain import WarmUp
+
+Arm = Literal["local", "local_dp", "federated", "central", "federated_dp", "central_dp"]
+ARMS: tuple[Arm, ...] = get_args(Arm)
+
+
+class RunFileError(ValueError):
+    """A run file that cannot be carried out as written."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DataSection(_Section):
+    """Where the text comes from.
+
+    Attributes:
+        path: folder of institutions; None generates an invented federation.
+        config: `data.toml` for all institutions; None uses their own, or detects.
+        public: files and folders of public text for tokenizer and warm-up.
+        unseen: institutions that take no part and are only evaluated on.
+        heldout, validation: shares of record groups kept from training.
+        evaluate_records: records per institution in the final evaluation, at most.
+        evaluate_each_round: records per institution after each round; 0 does not evaluate.
+
+    """
+
+    path: Path | None = None
+    config: Path | None = None
+    public: tuple[Path, ...] = ()
+    unseen: tuple[str, ...] = ()
+    heldout: float = Field(default=0.1, gt=0, lt=1)
+    validation: float = Field(default=0.1, gt=0, lt=1)
+    evaluate_records: int = Field(default=500, ge=1)
+    evaluate_each_round: int = Field(default=48, ge=0)
+
+
+class ModelSection(_Section):
+    """Where the run starts.
+
+    Attributes:
+        base: a preset (warmed up on public text), or a model folder.
+        warm_up: settings of the warm-up.
+
+    """
+
+    base: str = "nano"
+    warm_up: WarmUp = WarmUp()
+
+
+class TrainingSection(_Section):
+    """How nodes and server train.
+
+    Attributes:
+        kind: "full" (all but routers) or "lora".
+        rounds: optimiser steps.
+        expected_batch: privacy units drawn per round over all nodes, on average.
+        learning_rate: highest rate of the server's Adam.
+        sequence_length: tokens.
+        sequences_per_unit: cap; None is 1 where the unit is a record, and 4 elsewhere.
+        lora_rank, lora_alpha: of the adapters.
+
+    """
+
+    kind: Literal["full", "lora"] = "full"
+    rounds: int = Field(default=20, ge=1, le=100_000)
+    expected_batch: float = Field(default=256.0, gt=0)
+    learning_rate: float = Field(default=2e-3, gt=0)
+    sequence_length: int = Field(default=128, ge=2)
+    sequences_per_unit: int | None = Field(default=None, ge=1, le=64)
+    lora_rank: int = Field(default=8, ge=1)
+    lora_alpha: float = Field(default=16.0, gt=0)
+
+
+class PrivacySection(_Section):
+    """The budget; apart from everything that only concerns speed.
+
+    Attributes:
+        enabled: False runs without noise and without clipping: no privacy.
+        epsilon, delta: for the whole schedule, per privacy unit and node.
+        clipping_norm: C.
+        spare_releases: releases of the schedule kept for new attempts; None takes 0 without
+            drop-outs, and as many as are likely to be needed with them.
+
+    """
+
+    enabled: bool = True
+    epsilon: float = Field(default=8.0, gt=0)
+    delta: float = Field(default=1e-5, gt=0, lt=1e-3)
+    clipping_norm: float = Field(default=1.0, gt=0)
+    spare_releases: int | None = Field(default=None, ge=0)
+
+
+class FederationSection(_Section):
+    """Who takes part.
+
+    Attributes:
+        nodes: None makes one node for each institution.
+        colluders: members that may conspire with the coordinator, c.
+        n_min: least members in a sum; None is all of them without drop-outs.
+        drop: chance that a node drops out of a round.
+
+    """
+
+    nodes: int | None = Field(default=None, ge=3, le=50)
+    colluders: int = Field(default=1, ge=1)
+    n_min: int | None = Field(default=None, ge=2)
+    drop: float = Field(default=0.0, ge=0, lt=0.5)
+
+
+class CompareSection(_Section):
+    """A comparison of arms, where one is asked for.
+
+    Attributes:
+        seeds: how many; 0 is a single simulation.
+        arms: which to train; the base is always evaluated.
+
+    """
+
+    seeds: int = Field(default=0, ge=0, le=100)
+    arms: tuple[Arm, ...] = ARMS
+
+
+class RunFile(_Section):
+    """A whole simulation.
+
+    Attributes:
+        seed: of everything drawn; None draws sampling and noise from the operating system, so that
+            the run cannot be repeated and its noise protects.
+
+    """
+
+    data: DataSection = DataSection()
+    model: ModelSection = ModelSection()
+    training: TrainingSection = TrainingSection()
+    privacy: PrivacySection = PrivacySection()
+    federation: FederationSection = FederationSection()
+    compare: CompareSection = CompareSection()
+    seed: int | None = Field(default=0, ge=0, lt=2**63)
+
+    @property
+    def public_seed(self) -> int:
+        """Seed of what is public in any case: first weights, warm-up, drop-outs."""
+        return self.seed or 0
+
+
+def load_run_file(path: Path | None, overrides: dict[str, dict[str, Any]]) -> RunFile:
+    """Read RUN.toml and apply command-line options.
+
+    Args:
+        path: the file, or None for all defaults; relative paths in it are relative to it.
+        overrides: by section, then key; the section "" holds top-level keys.
+
+    Raises:
+        RunFileError: unreadable, not TOML, or a key that is unknown or out of its range.
+
+    """
+    values = _read(path) if path is not None else {}
+    for section, options in overrides.items():
+        target = values.setdefault(section, {}) if section else values
+        target.update(options)
+    return _parse(values, path.name if path else "the options")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunFileError(
+            f"Expected a readable TOML file at {path}, got: {error}. Correct the file."
+        ) from error
+    data = values.get("data", {})
+    for key in ("path", "config"):
+        if isinstance(data.get(key), str):
+            data[key] = path.parent / data[key]
+    if isinstance(data.get("public"), list):
+        data["public"] = [path.parent / str(place) for place in data["public"]]
+    model = values.get("model", {})
+    if isinstance(model.get("base"), str) and (path.parent / model["base"]).is_dir():
+        model["base"] = str(path.parent / model["base"])
+    return values
+
+
+def _parse(values: dict[str, Any], source: str) -> RunFile:
+    try:
+        return RunFile.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        key = ".".join(map(str, first["loc"])) or "run"
+        raise RunFileError(f"{source}: {key}: {first['msg']}. Correct this key.") from error
