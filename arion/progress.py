@@ -84,7 +84,7 @@ class LineProgress:
         if done < self._steps and now - self._told < _QUIET_S:
             return
         self._told = now
-        left = (now - self._started) / max(done, 1) * (self._steps - done)
+        left = (now - self._started) / max(done, 1) * max(self._steps - done, 0)
         self.note(f"{self._name}: {done}/{self._steps}  {text}  about {left:.0f} s left")
 
     def note(self, text: str) -> None:
