@@ -20,6 +20,7 @@ from arion.run_file import RunFile
 from arion.summary import FEDERATED, Finished, summarise
 from arion.synthetic import write_synthetic
 from arion.watch import RoundWatch
+from client.data import describe
 from coordinator.settings import OptimiserSettings, load_settings
 from models.checkpoint import load_model
 from models.recipe import Recipe, prepare
@@ -63,6 +64,8 @@ class Simulation:
         if data.path is None:
             write_synthetic(self.out / "data")
         corpus = open_corpus(self.data_dir, data, self.run_file.federation)
+        for line in what_was_found(corpus):
+            self._progress.note(line)
         self.journal.spend("data", time.monotonic() - started)
         return corpus
 
@@ -171,3 +174,10 @@ class Simulation:
         model, _ = load_model(self.base)
         prepare(model, recipe)
         return read_vector(model)
+
+
+def what_was_found(corpus: Corpus) -> list[str]:
+    """One line per institution: how its fields were understood. Whose data it is, people say."""
+    shares = [(share.name, share.institution.config) for share in corpus.shares]
+    unseen = [(f"{i.name} (only evaluated on)", i.config) for i in corpus.unseen]
+    return [f"{name}: {describe(config)}" for name, config in shares + unseen]
