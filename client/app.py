@@ -11,6 +11,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client.node import Node
+from privacy.identity import SignatureError
 from privacy.ledger.entries import LedgerError
 from privacy.rounds import PlanRefused
 from privacy.secagg.header import SecAggRefused
@@ -138,7 +139,7 @@ def close_run(message: Message, context: Context) -> Message:
 
     def act(node: Node, parcel: Parcel) -> Parcel:
         assert isinstance(parcel.message, RunClose)
-        node.close_run(parcel.message.run)
+        node.close_run(parcel.message.federation, parcel.message.run)
         return Parcel(Done())
 
     return _answer(message, context, RunClose, act)
@@ -158,7 +159,7 @@ def _answer(
         reply = _refusal(node, str(refusal.code), getattr(refusal, "clause", ""), refusal)
     except RosterError as error:
         reply = _refusal(node, "bad-roster", "members", error)
-    except LedgerError as error:
+    except (LedgerError, SignatureError) as error:
         reply = _refusal(node, "bad-ledger", "", error)
     except WireError as error:
         reply = _refusal(node, "bad-message", "", error)

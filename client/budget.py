@@ -47,12 +47,13 @@ class NodeBooks:
             self._read(entry.parsed())
 
     def join(self, noise: Noise) -> None:
-        """Bind the node to its consent; written once for each version of the consent."""
+        """Bind the node to its consent, once for each version of it, and sign what is there."""
         body = FederationJoined(
             federation=self._consent.federation, consent_digest=self._consent.digest(), noise=noise
         )
         if body != self._joined:
             self._write("federation-joined", body)
+        self._log.sign_head(self._key)
 
     def spent_elsewhere(self, run: str) -> tuple[float, float]:
         """(epsilon, delta) that all runs but this one were charged, over the data's life."""

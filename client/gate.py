@@ -80,10 +80,10 @@ class Gate:
 
         """
         plan_digest = _digest_of(signed)
-        if (debit := self.books.debit_of(plan_digest)) is not None:
-            return self._resend(plan_digest, debit.sealed_digest)
-        self._forget_unfinished(plan_digest, member)
         try:
+            if (debit := self.books.debit_of(plan_digest)) is not None:
+                return self._resend(plan_digest, debit.sealed_digest)
+            self._forget_unfinished(plan_digest, member)
             plan = self._verified(signed, member)
             trainer = open_trainer(plan)
             self._check_trainer_seed(plan)

@@ -74,7 +74,11 @@ class Node:
             home / f"{COORDINATOR}.witness.json", COORDINATOR, self.config.name
         )
         books = NodeBooks(self._ledger, self._identity, self.consent)
-        books.join("csprng" if self.config.seed is None else "seeded, not private")
+        try:
+            books.join("csprng" if self.config.seed is None else "seeded, not private")
+        except BaseException:
+            self.close()
+            raise
         self._books = books
         self._outbox = Outbox(home / "outbox")
         self._gate = Gate(self.consent, books, self._outbox, runtime, self.config.seed)
@@ -96,12 +100,7 @@ class Node:
     def publish_keys(self, federation: str, epoch: int) -> Signed:
         """Return this node's signed bundle of an epoch, making keys if they are new."""
         with self._lock:
-            if federation != self.consent.federation:
-                raise PlanRefused(
-                    PlanCode.WRONG_FEDERATION,
-                    "federation",
-                    f"Expected federation {self.consent.federation!r}, got {federation!r}.",
-                )
+            self._check_federation(federation)
             self._epoch = self._epochs.enter(federation, epoch)
             return self._epoch.bundle
 
@@ -133,7 +132,7 @@ class Node:
 
         """
         with self._lock:
-            self._check_no_fork()
+            self._check_no_fork(request.plan)
             sealed = self._gate.release(
                 request.plan,
                 self._in_epoch(),
@@ -177,9 +176,10 @@ class Node:
                 raise
             return self._identity.sign(COUNTERSIGN_DOMAIN, payload)
 
-    def close_run(self, run: str) -> None:
+    def close_run(self, federation: str, run: str) -> None:
         """Note that a run makes no more releases."""
         with self._lock:
+            self._check_federation(federation)
             self._books.close(run)
 
     def _open_trainer(
@@ -206,7 +206,12 @@ class Node:
         if self._trainer is None or self._trainer[0] != digest:
             recipe = _parse_recipe(recipe_json)
             model, tokenizer = load_model(self.config.base_model)
-            prepare(model, recipe)
+            try:
+                prepare(model, recipe)
+            except ValueError:
+                _refuse_plan(
+                    PlanCode.WRONG_RECIPE, "", "a recipe that fits this node's model, got another"
+                )
             units = unit_rows(training_records(self.config), tokenizer, recipe)
             trainer = LocalTrainer(
                 model,
@@ -236,14 +241,24 @@ class Node:
             )
         return plan
 
-    def _check_no_fork(self) -> None:
-        if (self.home / FORK_FILE).exists():
+    def _check_federation(self, federation: str) -> None:
+        if federation != self.consent.federation:
             raise PlanRefused(
+                PlanCode.WRONG_FEDERATION,
+                "federation",
+                f"Expected federation {self.consent.federation!r}, got {federation!r}.",
+            )
+
+    def _check_no_fork(self, signed: Signed) -> None:
+        if (self.home / FORK_FILE).exists():
+            refusal = PlanRefused(
                 PlanCode.FORKED_LEDGER,
                 "",
                 f"Expected one history of the coordinator's ledger, got two: see {FORK_FILE} in "
                 "this node's home. An officer must settle it, then remove that file.",
             )
+            self._books.refuse(refusal, hashlib.sha256(signed.payload).digest())
+            raise refusal
 
     def _check_unit(self) -> None:
         """One record's removal must be one unit's removal, and nothing else."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from privacy.ledger.files import make_directory, replace_durably, sync_directory
 from privacy.secagg.masks import Words
 from protos.messages import Upload
+from protos.wire import WireError
 
 _LENGTH_BYTES = 4
 _SUFFIX = ".sealed"
@@ -50,9 +51,12 @@ class Outbox:
         return _parse(data)
 
     def load(self, plan_digest: bytes) -> SealedUpload | None:
-        """Return the upload sealed for a plan, or None."""
+        """Return the upload sealed for a plan, or None where there is none or a damaged one."""
         path = self._path(plan_digest)
-        return _parse(path.read_bytes()) if path.exists() else None
+        try:
+            return _parse(path.read_bytes()) if path.exists() else None
+        except WireError:
+            return None
 
     def delete(self, plan_digest: bytes) -> None:
         """Remove the upload of a plan: one that was never debited, or is no longer needed."""
