@@ -30,6 +30,7 @@ from privacy.identity import IdentityKey
 from privacy.ledger.log import LedgerLog
 from privacy.rounds import LARGEST_ATTEMPT, RoundPlan, quorum_for, sign_plan
 from privacy.secagg.coordinator import OpenedSum
+from privacy.secagg.header import RefusalCode
 from privacy.secagg.recovery import AbortCode, SecAggAbort
 from protos.messages import Refusal
 from protos.round_messages import Done, RunClose
@@ -62,7 +63,11 @@ class RunDriver:
         self._records = RunRecords(self._ledger, self.settings)
         self._witnesses = Witnesses(self._ledger, self._key, self.settings.members, channel)
         self._members: Members | None = None
-        self.state = self._restore()
+        try:
+            self.state = self._restore()
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Give files and locks back."""
@@ -108,6 +113,7 @@ class RunDriver:
             self._record(last)
         elif last.phase == Phase.ABORTED:
             self._records.aborted(last)
+        self._ledger.sign_head(self._key)
 
     def _round(self) -> None:
         """Make one attempt at the next round."""
@@ -121,6 +127,7 @@ class RunDriver:
         except SecAggAbort as abort:
             attempt = self._abort(attempt, abort)
             self._tell(attempt, runner.report, before)
+            self._leave_epoch(runner.report)
             _check_reachable(runner.report, plan)
             return
         near_edge = self._apply(opened, attempt, plan)
@@ -128,6 +135,7 @@ class RunDriver:
         self._witnesses.collect(members, self.settings.deadline_s)
         runner.report.seconds["ledger"] = time.monotonic() - started
         self._tell(attempt, runner.report, before, near_edge)
+        self._leave_epoch(runner.report)
 
     def _attempt(self) -> Attempt:
         """Take up the attempt that was under way, or plan and sign a new one."""
@@ -162,6 +170,11 @@ class RunDriver:
             epoch = number or self._store.next_epoch()
             self._members = enter_epoch(self.settings, epoch, self._channel)
         return self._members
+
+    def _leave_epoch(self, report: AttemptReport) -> None:
+        """Open a new epoch for the next attempt where a member started again and holds none."""
+        if any(code == RefusalCode.OTHER_ROSTER for code, _ in report.refusals.values()):
+            self._members = None
 
     def _sum(self, runner: AttemptRunner, attempt: Attempt) -> tuple[OpenedSum, Attempt]:
         vector = self.state.vector_D.numpy().astype("<f4").tobytes()
@@ -263,13 +276,19 @@ def make_plan(
 
 
 def _check_reachable(report: AttemptReport, plan: RoundPlan) -> None:
-    """Stop where refusals alone keep a sum from ever reaching n_min: attempts cost budget."""
-    if len(plan.cohort) - len(report.refusals) >= plan.n_min:
+    """Stop where refusals alone keep a sum from ever reaching n_min: attempts cost budget.
+
+    A member that lacks the epoch does not count: the next attempt has a new one.
+    """
+    lasting = {
+        name: detail
+        for name, (code, detail) in report.refusals.items()
+        if code != RefusalCode.OTHER_ROSTER
+    }
+    if len(plan.cohort) - len(lasting) >= plan.n_min:
         return
-    reasons = "; ".join(
-        f"{name}: {detail}" for name, (_, detail) in sorted(report.refusals.items())
-    )
+    reasons = "; ".join(f"{name}: {detail}" for name, detail in sorted(lasting.items()))
     raise RunError(
         f"Expected at least n_min = {plan.n_min} members to take part, got refusals of "
-        f"{len(report.refusals)} of {len(plan.cohort)}: {reasons}"
+        f"{len(lasting)} of {len(plan.cohort)}: {reasons}"
     )

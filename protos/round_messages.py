@@ -91,6 +91,10 @@ class HeadHeld(WireMessage):
     wire = pb.HeadHeld
     size: int
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.size < 2**53:
+            refuse("size", "a number from 0", self.size)
+
     def _to_wire(self) -> Message:
         return pb.HeadHeld(size=self.size)
 
