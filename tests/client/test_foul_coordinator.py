@@ -1,0 +1,387 @@
+"""A coordinator that plays foul: the node refuses, releases nothing, and writes down why."""
+
+import tomllib
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from arion.federation import write_toml
+from client.config import NODE_FILE
+from client.node import CONSENT_FILE, FORK_FILE, Node
+from models.recipe import Recipe
+from privacy.canonical import canonical_bytes, sha256_hex
+from privacy.identity import IdentityKey, SignatureError, Signed
+from privacy.ledger.entries import ForkError
+from privacy.ledger.log import LedgerLog
+from privacy.rounds import PlanCode, PlanRefused, run_cost, sign_plan
+from privacy.secagg.header import RefusalCode, SecAggRefused
+from privacy.secagg.keys import EpochKeys, RosterError
+from protos.messages import SurvivorsRequest
+from protos.round_messages import HeadOffer, UploadRequest
+from tests.small_federation import FEDERATION, NAMES, NO_NOISE, RUN, Hands, SmallFederation
+
+
+def refused(hands: Hands, code: PlanCode, act: Callable[[], object], sealed: int = 0) -> None:
+    """The node refuses with this code; nothing new is sealed or debited, and its ledger says so."""
+    node = hands.nodes["north"]
+    before = hands.federation.bodies("north", "release-debited")
+    with pytest.raises(PlanRefused) as caught:
+        act()
+    assert caught.value.code is code, caught.value
+    assert len(hands.outbox("north")) == sealed
+    assert hands.federation.bodies("north", "release-debited") == before
+    assert hands.federation.bodies("north", "refusal")[-1]["code"] == str(code)
+    node.close()
+    assert hands.federation.verified()["north"].is_ok
+
+
+def ask(hands: Hands, request: UploadRequest, vector: bytes | None = None) -> None:
+    hands.nodes["north"].release(request, memoryview(vector or hands.vector))
+
+
+@pytest.mark.parametrize(
+    ("code", "changes"),
+    [
+        (PlanCode.OVER_BUDGET, {"step": {"noise_multiplier": 0.2}}),
+        (PlanCode.OVER_BUDGET, {"step": {"releases": 60}}),
+        (PlanCode.OVER_BUDGET, {"step": {"sampling_probability": 1.0}}),
+        (PlanCode.OVER_BUDGET, {"step": {"honest_survivors": 3}, "n_min": 4}),
+        (PlanCode.NO_NOISE, {"step": NO_NOISE}),
+        (PlanCode.WRONG_UNIT, {"step": {"unit": "record"}}),
+        (PlanCode.COHORT_TOO_SMALL, {"step": {"honest_survivors": 1}, "n_min": 2}),
+        (PlanCode.TOO_FEW_COLLUDERS, {}),
+        (PlanCode.WRONG_SURVIVORS, {"step": {"honest_survivors": 4}}),
+        (PlanCode.BAD_COHORT, {"cohort": ("east", "north", "south")}),
+        (PlanCode.BAD_COHORT, {"cohort": ("east", "mallory", "north", "south", "west")}),
+        (PlanCode.BAD_QUORUM, {"quorum": 2}),
+        (PlanCode.WRONG_EVENT, {"dp_event": {"class_name": "NoOpDpEvent"}}),
+        (PlanCode.WRONG_FEDERATION, {"federation": "another"}),
+        (PlanCode.WRONG_RUNTIME, {"runtime": "flower"}),
+        (PlanCode.WRONG_ROSTER, {"epoch": 2}),
+        (PlanCode.WRONG_ROSTER, {"roster_digest": "0" * 64}),
+        (PlanCode.OLD_ROUND, {"attempt": 4}),
+        (PlanCode.OLD_ROUND, {"round": 7}),
+        (PlanCode.WRONG_RECIPE, {"recipe_digest": "0" * 64}),
+        (PlanCode.WRONG_MODEL, {"model_digest": "0" * 64}),
+    ],
+    ids=str,
+)
+def test_plans_beyond_the_consent(
+    take: Callable[..., Hands], code: PlanCode, changes: dict[str, Any]
+) -> None:
+    hands = take()
+    tighten(hands, code)
+    plan = hands.plan(**changes)
+    refused(hands, code, lambda: ask(hands, hands.request(plan)))
+
+
+def tighten(hands: Hands, code: PlanCode) -> None:
+    """Let north's consent allow the honest schedule and hardly more, or ask for two colluders."""
+    if code is PlanCode.TOO_FEW_COLLUDERS:
+        rewrite_consent(hands, tolerated_colluders=2)
+    elif code is PlanCode.OVER_BUDGET:
+        cost = run_cost(hands.plan(), hands.nodes["north"].consent)
+        rewrite_consent(
+            hands,
+            epsilon=1.05 * cost.epsilon,
+            epsilon_per_run=1.05 * cost.epsilon,
+            epsilon_if_all_others_collude=1.05 * cost.epsilon_if_all_others_collude,
+        )
+
+
+def rewrite_consent(hands: Hands, **clauses: Any) -> None:
+    """North's officer signs off another consent, and the node starts again."""
+    path = hands.federation.homes.nodes["north"] / CONSENT_FILE
+    write_toml(path, tomllib.loads(path.read_text()) | clauses)
+    hands.reopen("north")
+
+
+def rewrite_node(hands: Hands, **changes: Any) -> None:
+    """North's own settings change; None removes one."""
+    path = hands.federation.homes.nodes["north"] / NODE_FILE
+    values = tomllib.loads(path.read_text()) | changes
+    write_toml(path, {name: value for name, value in values.items() if value is not None})
+    hands.reopen("north")
+
+
+def test_the_honest_schedule_is_within_the_tightened_consent(hands: Hands) -> None:
+    tighten(hands, PlanCode.OVER_BUDGET)
+    hands.release("north", hands.plan())
+    assert len(hands.federation.bodies("north", "release-debited")) == 1
+
+
+def test_a_second_run_beyond_the_life_of_the_data(hands: Hands) -> None:
+    tighten(hands, PlanCode.OVER_BUDGET)
+    hands.release("north", hands.plan())
+    refused(hands, PlanCode.OVER_BUDGET, lambda: hands.release("north", hands.plan(run="b")), 1)
+
+
+def test_an_expired_consent(hands: Hands) -> None:
+    rewrite_consent(hands, expires=date(2020, 1, 1).isoformat())
+    refused(hands, PlanCode.EXPIRED, lambda: hands.release("north", hands.plan()))
+
+
+def test_a_plan_of_another_coordinator(hands: Hands) -> None:
+    request = hands.request(hands.plan(), IdentityKey.generate())
+    refused(hands, PlanCode.BAD_SIGNATURE, lambda: ask(hands, request))
+
+
+@pytest.mark.parametrize("field", ["model_digest", "recipe_digest", "roster_digest"])
+def test_a_plan_edited_after_signing(hands: Hands, field: str) -> None:
+    request = hands.request(hands.plan())
+    edited = hands.plan(**{field: "0" * 64}).payload()
+    request = replace(request, plan=Signed(edited, request.plan.signature))
+    refused(hands, PlanCode.BAD_SIGNATURE, lambda: ask(hands, request))
+
+
+def test_a_plan_in_another_spelling(hands: Hands) -> None:
+    payload = hands.plan().payload().replace(b":", b": ", 1)
+    request = UploadRequest(hands.key.sign("plan", payload), b"{}")
+    refused(hands, PlanCode.NOT_CANONICAL, lambda: ask(hands, request))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda vector: vector[:-4] + np.float32(2.0).tobytes(),
+        lambda vector: vector[:-4],
+        lambda vector: vector + bytes(4),
+        lambda vector: bytes(len(vector)),
+        lambda vector: vector[:-4] + np.float32(np.nan).tobytes(),
+    ],
+    ids=["one weight", "shorter", "longer", "zeros", "not a number"],
+)
+def test_another_model_under_the_plans_digest(
+    hands: Hands, change: Callable[[bytes], bytes]
+) -> None:
+    request = hands.request(hands.plan())
+    refused(hands, PlanCode.WRONG_MODEL, lambda: ask(hands, request, change(hands.vector)))
+
+
+def test_another_recipe_than_the_plan_names(hands: Hands) -> None:
+    other = canonical_bytes(Recipe(sequence_length=8).model_dump(mode="json"))
+    request = replace(hands.request(hands.plan()), recipe=other)
+    refused(hands, PlanCode.WRONG_RECIPE, lambda: ask(hands, request))
+
+
+@pytest.mark.parametrize(
+    ("code", "recipe"),
+    [
+        (PlanCode.WRONG_RECIPE, b"{}"),
+        (PlanCode.WRONG_RECIPE, b'{"kind":"pickle"}'),
+        (PlanCode.WRONG_RECIPE, b"not json"),
+        (
+            PlanCode.WRONG_RECIPE,
+            canonical_bytes(Recipe(sequence_length=33).model_dump(mode="json")),
+        ),
+        (PlanCode.NOT_TRAINABLE, canonical_bytes(Recipe(kind="lora").model_dump(mode="json"))),
+    ],
+    ids=["defaults", "unknown kind", "garbage", "longer than the model", "other tensors"],
+)
+def test_a_recipe_that_the_plan_names_and_the_node_does_not_run(
+    hands: Hands, code: PlanCode, recipe: bytes
+) -> None:
+    if code is PlanCode.NOT_TRAINABLE:
+        recipe = recipe.replace(b'"sequence_length":128', b'"sequence_length":24')
+    plan = hands.plan(recipe_digest=sha256_hex(recipe))
+    request = UploadRequest(sign_plan(hands.key, plan), recipe)
+    refused(hands, code, lambda: ask(hands, request))
+
+
+def test_tensors_that_the_consent_keeps_out(hands: Hands) -> None:
+    rewrite_consent(hands, trainable=["blocks.*"])
+    refused(hands, PlanCode.NOT_TRAINABLE, lambda: hands.release("north", hands.plan()))
+
+
+@pytest.mark.parametrize("place", [(1, 1), (1, 2), (1, 3)])
+def test_an_older_round_under_new_bytes(hands: Hands, place: tuple[int, int]) -> None:
+    hands.release("north", hands.plan(2, 1))
+    old = hands.plan(*place)
+    refused(hands, PlanCode.OLD_ROUND, lambda: hands.release("north", old), sealed=1)
+
+
+def test_the_same_round_under_another_plan(hands: Hands) -> None:
+    hands.release("north", hands.plan())
+    other = hands.plan(quorum=4)
+    refused(hands, PlanCode.OLD_ROUND, lambda: hands.release("north", other), sealed=1)
+
+
+def test_an_older_plan_whose_upload_is_gone(hands: Hands) -> None:
+    first = hands.plan()
+    hands.release("north", first)
+    hands.release("north", hands.plan(2))
+    refused(hands, PlanCode.OLD_ROUND, lambda: hands.release("north", first), sealed=1)
+
+
+@pytest.mark.parametrize(
+    "step", [{"noise_multiplier": 1.5}, {"sampling_probability": 0.4}, {"releases": 5}], ids=str
+)
+def test_a_mechanism_that_changes_within_a_run(hands: Hands, step: dict[str, Any]) -> None:
+    hands.release("north", hands.plan())
+    other = hands.plan(2, step=step)
+    refused(hands, PlanCode.WRONG_EVENT, lambda: hands.release("north", other), sealed=1)
+
+
+def test_a_schedule_that_is_used_up(take: Callable[..., Hands]) -> None:
+    hands = take(step={"releases": 3})
+    for place in ((1, 1), (1, 2), (2, 1)):
+        hands.release("north", hands.plan(*place))
+    refused(hands, PlanCode.OVER_BUDGET, lambda: hands.release("north", hands.plan(3)), sealed=1)
+    assert len(hands.federation.bodies("north", "release-debited")) == 3
+
+
+def test_a_run_that_was_closed(hands: Hands) -> None:
+    hands.release("north", hands.plan())
+    hands.nodes["north"].close_run(FEDERATION, RUN)
+    refused(hands, PlanCode.OVER_BUDGET, lambda: hands.release("north", hands.plan(2)), sealed=1)
+
+
+def test_closing_a_run_of_another_federation(hands: Hands) -> None:
+    hands.release("north", hands.plan())
+    with pytest.raises(PlanRefused, match="Expected federation"):
+        hands.nodes["north"].close_run("another", RUN)
+    hands.release("north", hands.plan(2))
+
+
+@pytest.mark.parametrize("consent", [True, False])
+def test_a_seeded_plan_at_a_node_without_a_seed(hands: Hands, consent: bool) -> None:
+    rewrite_node(hands, seed=None)
+    rewrite_consent(hands, allow_seeded_simulation=consent)
+    refused(hands, PlanCode.SEEDED, lambda: hands.release("north", hands.plan()))
+
+
+def sybil_bundles(hands: Hands, case: str) -> list[Signed]:
+    """Bundles of epoch 1 with one that is not a pinned member's."""
+    bundles, stranger = list(hands.bundles), IdentityKey.generate()
+    fake = EpochKeys.generate()
+    if case == "extra":
+        return [*bundles, fake.bundle(FEDERATION, 1, "mallory", stranger)]
+    if case == "swapped":
+        return [fake.bundle(FEDERATION, 1, "east", stranger), *bundles[1:]]
+    if case == "twice":
+        return [*bundles, bundles[0]]
+    if case == "missing":
+        return bundles[:-1]
+    return [hands.bundles[0], fake.bundle(FEDERATION, 1, "north", stranger), *bundles[2:]]
+
+
+@pytest.mark.parametrize("case", ["extra", "swapped", "twice", "missing", "our own"])
+def test_sybils_in_the_roster(hands: Hands, case: str) -> None:
+    node = hands.nodes["north"]
+    with pytest.raises(RosterError):
+        node.accept_roster(sybil_bundles(hands, case))
+    plan = hands.plan(roster_digest="0" * 64)
+    refused(hands, PlanCode.WRONG_ROSTER, lambda: ask(hands, hands.request(plan)))
+
+
+def test_a_member_that_another_institutions_consent_pins_otherwise(hands: Hands) -> None:
+    members = dict(hands.nodes["north"].consent.members)
+    members["east"] = IdentityKey.generate().public_key.hex()
+    with pytest.raises(RosterError, match="'east'"):
+        rewrite_consent(hands, members=members)
+
+
+def test_a_second_survivor_set_under_one_plan(hands: Hands) -> None:
+    plan = hands.plan()
+    total = hands.collect(plan)
+    headers = total.close().headers
+    node = hands.nodes["north"]
+    node.sign_survivors(SurvivorsRequest(plan.digest(), headers))
+    for other in (headers[:3], headers[1:]):
+        with pytest.raises(SecAggRefused) as caught:
+            node.sign_survivors(SurvivorsRequest(plan.digest(), other))
+        assert caught.value.code is RefusalCode.SECOND_SET
+    hands.reopen("north")
+    hands.release("north", plan)
+    with pytest.raises(SecAggRefused, match="a member signs one"):
+        hands.nodes["north"].sign_survivors(SurvivorsRequest(plan.digest(), headers[:3]))
+
+
+def test_unmasking_without_a_quorum_or_another_plan(hands: Hands) -> None:
+    plan = hands.plan()
+    total = hands.collect(plan)
+    request = total.close()
+    signatures = [hands.nodes[name].sign_survivors(request) for name in NAMES]
+    total.certify(signatures)
+    node = hands.nodes["north"]
+    asked = total.unmask_request("north")
+    for code, foul in (
+        (RefusalCode.NO_QUORUM, replace(asked, certificate=asked.certificate[:2])),
+        (RefusalCode.OTHER_PLAN, replace(asked, plan_digest=hands.plan(2).digest())),
+        (RefusalCode.NOT_SIGNED, replace(asked, headers=asked.headers[:3])),
+    ):
+        with pytest.raises(SecAggRefused) as caught:
+            node.unmask(foul)
+        assert caught.value.code is code
+
+
+def test_messages_before_an_epoch(federation: SmallFederation) -> None:
+    node = Node(federation.homes.nodes["north"], "simulate")
+    request = UploadRequest(Signed(b"{}", bytes(64)), b"{}")
+    try:
+        with pytest.raises(SecAggRefused, match="a roster of this epoch first"):
+            node.release(request, memoryview(b""))
+        with pytest.raises(SecAggRefused, match="a request for keys first"):
+            node.accept_roster([])
+        with pytest.raises(PlanRefused, match="Expected federation"):
+            node.publish_keys("another", 1)
+    finally:
+        node.close()
+
+
+def test_an_epoch_that_was_left(hands: Hands) -> None:
+    node = hands.nodes["north"]
+    node.publish_keys(FEDERATION, 2)
+    with pytest.raises(RosterError, match="Expected epoch 2 or a later one"):
+        node.publish_keys(FEDERATION, 1)
+
+
+@pytest.fixture
+def two_histories(hands: Hands, tmp_path: Path) -> tuple[HeadOffer, HeadOffer]:
+    """Two heads of the coordinator's ledger that no one history holds."""
+    offers = []
+    for name in ("one", "two"):
+        body = {"run": name, "federation": FEDERATION, "cohort": [], "model_digest": "0" * 64}
+        with LedgerLog(tmp_path / name, "coordinator") as log:
+            log.append("run-opened", body)
+            offers.append(HeadOffer(log.sign_head(hands.key), ()))
+    return offers[0], offers[1]
+
+
+def test_a_forked_ledger_stops_the_node(
+    hands: Hands, two_histories: tuple[HeadOffer, HeadOffer]
+) -> None:
+    node, plan = hands.nodes["north"], hands.plan()
+    node.countersign(two_histories[0])
+    assert node.held_head() == 1
+    with pytest.raises(ForkError):
+        node.countersign(two_histories[1])
+    assert "Expected" in (node.home / FORK_FILE).read_text()
+    hands.reopen("north")
+    refused(hands, PlanCode.FORKED_LEDGER, lambda: hands.release("north", plan))
+
+
+def test_an_officer_settles_a_fork(
+    hands: Hands, two_histories: tuple[HeadOffer, HeadOffer]
+) -> None:
+    node = hands.nodes["north"]
+    node.countersign(two_histories[0])
+    with pytest.raises(ForkError):
+        node.countersign(two_histories[1])
+    (node.home / FORK_FILE).unlink()
+    hands.release("north", hands.plan())
+
+
+def test_a_head_by_another_key(hands: Hands, two_histories: tuple[HeadOffer, HeadOffer]) -> None:
+    node = hands.nodes["north"]
+    head = two_histories[0].head
+    forged = HeadOffer(IdentityKey.generate().sign("ledger-head", head.payload), ())
+    with pytest.raises(SignatureError):
+        node.countersign(forged)
+    assert not (node.home / FORK_FILE).exists()
+    assert node.held_head() == 0
