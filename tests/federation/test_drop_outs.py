@@ -1,0 +1,160 @@
+"""Attempts that fail: aborted with a code, tried again, charged; and when a run gives up."""
+
+import tomllib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import client.app
+from arion.federation import write_toml
+from client.node import CONSENT_FILE
+from coordinator.outcome import RoundOutcome, observing
+from coordinator.settings import RunError
+from tests.small_federation import NAMES, SmallFederation
+
+
+class Away:
+    """Members that do not answer an action in its first `times` attempts."""
+
+    def __init__(self, action: str, names: tuple[str, ...], times: int) -> None:
+        self._action, self._names, self._times = action, names, times
+        self._asked = dict.fromkeys(names, 0)
+
+    def __call__(self, name: str, action: str) -> bool:
+        if action != self._action or name not in self._names:
+            return False
+        self._asked[name] += 1
+        return self._asked[name] <= self._times
+
+
+ABORTS = [
+    ("train.upload", ("north", "west"), "below-n-min"),
+    ("query.survivors", ("north", "west"), "no-quorum"),
+    ("query.unmask", ("north", "west"), "no-quorum"),
+]
+aborts = pytest.mark.parametrize(("action", "names", "code"), ABORTS)
+
+
+def refuse(federation: SmallFederation, *names: str) -> None:
+    """These members' officers sign off a consent that the run does not fit."""
+    for name in names:
+        path = federation.homes.nodes[name] / CONSENT_FILE
+        write_toml(path, tomllib.loads(path.read_text()) | {"smallest_cohort": 4})
+
+
+@aborts
+def test_an_aborted_attempt_is_tried_again_and_charged(
+    federation: SmallFederation, action: str, names: tuple[str, ...], code: str
+) -> None:
+    outcomes: list[RoundOutcome] = []
+    with observing(lambda outcome, state: outcomes.append(outcome)):
+        state = federation.run(Away(action, names, 1))
+    assert state.step == 3
+    assert [(o.round, o.attempt, o.code) for o in outcomes] == [
+        (1, 1, code), (1, 2, ""), (2, 1, ""), (3, 1, "")
+    ]  # fmt: skip
+    (aborted,) = federation.bodies("coordinator", "round-aborted")
+    assert (aborted["round"], aborted["attempt"], aborted["code"]) == (1, 1, code)
+    for name in NAMES:
+        uploaded = action != "train.upload" or name not in names
+        assert len(federation.bodies(name, "release-debited")) == 3 + uploaded
+    federation.verified()
+
+
+@aborts
+def test_a_round_that_fails_three_times_ends_the_run(
+    federation: SmallFederation, action: str, names: tuple[str, ...], code: str
+) -> None:
+    for _ in range(2):  # resuming burns no further attempts
+        with pytest.raises(RunError, match="round 1 to succeed within 3 attempts"):
+            federation.run(Away(action, names, 9))
+    codes = [body["code"] for body in federation.bodies("coordinator", "round-aborted")]
+    assert codes == [code] * 3
+    assert len(federation.bodies("east", "release-debited")) == 3
+    federation.verified()
+
+
+@pytest.mark.parametrize("action", ["train.upload", "query.survivors", "query.unmask"])
+def test_a_run_goes_on_without_one_member(federation: SmallFederation, action: str) -> None:
+    state = federation.run(lambda name, asked: (name, asked) == ("south", action))
+    assert state.step == 3
+    rounds = federation.bodies("coordinator", "round-recorded")
+    assert all(("south" in body["survivors"]) == (action != "train.upload") for body in rounds)
+    assert len(rounds) == 3
+    federation.verified()
+
+
+@pytest.mark.parametrize("action", ["query.keys", "query.roster"])
+def test_an_epoch_needs_every_pinned_member(federation: SmallFederation, action: str) -> None:
+    with pytest.raises(RunError, match="got none from west"):
+        federation.run(lambda name, asked: (name, asked) == ("west", action))
+    assert federation.run().step == 3
+    federation.verified()
+
+
+def test_refusals_that_leave_too_few_stop_the_run(federation: SmallFederation) -> None:
+    refuse(federation, "north", "west")
+    with pytest.raises(RunError, match=r"got refusals of 2 of 4: north: .*; west: ") as caught:
+        federation.run()
+    assert "smallest_cohort" in str(caught.value)
+    (aborted,) = federation.bodies("coordinator", "round-aborted")
+    assert (aborted["attempt"], aborted["code"]) == (1, "below-n-min")
+    assert federation.bodies("north", "refusal")[0]["clause"] == "smallest_cohort"
+    assert federation.bodies("north", "run-reserved") == []
+    federation.verified()
+
+
+def test_one_refusal_leaves_enough(federation: SmallFederation) -> None:
+    refuse(federation, "north")
+    outcomes: list[RoundOutcome] = []
+    with observing(lambda outcome, state: outcomes.append(outcome)):
+        federation.run()
+    assert [o.refusals["north"][0] for o in outcomes] == ["cohort-too-small"] * 3
+    assert len(federation.bodies("north", "refusal")) == 3
+    federation.verified()
+
+
+def test_a_schedule_without_room_for_another_attempt(
+    make_federation: Callable[..., SmallFederation],
+) -> None:
+    federation = make_federation({"releases": 3})
+    with pytest.raises(RunError, match="schedule is used up"):
+        federation.run(Away("query.unmask", ("north", "west"), 1))
+    assert all(len(federation.bodies(name, "release-debited")) == 3 for name in NAMES)
+    assert len(federation.bodies("coordinator", "round-recorded")) == 2
+    federation.verified()
+
+
+def test_countersignatures_are_collected_and_none_is_waited_for(
+    federation: SmallFederation,
+) -> None:
+    def away(name: str, action: str) -> Any:
+        return name == "west" and action in ("query.countersign", "query.close")
+
+    federation.run(away)
+    assert federation.verified()["coordinator"].countersignatures == 4 * 3
+    assert federation.bodies("west", "run-closed") == []
+    assert federation.bodies("east", "run-closed") == [{"run": "small"}]
+
+
+@pytest.mark.parametrize("names", [("north",), ("north", "west"), NAMES], ids=len)
+def test_nodes_that_start_again_are_back_in_the_next_attempt(
+    federation: SmallFederation, names: tuple[str, ...]
+) -> None:
+    outcomes: list[RoundOutcome] = []
+
+    def restart(outcome: RoundOutcome, _: object) -> None:
+        outcomes.append(outcome)
+        if len(outcomes) == 1:
+            for name in names:
+                client.app._NODES.pop(federation.homes.nodes[name].resolve()).close()
+
+    with observing(restart):
+        assert federation.run().step == 3
+    found = [(o.round, o.attempt, len(o.survivors)) for o in outcomes]
+    if len(names) == 1:
+        assert found == [(1, 1, 4), (2, 1, 3), (3, 1, 4)]
+    else:
+        assert found == [(1, 1, 4), (2, 1, 0), (2, 2, 4), (3, 1, 4)]
+    federation.verified()
