@@ -1,0 +1,63 @@
+"""Sample files parse, and say what the program does without them."""
+
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from arion.run_file import RunFile, load_run_file
+from client.data import load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples"
+SIMULATE = EXAMPLES / "simulate.toml"
+
+
+def keys(section: type[BaseModel], place: str = "") -> Iterator[tuple[str, object]]:
+    """Every key of a run file with its default; sections are descended into."""
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from keys(field.annotation, f"{place}{name}.")
+        else:
+            yield place + name, field.default
+
+
+ALL_KEYS = dict(keys(RunFile))
+
+
+def test_the_sample_run_file_holds_the_defaults() -> None:
+    assert load_run_file(SIMULATE, {}) == RunFile()
+
+
+@pytest.mark.parametrize("key", ALL_KEYS)
+def test_the_sample_run_file_shows_every_key(key: str) -> None:
+    *sections, name = key.split(".")
+    values = tomllib.loads(SIMULATE.read_text(encoding="utf-8"))
+    for section in sections:
+        values = values[section]
+    if ALL_KEYS[key] is None:
+        assert name not in values
+        assert f"\n# {name} = " in SIMULATE.read_text(encoding="utf-8")
+    else:
+        assert name in values
+
+
+@pytest.mark.parametrize("path", EXAMPLES.glob("*.run.toml"), ids=lambda path: path.name)
+def test_other_run_files_parse(path: Path) -> None:
+    load_run_file(path, {})
+
+
+@pytest.mark.parametrize("path", EXAMPLES.glob("*.data.toml"), ids=lambda path: path.name)
+def test_sample_data_files_parse(path: Path) -> None:
+    assert load_config(path).text_fields
+
+
+@pytest.mark.parametrize("key", ALL_KEYS)
+def test_the_guide_names_every_key(key: str) -> None:
+    section, _, name = key.rpartition(".")
+    guide = (ROOT / "docs" / "simulate.md").read_text(encoding="utf-8")
+    heading = f"### [{section}]" if section else "### Top level"
+    part = guide.split(heading + "\n")[1].split("\n##")[0]
+    assert f"`{name}`" in part
