@@ -1,7 +1,7 @@
 """`arion simulate --compare`: every arm on the same data and budget, rates from validation.
 
 Each arm's learning rate is searched by factors of two on the first seed's validation loss, and
-then trained with every seed. Held-out losses are looked at once, when the rates are chosen.
+then trained with every seed. Held-out losses choose nothing.
 """
 
 import json

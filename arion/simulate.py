@@ -22,6 +22,7 @@ from arion.synthetic import write_synthetic
 from arion.watch import RoundWatch
 from client.data import describe
 from coordinator.settings import OptimiserSettings, load_settings
+from coordinator.store import RunStore
 from models.checkpoint import load_model
 from models.recipe import Recipe, prepare
 from models.vector import read_vector
@@ -144,6 +145,11 @@ class Simulation:
         )
         self._progress.stage("private rounds", settings.rounds)
         watch.before_the_first()
+        store = RunStore(homes.coordinator)
+        try:
+            watch.catch_up(store)
+        finally:
+            store.close()
         drop = self.run_file.federation.drop
         run_federation(homes, watch, drop=drop, seed=self.run_file.public_seed)
         self.journal.save()

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,7 @@ from arion.simulate import REPORT_FILE, Simulation
 
 RUN_FILE = "run.json"
 _INTERRUPTED = 130
+_USUAL_SEEDS = 3
 
 
 def simulate_command(  # noqa: PLR0917  (its options are its interface)
@@ -69,7 +71,9 @@ def simulate_command(  # noqa: PLR0917  (its options are its interface)
     compare: Annotated[
         bool, typer.Option("--compare", help="Train all arms on the same data and budget.")
     ] = False,
-    seeds: Annotated[int, typer.Option(help="Seeds of a comparison.", min=1)] = 3,
+    seeds: Annotated[
+        int | None, typer.Option(help="Seeds of a comparison.", min=1, show_default="3")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json.")] = False,
 ) -> None:
     """Simulate a federation in one process: text in, model, ledger and report out.
@@ -92,17 +96,44 @@ def simulate_command(  # noqa: PLR0917  (its options are its interface)
         "training": {"rounds": rounds},
         "privacy": {"delta": delta, **_epsilon(epsilon)},
         "federation": {"nodes": nodes, "drop": drop},
-        "compare": {"seeds": seeds if compare else None},
+        "compare": {"seeds": seeds},
         "": {"seed": seed},
     }
     with user_errors():
         given = {s: {k: v for k, v in o.items() if v is not None} for s, o in options.items()}
-        run = _open_run(run_file, given, out, resume=resume, secure_noise=secure_noise)
+        wants = Wants(resume=resume, compare=compare, secure_noise=secure_noise)
+        run = _open_run(run_file, given, out, wants)
         report = _carry_out(run, out)
     if as_json:
         typer.echo(json.dumps(report, indent=1))
     else:
         _print_result(report, out)
+
+
+@dataclass(frozen=True)
+class Wants:
+    """The options that are switches."""
+
+    resume: bool
+    compare: bool
+    secure_noise: bool
+
+    def applied_to(self, run: RunFile) -> RunFile:
+        """Put the switches into the run file.
+
+        Raises:
+            RunFileError: switches that do not go together.
+
+        """
+        if self.compare and not run.compare.seeds:
+            compare = run.compare.model_copy(update={"seeds": _USUAL_SEEDS})
+            run = run.model_copy(update={"compare": compare})
+        if run.compare.seeds and self.secure_noise:
+            raise RunFileError(
+                "Expected a comparison with seeds, got --secure-noise: arms are compared over "
+                "seeds. Leave it out, or simulate a single run."
+            )
+        return run.model_copy(update={"seed": None}) if self.secure_noise else run
 
 
 def _names(text: str | None) -> list[str] | None:
@@ -119,19 +150,17 @@ def _open_run(
     path: Path | None,
     given: dict[str, dict[str, Any]],
     out: Path,
-    *,
-    resume: bool,
-    secure_noise: bool,
+    wants: Wants,
 ) -> RunFile:
     """Read what to do: from the run's own folder when it is resumed, and nothing else then."""
     saved = out / RUN_FILE
-    if resume:
+    if wants.resume:
         if not saved.is_file():
             raise RunFileError(
                 f"Expected a run to resume in {out}, got no {RUN_FILE} there. Check --out, or "
                 "start the run without --resume."
             )
-        if path is not None or any(given.values()) or secure_noise:
+        if path is not None or any(given.values()) or wants.compare or wants.secure_noise:
             raise RunFileError(
                 "Expected --resume with --out alone, got other options: a run goes on as it was "
                 "set up. Leave them out, or start a new run."
@@ -142,9 +171,7 @@ def _open_run(
             f"Expected a new folder for the run, got {out}, which is not empty. Add --resume to go "
             "on with it, or choose another --out."
         )
-    run = load_run_file(path, given)
-    if secure_noise:
-        run = run.model_copy(update={"seed": None})
+    run = wants.applied_to(load_run_file(path, given))
     out.mkdir(parents=True, exist_ok=True)
     saved.write_text(_absolute(run).model_dump_json(indent=1) + "\n")
     return _absolute(run)

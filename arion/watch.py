@@ -10,6 +10,7 @@ from arion.run_file import RunFile
 from coordinator.optimiser import OptimiserState
 from coordinator.outcome import RoundOutcome
 from coordinator.settings import RunSettings
+from coordinator.store import Phase, RunStore
 from models.vector import read_vector
 from privacy.dp.accountant import epsilon_after
 
@@ -44,6 +45,30 @@ class RoundWatch:
         """Evaluate the base model, once."""
         if 0 not in self._journal.losses:
             self._evaluate(0, OptimiserState.start(read_vector(self._evaluator.model)))
+
+    def catch_up(self, store: RunStore) -> None:
+        """Note the last attempt of a run that was killed before it could be told of it."""
+        last = store.last_attempt()
+        if last is None or last.phase not in (Phase.APPLIED, Phase.RECORDED, Phase.ABORTED):
+            return
+        place = (last.round, last.attempt)
+        if place not in self._journal.attempts:
+            self._journal.attempts[place] = {
+                "round": last.round,
+                "attempt": last.attempt,
+                "survivors": list(last.survivors),
+                "code": last.code,
+                "refusals": {},
+                "seconds": {},
+                "sent_bytes": 0,
+                "received_bytes": 0,
+                "near_edge": 0,
+                "figures_lost": True,  # the process was killed before they were kept
+            }
+        state = store.load_state(last.round)
+        if not last.code and state is not None and last.round not in self._journal.losses:
+            self._evaluate(last.round, state)
+        self._journal.save()
 
     def __call__(self, outcome: RoundOutcome, state: OptimiserState) -> None:
         """Note one attempt, and evaluate where a round was applied."""

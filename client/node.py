@@ -177,10 +177,12 @@ class Node:
             return self._identity.sign(COUNTERSIGN_DOMAIN, payload)
 
     def close_run(self, federation: str, run: str) -> None:
-        """Note that a run makes no more releases."""
+        """Note that a run makes no more releases, and forget the keys that its masks came from."""
         with self._lock:
             self._check_federation(federation)
             self._books.close(run)
+            self._epochs.forget()
+            self._epoch = self._member = None
 
     def _open_trainer(
         self, plan: RoundPlan, recipe_json: bytes, vector: memoryview

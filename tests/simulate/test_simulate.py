@@ -82,7 +82,11 @@ def test_without_privacy_no_epsilon_is_claimed(make_run: MakeRun, tmp_path: Path
 
 
 def test_more_nodes_than_institutions_share_their_units(make_run: MakeRun, tmp_path: Path) -> None:
-    run = make_run(federation={"nodes": 5}, training={"rounds": 1})
+    run = make_run(
+        federation={"nodes": 5},
+        training={"rounds": 1},
+        data={"heldout": 0.25, "validation": 0.25, "evaluate_records": 4},
+    )
     report = simulate(run, tmp_path / "run")
     names = [entry["name"] for entry in report["institutions"]]
     assert names == ["bank-1", "bank-2", "court", "hospital", "software"]
