@@ -77,7 +77,7 @@ class Measured:
 def run(quick: bool) -> Iterator[Row]:
     """Yield our rows, beside every peer that is installed, then the peers' own."""
     torch.set_num_threads(1)
-    rounds = 3 if quick else 9
+    rounds = 3 if quick else 6
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), rounds)
         ours = [bench.local_update(), *bench.runs(Path(folder))]
