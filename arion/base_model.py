@@ -12,7 +12,7 @@ from arion.run_file import ModelSection, RunFileError
 from models.checkpoint import load_model, save_model
 from models.config import preset
 from models.decoder import Decoder
-from models.pretrain import token_stream, warm_up
+from models.pretrain import WarmUp, token_stream, warm_up
 from models.tokenizer import Tokenizer
 
 _TOKENIZER_CHARACTERS = 20_000
@@ -66,15 +66,27 @@ def _warm_up_preset(
     tokenizer = Tokenizer.train(_sample(texts), config.vocab_size)
     generator = torch.Generator().manual_seed(seed)
     model = Decoder(config.model_copy(update={"vocab_size": tokenizer.vocab_size}), generator)
-    settings = section.warm_up
+    stream = token_stream(tokenizer, texts)
+    settings = at_most_one_pass(section.warm_up, len(stream))
     warm_up(
         model,
-        token_stream(tokenizer, texts),
+        stream,
         settings,
         generator,
         lambda step, loss: progress(step, settings.steps, loss),
     )
     save_model(model, tokenizer, folder)
+
+
+def at_most_one_pass(settings: WarmUp, tokens: int) -> WarmUp:
+    """Shorten a warm-up to one pass over the public text.
+
+    Of little text a small model learns the words by heart, and starts worse on any other: on the
+    invented federation's 430,000 tokens, 900 steps end at a held-out loss above 7.5 nats, the first
+    200 at 6.35 (chance: 7.6).
+    """
+    most = max(1, tokens // (settings.batch * settings.sequence_length))
+    return settings.model_copy(update={"steps": min(settings.steps, most)})
 
 
 def _sample(texts: Sequence[str]) -> list[str]:

@@ -73,7 +73,7 @@ class TrainingSection(_Section):
 
     kind: Literal["full", "lora"] = "full"
     rounds: int = Field(default=20, ge=1, le=100_000)
-    expected_batch: float = Field(default=256.0, gt=0)
+    expected_batch: float = Field(default=128.0, gt=0)
     learning_rate: float = Field(default=2e-3, gt=0)
     sequence_length: int = Field(default=128, ge=2)
     sequences_per_unit: int | None = Field(default=None, ge=1, le=64)

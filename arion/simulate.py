@@ -82,8 +82,6 @@ class Simulation:
         public = run.data.public
         if not public and run.data.path is None:
             public = (self.out / "data" / "public",)
-        if not self.base.exists():
-            self._progress.stage("public warm-up", run.model.warm_up.steps)
         prepare_base(self.base, run.model, public, run.public_seed, self._warm_up_step)
         self.journal.spend("warm_up", time.monotonic() - started)
         self.journal.save()
@@ -132,6 +130,8 @@ class Simulation:
         )
 
     def _warm_up_step(self, step: int, steps: int, loss: float) -> None:
+        if step == 1:
+            self._progress.stage("public warm-up", steps)
         self._progress.step(step, f"loss {loss:.3f}")
 
     def _rounds(self, homes: Homes, evaluator: Evaluator) -> None:
