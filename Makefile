@@ -22,7 +22,7 @@ $(INSTALLED): pyproject.toml
 	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
-simulate: install ## Simulate a federation of four invented institutions (about 4 minutes).
+simulate: install ## Simulate a federation of four invented institutions (about 3 minutes).
 	@echo "==> Simulating a federation in $(OUT)"
 	@$(VENV)/bin/arion simulate --out $(OUT)
 	@echo "==> Checking its ledgers"
