@@ -2,6 +2,7 @@
 
 import typer
 
+from arion.model_cli import model_app
 from arion.privacy_cli import privacy_app
 from arion.simulate_cli import simulate_command
 
@@ -10,6 +11,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Federated learning of sparse language models on private text.",
 )
+app.add_typer(model_app, name="model")
 app.add_typer(privacy_app, name="privacy")
 app.command("simulate")(simulate_command)
 
