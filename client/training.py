@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client.data import Record
-from models.decoder import Decoder
+from models.language_model import LanguageModel
 from models.recipe import Recipe
 from models.tokenizer import Row, Tokenizer, stack_rows
 from models.vector import views_by_name
@@ -69,7 +69,7 @@ class LocalTrainer:
 
     def __init__(
         self,
-        model: Decoder,
+        model: LanguageModel,
         units: UnitRows,
         recipe: Recipe,
         *,
@@ -135,7 +135,7 @@ class LocalTrainer:
         return max(2, *(len(row.ids) - 1 for row in rows))
 
 
-def _add_gradients(model: Decoder, chunk: Chunk, sum_D: Tensor) -> None:
+def _add_gradients(model: LanguageModel, chunk: Chunk, sum_D: Tensor) -> None:
     """Plain gradients of the sum of the units' losses, accumulated into `sum_D` in place."""
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     for name, view in views_by_name(model, sum_D).items():

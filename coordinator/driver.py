@@ -22,7 +22,7 @@ from coordinator.settings import RunError, RunSettings, load_settings
 from coordinator.store import Attempt, Phase, RunStore
 from coordinator.witnesses import Witnesses
 from models.checkpoint import load_model, model_digest
-from models.decoder import Decoder
+from models.language_model import LanguageModel
 from models.recipe import prepare
 from models.vector import read_vector, trainable_layout, write_vector
 from privacy.dp.lattice import decode
@@ -248,7 +248,7 @@ class RunDriver:
 
 
 def make_plan(
-    settings: RunSettings, model: Decoder, members: Members, number: int, attempt: int
+    settings: RunSettings, model: LanguageModel, members: Members, number: int, attempt: int
 ) -> RoundPlan:
     """Write the plan of an attempt for the model as it stands."""
     layout = trainable_layout(model)

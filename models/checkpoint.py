@@ -14,11 +14,10 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.config import ModelConfig, from_huggingface, to_huggingface
 from models.decoder import Block, Decoder
-from models.lora import adapted_layers
 from models.tokenizer import Tokenizer
 
 _WEIGHTS = "model.safetensors"
@@ -35,7 +34,7 @@ def save_model(model: Decoder, tokenizer: Tokenizer, folder: Path) -> None:
         CheckpointError: adapters are not merged, or a weight is not finite.
 
     """
-    if any(layer.lora_A is not None for _, layer in adapted_layers(model)):
+    if any(layer.lora_A is not None for _, layer in model.adapted_layers()):
         raise CheckpointError("Expected merged weights, got adapters. Call merge_lora first.")
     tensors = to_tensors(model)
     _check_finite(tensors)
@@ -108,7 +107,7 @@ def from_tensors(model: Decoder, tensors: Mapping[str, Tensor]) -> None:
         place.copy_(tensors[name])
 
 
-def model_digest(model: Decoder) -> str:
+def model_digest(model: nn.Module) -> str:
     """SHA-256 over names, shapes and bytes of all parameters in order, as hex."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():

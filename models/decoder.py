@@ -3,7 +3,7 @@
 Shapes: B sequences, T positions, D hidden, V vocabulary, L layers, E experts.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -11,25 +11,9 @@ from torch.nn import functional as F
 
 from models import ops
 from models.config import ModelConfig
-from models.experts import Routing, SparseExperts
-from models.layers import Attention, RMSNorm, Rotary
-
-IGNORED = -100  # target value of positions that carry no loss (padding)
-
-
-@dataclass(frozen=True)
-class SequenceLoss:
-    """Loss of each sequence by itself, so that nothing couples two sequences of a batch.
-
-    Attributes:
-        total_B: summed cross-entropy in nats. tokens_B: counted targets.
-        router_B: balance and z loss of the sequence, 0 where not asked for.
-
-    """
-
-    total_B: Tensor
-    tokens_B: Tensor
-    router_B: Tensor
+from models.experts import GroupedLinear, Routing, SparseExperts
+from models.language_model import IGNORED, LanguageModel, SequenceLoss
+from models.layers import Attention, Linear, RMSNorm, Rotary
 
 
 class Block(nn.Module):
@@ -49,7 +33,7 @@ class Block(nn.Module):
         return x_BTD + y_BTD, routing
 
 
-class Decoder(nn.Module):
+class Decoder(LanguageModel):
     """A decoder-only sparse language model.
 
     Args:
@@ -82,6 +66,31 @@ class Decoder(nn.Module):
                 residual = ".out." in name or ".down." in name
                 parameter.normal_(0.0, std, generator=generator)
                 parameter.mul_((2 * self.config.layers) ** -0.5 if residual else 1.0)
+
+    @property
+    def max_positions(self) -> int:
+        """Longest sequence, in tokens."""
+        return self.config.max_positions
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids that the model knows."""
+        return self.config.vocab_size
+
+    def adapted_layers(self) -> Iterator[tuple[str, Linear | GroupedLinear]]:
+        """Yield the layers that take adapters: attention and experts, never a router."""
+        for name, module in self.named_modules():
+            if isinstance(module, Linear | GroupedLinear) and not name.endswith(".router"):
+                yield name, module
+
+    def train_in_full(self) -> None:
+        """Leave everything trainable but the routers.
+
+        A router's choice couples to every token; under noise it is kept as public training left it
+        (docs/architecture.md, "What is trained").
+        """
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(".router." not in name)
 
     def hidden(self, token_BT: Tensor) -> tuple[Tensor, list[Routing]]:
         """Return (final hidden states [B, T, D], one routing per layer)."""

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.decoder import IGNORED, Decoder
+from models.decoder import Decoder
+from models.language_model import IGNORED, LanguageModel
 from models.tokenizer import Row, stack_rows
 
 
@@ -30,7 +31,7 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(model: Decoder, rows: Sequence[Row], length: int, batch: int = 64) -> Evaluation:
+def evaluate(model: LanguageModel, rows: Sequence[Row], length: int, batch: int = 64) -> Evaluation:
     """Return the loss of `model` over `rows` (each at most `length` targets)."""
     if not rows:
         raise ValueError("Expected rows to evaluate, got none. Hold out more records.")

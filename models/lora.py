@@ -1,26 +1,15 @@
-"""Low-rank adapters on attention and experts (Hu et al. 2021, arXiv 2106.09685).
+"""Low-rank adapters on a model's linear maps (Hu et al. 2021, arXiv 2106.09685).
 
 Shapes: E experts, I inputs, O outputs, R rank.
 """
 
-from collections.abc import Iterator
-
 import torch
 from torch import nn
 
-from models.decoder import Decoder
-from models.experts import GroupedLinear
-from models.layers import Linear
+from models.language_model import LanguageModel
 
 
-def adapted_layers(model: Decoder) -> Iterator[tuple[str, Linear | GroupedLinear]]:
-    """Yield the layers that take adapters: attention and experts, never a router."""
-    for name, module in model.named_modules():
-        if isinstance(module, Linear | GroupedLinear) and not name.endswith(".router"):
-            yield name, module
-
-
-def add_lora(model: Decoder, rank: int, alpha: float, generator: torch.Generator) -> None:
+def add_lora(model: LanguageModel, rank: int, alpha: float, generator: torch.Generator) -> None:
     """Freeze the model and add trainable adapters; the function computed does not change.
 
     Args:
@@ -34,7 +23,7 @@ def add_lora(model: Decoder, rank: int, alpha: float, generator: torch.Generator
     if rank < 1:
         raise ValueError(f"Expected a LoRA rank >= 1, got {rank}. Set training.lora_rank.")
     model.requires_grad_(False)
-    for name, layer in adapted_layers(model):
+    for name, layer in model.adapted_layers():
         if layer.lora_A is not None:
             raise ValueError(f"Expected no adapters yet, got one at {name}. Merge them first.")
         *experts, outputs, inputs = layer.weight.shape
@@ -45,9 +34,9 @@ def add_lora(model: Decoder, rank: int, alpha: float, generator: torch.Generator
 
 
 @torch.no_grad()
-def merge_lora(model: Decoder) -> None:
+def merge_lora(model: LanguageModel) -> None:
     """Fold every adapter into its weight and remove it."""
-    for _, layer in adapted_layers(model):
+    for _, layer in model.adapted_layers():
         if layer.lora_A is not None and layer.lora_B is not None:
             layer.weight.add_(layer.lora_scale * (layer.lora_B @ layer.lora_A))
             layer.lora_A = layer.lora_B = None

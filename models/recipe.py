@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.decoder import Decoder
+from models.language_model import LanguageModel
 from models.lora import add_lora
 
 
@@ -37,24 +37,21 @@ class Recipe(BaseModel):
     sequences_per_unit: int = Field(default=1, ge=1, le=64)
 
 
-def prepare(model: Decoder, recipe: Recipe) -> None:
+def prepare(model: LanguageModel, recipe: Recipe) -> None:
     """Leave exactly the recipe's parameters trainable; routers are frozen in every recipe.
 
-    A router's choice couples to every token; under noise it is kept as public training left it
-    (docs/architecture.md, "What is trained").
-
     Raises:
-        ValueError: sequences longer than the model's positions, or adapters that are already there.
+        ValueError: sequences longer than the model's positions, adapters that are already there, or
+            full training of a class that trains through adapters only.
 
     """
-    if recipe.sequence_length > model.config.max_positions:
+    if recipe.sequence_length > model.max_positions:
         raise ValueError(
-            f"Expected sequence_length <= {model.config.max_positions} positions of the model, got "
+            f"Expected sequence_length <= {model.max_positions} positions of the model, got "
             f"{recipe.sequence_length}. Lower training.sequence_length."
         )
     if recipe.kind == "lora":
         generator = torch.Generator().manual_seed(recipe.lora_seed)
         add_lora(model, recipe.lora_rank, recipe.lora_alpha, generator)
-        return
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(".router." not in name)
+    else:
+        model.train_in_full()

@@ -14,7 +14,7 @@ from tokenizers import decoders, pre_tokenizers, trainers
 from tokenizers import models as bpe
 from torch import Tensor
 
-from models.decoder import IGNORED
+from models.language_model import IGNORED
 
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_ID = 0

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.decoder import Decoder
+from models.language_model import LanguageModel
 from models.ops import Slots, recording
 from privacy.dp.records import (
     EmbeddingRecord,
@@ -35,7 +35,7 @@ class Chunk:
     """A physical chunk: sequences of whole privacy units.
 
     Attributes:
-        token_BT, target_BT: int64 inputs and next tokens (models.decoder.IGNORED = no loss).
+        token_BT, target_BT: int64 inputs and next tokens (models.language_model.IGNORED = no loss).
         layout: the unit of every sequence.
         present_U: False for padding units, whose contribution is zero.
 
@@ -117,7 +117,7 @@ class BookKeeper:
 
 
 def add_clipped_gradients(
-    model: Decoder, chunk: Chunk, clipping_norm: float, sums: Mapping[str, Tensor]
+    model: LanguageModel, chunk: Chunk, clipping_norm: float, sums: Mapping[str, Tensor]
 ) -> ChunkOutcome:
     """Add the clipped gradients of a chunk's units to `sums`.
 
@@ -158,7 +158,7 @@ def add_clipped_gradients(
     return ChunkOutcome(norm_U, loss_U.detach())
 
 
-def unit_losses(model: Decoder, chunk: Chunk) -> Tensor:
+def unit_losses(model: LanguageModel, chunk: Chunk) -> Tensor:
     """Mean cross-entropy over each unit's own tokens, in nats, [U]."""
     loss = model.loss(chunk.token_BT, chunk.target_BT)
     add_rows = chunk.layout.add_rows

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from models.config import ModelConfig
-from models.decoder import IGNORED, Decoder
+from models.decoder import Decoder
+from models.language_model import IGNORED
 from models.lora import add_lora
 from privacy.dp.clipping import Chunk, ClippingError, add_clipped_gradients, unit_losses
 from privacy.dp.records import UnitLayout
