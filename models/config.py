@@ -54,10 +54,19 @@ class ModelConfig(BaseModel):
 
 def preset(name: str) -> ModelConfig:
     """Return the preset `name`, or raise ValueError listing the presets there are."""
-    presets = tomllib.loads(resources.files("models").joinpath("presets.toml").read_text())
+    presets = _presets()
     if name not in presets:
         raise ValueError(f"Expected a preset out of {', '.join(presets)}, got {name!r}.")
     return ModelConfig(**presets[name])
+
+
+def preset_names() -> tuple[str, ...]:
+    """Names of the presets, in the order of their file."""
+    return tuple(_presets())
+
+
+def _presets() -> dict[str, Any]:
+    return tomllib.loads(resources.files("models").joinpath("presets.toml").read_text())
 
 
 # Ours -> transformers' Qwen3MoeConfig.
