@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from models import ops
 from models.config import ModelConfig
-from models.experts import GroupedLinear, Routing, SparseExperts
+from models.experts import ALL_EXPERTS, Activation, GroupedLinear, Routing, SparseExperts
 from models.language_model import IGNORED, LanguageModel, SequenceLoss
 from models.layers import Attention, Linear, RMSNorm, Rotary
 
@@ -26,10 +26,12 @@ class Block(nn.Module):
         self.experts_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.experts = SparseExperts(config)
 
-    def forward(self, x_BTD: Tensor, rotary: Rotary) -> tuple[Tensor, Routing]:
+    def forward(
+        self, x_BTD: Tensor, rotary: Rotary, activation: Activation
+    ) -> tuple[Tensor, Routing]:
         """Return ([B, T, D], the routing)."""
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotary)
-        y_BTD, routing = self.experts(self.experts_norm(x_BTD))
+        y_BTD, routing = self.experts(self.experts_norm(x_BTD), activation)
         return x_BTD + y_BTD, routing
 
 
@@ -92,31 +94,40 @@ class Decoder(LanguageModel):
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(".router." not in name)
 
-    def hidden(self, token_BT: Tensor) -> tuple[Tensor, list[Routing]]:
+    def hidden(
+        self, token_BT: Tensor, activation: Activation = ALL_EXPERTS
+    ) -> tuple[Tensor, list[Routing]]:
         """Return (final hidden states [B, T, D], one routing per layer)."""
         self._check_length(token_BT)
         x_BTD = ops.embedding(token_BT, self.embedding)
         routings = []
         for block in self.blocks:
-            x_BTD, routing = block(x_BTD, self.rotary)
+            x_BTD, routing = block(x_BTD, self.rotary, activation)
             routings.append(routing)
         return self.norm(x_BTD), routings
 
-    def forward(self, token_BT: Tensor) -> Tensor:
+    def forward(self, token_BT: Tensor, activation: Activation = ALL_EXPERTS) -> Tensor:
         """Return next-token logits [B, T, V]."""
-        return ops.linear(self.hidden(token_BT)[0], self.head)
+        return ops.linear(self.hidden(token_BT, activation)[0], self.head)
 
     def loss(
-        self, token_BT: Tensor, target_BT: Tensor, *, balance: float = 0.0, z: float = 0.0
+        self,
+        token_BT: Tensor,
+        target_BT: Tensor,
+        *,
+        balance: float = 0.0,
+        z: float = 0.0,
+        activation: Activation = ALL_EXPERTS,
     ) -> SequenceLoss:
         """Return the loss of each sequence; targets equal to IGNORED do not count.
 
         Args:
             token_BT: int64 inputs in [0, V). target_BT: the next tokens, or IGNORED.
             balance: weight of the sequence-wise balance loss. z: weight of the router z-loss.
+            activation: how many experts each token uses.
 
         """
-        hidden_BTD, routings = self.hidden(token_BT)
+        hidden_BTD, routings = self.hidden(token_BT, activation)
         logits_BTV = ops.linear(hidden_BTD, self.head).float()
         nats_BT = F.cross_entropy(
             logits_BTV.flatten(0, 1), target_BT.flatten(), ignore_index=IGNORED, reduction="none"
@@ -142,9 +153,9 @@ def router_loss(routing: Routing, balance: float, z: float) -> Tensor:
     (arXiv 2202.08906, eq. 5). Batch-level variants would couple examples and are not offered.
     """
     share_BTE = routing.logits_BTE.softmax(-1)
-    experts, per_token = share_BTE.shape[-1], routing.expert_BTK.shape[-1]
-    chosen_BTE = torch.zeros_like(share_BTE).scatter(-1, routing.expert_BTK, 1.0)
-    load_BE = chosen_BTE.mean(1) * (experts / per_token)
+    active_BT1 = routing.active()[..., None]
+    chosen_BTE = routing.spread(routing.used()) / active_BT1
+    load_BE = chosen_BTE.mean(1) * share_BTE.shape[-1]
     balance_B = (load_BE * share_BTE.mean(1)).sum(-1)
     z_B = routing.logits_BTE.logsumexp(-1).square().mean(1)
     return balance * balance_B + z * z_B

@@ -51,9 +51,6 @@ def expert_shares(model: Decoder, rows: Sequence[Row], length: int) -> Tensor:
     counted_BT1 = (target_BT != IGNORED)[..., None]
     shares = []
     for routing in model.hidden(token_BT)[1]:
-        weight_BTE = torch.zeros_like(routing.logits_BTE).scatter(
-            -1, routing.expert_BTK, routing.weight_BTK
-        )
-        total_E = (weight_BTE * counted_BT1).sum((0, 1))
+        total_E = (routing.spread(routing.weight_BTK) * counted_BT1).sum((0, 1))
         shares.append(total_E / total_E.sum())
     return torch.stack(shares)

@@ -4,18 +4,54 @@ Tokens are sorted by expert and each expert is one matrix product over its own s
 depends on which other sequences share the batch: no capacity, no batch-level balance loss.
 
 Shapes: B sequences, T positions, N = B*T tokens, D hidden, E experts, K experts per token,
-M = N*K slots, G expert hidden width.
+M slots (at most N*K), G expert hidden width.
 """
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from models import ops
 from models.config import ModelConfig
+from models.dispatch import combine, gather, make_dispatch, swiglu
 from models.layers import Linear
+
+
+@dataclass(frozen=True)
+class Activation:
+    """How many experts a token uses; chosen anew for every call, without touching a weight.
+
+    A token keeps expert j of its best `experts_per_token` where w_j >= threshold * w_1, and the
+    kept weights are renormalised. Only the token's own weights decide, so nothing couples two
+    sequences.
+
+    Attributes:
+        experts_per_token: k_max >= 1; None for the model's own number.
+        threshold: tau in [0, 1]; 0 keeps all k_max, 1 keeps the best one (and exact ties).
+
+    Raises:
+        ValueError: out of range.
+
+    """
+
+    experts_per_token: int | None = None
+    threshold: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.experts_per_token is not None and self.experts_per_token < 1:
+            raise ValueError(
+                f"Expected experts_per_token >= 1, got {self.experts_per_token}. "
+                "A token needs one expert at least."
+            )
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(
+                f"Expected a threshold between 0 and 1, got {self.threshold}. It is a share of "
+                "the best expert's weight."
+            )
+
+
+ALL_EXPERTS = Activation()
 
 
 @dataclass(frozen=True)
@@ -23,14 +59,30 @@ class Routing:
     """Which experts each token chose.
 
     Attributes:
-        expert_BTK: chosen experts. weight_BTK: their weights, summing to 1 over K.
+        expert_BTK: chosen experts. weight_BTK: their weights, summing to 1 over K; 0 where dropped.
+        kept_BTK: False where the threshold dropped the expert; None where none was.
         logits_BTE: the router's fp32 logits.
 
     """
 
     expert_BTK: Tensor
     weight_BTK: Tensor
+    kept_BTK: Tensor | None
     logits_BTE: Tensor
+
+    def spread(self, value_BTK: Tensor) -> Tensor:
+        """Place per-choice values at their experts, zeros elsewhere, [B, T, E]."""
+        return torch.zeros_like(self.logits_BTE).scatter(-1, self.expert_BTK, value_BTK)
+
+    def used(self) -> Tensor:
+        """1 where a chosen expert was kept, 0 where the threshold dropped it, fp32."""
+        if self.kept_BTK is None:
+            return torch.ones_like(self.weight_BTK)
+        return self.kept_BTK.to(self.weight_BTK)
+
+    def active(self) -> Tensor:
+        """Experts that each token uses, fp32 [B, T]."""
+        return self.used().sum(-1)
 
 
 class GroupedLinear(nn.Module):
@@ -52,35 +104,67 @@ class GroupedLinear(nn.Module):
         return y_MO + ops.grouped_linear(self.lora_scale * low_MR, self.lora_B, slots)
 
 
-class SparseExperts(nn.Module):
-    """Top-k of E SwiGLU experts with renormalised softmax weights (norm_topk_prob)."""
+class ExpertBank(nn.Module):
+    """Experts with one owner: their router rows and their SwiGLU maps."""
+
+    def __init__(self, hidden: int, width: int, experts: int) -> None:
+        super().__init__()
+        self.experts = experts
+        self.router = Linear(hidden, experts)
+        self.gate_up = GroupedLinear(experts, hidden, 2 * width)
+        self.down = GroupedLinear(experts, width, hidden)
+
+    def apply_to(self, x_MD: Tensor, slots: ops.Slots) -> Tensor:
+        """Return each slot's output of its expert, [M, D]."""
+        y_MD: Tensor = self.down(swiglu(self.gate_up(x_MD, slots)), slots)
+        return y_MD
+
+
+class SparseExperts(ExpertBank):
+    """Top-k of E SwiGLU experts with renormalised softmax weights (norm_topk_prob).
+
+    Attributes:
+        owned: experts of one institution that compete with this block's own, for training them
+            against the frozen rest; None elsewhere. They are numbered after the block's own.
+
+    """
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.experts, self.per_token = config.experts, config.experts_per_token
-        hidden, width = config.hidden_size, config.expert_hidden_size
-        self.router = Linear(hidden, config.experts)
-        self.gate_up = GroupedLinear(config.experts, hidden, 2 * width)
-        self.down = GroupedLinear(config.experts, width, hidden)
+        super().__init__(config.hidden_size, config.expert_hidden_size, config.experts)
+        self.per_token = config.experts_per_token
+        self.owned: ExpertBank | None = None
 
-    def route(self, x_BTD: Tensor) -> Routing:
+    def route(self, x_BTD: Tensor, activation: Activation = ALL_EXPERTS) -> Routing:
         """Choose experts in fp32."""
         logits_BTE = self.router(x_BTD).float()
-        weight_BTK, expert_BTK = logits_BTE.softmax(-1).topk(self.per_token, -1)
+        if self.owned is not None:
+            logits_BTE = torch.cat((logits_BTE, self.owned.router(x_BTD).float()), -1)
+        per_token = min(activation.experts_per_token or self.per_token, logits_BTE.shape[-1])
+        weight_BTK, expert_BTK = logits_BTE.softmax(-1).topk(per_token, -1)
+        kept_BTK = None
+        if activation.threshold > 0:
+            kept_BTK = weight_BTK >= activation.threshold * weight_BTK[..., :1]
+            weight_BTK = weight_BTK.where(kept_BTK, 0.0)
         weight_BTK = weight_BTK / weight_BTK.sum(-1, keepdim=True)
-        return Routing(expert_BTK, weight_BTK, logits_BTE)
+        return Routing(expert_BTK, weight_BTK, kept_BTK, logits_BTE)
 
-    def forward(self, x_BTD: Tensor) -> tuple[Tensor, Routing]:
+    def forward(
+        self, x_BTD: Tensor, activation: Activation = ALL_EXPERTS
+    ) -> tuple[Tensor, Routing]:
         """Return ([B, T, D], the routing)."""
-        routing = self.route(x_BTD)
-        flat_M = routing.expert_BTK.flatten()
-        # A stable sort keeps each expert's slots in sequence order: per-sequence segments.
-        order_M = flat_M.argsort(stable=True)
-        ends = torch.bincount(flat_M, minlength=self.experts).cumsum(0).tolist()
-        slots = ops.Slots((0, *ends), order_M // self.per_token, x_BTD.shape[1])
-        x_MD = x_BTD.flatten(0, 1).index_select(0, slots.token_M)
-        gate_MG, up_MG = self.gate_up(x_MD, slots).chunk(2, -1)
-        y_MD = self.down(F.silu(gate_MG) * up_MG, slots)
-        y_MD = y_MD * routing.weight_BTK.flatten()[order_M, None].to(y_MD)
-        y_ND = torch.zeros_like(x_BTD).flatten(0, 1).index_add(0, slots.token_M, y_MD)
+        routing = self.route(x_BTD, activation)
+        kept_NK = None if routing.kept_BTK is None else routing.kept_BTK.flatten(0, 1)
+        experts = routing.logits_BTE.shape[-1]
+        dispatch = make_dispatch(routing.expert_BTK.flatten(0, 1), kept_NK, experts, x_BTD.shape[1])
+        x_MD = gather(x_BTD.flatten(0, 1), dispatch)
+        weight_M = routing.weight_BTK.flatten()[dispatch.source_M].to(x_MD)
+        y_ND = combine(self._all_banks(x_MD, dispatch.slots), weight_M, dispatch)
         return y_ND.view_as(x_BTD), routing
+
+    def _all_banks(self, x_MD: Tensor, slots: ops.Slots) -> Tensor:
+        if self.owned is None:
+            return self.apply_to(x_MD, slots)
+        shared, owned = slots.split(self.experts)
+        x_shared, x_owned = x_MD.tensor_split((len(shared.token_M),))
+        parts = (self.apply_to(x_shared, shared), self.owned.apply_to(x_owned, owned))
+        return torch.cat(parts)

@@ -36,6 +36,17 @@ class Slots:
     token_M: Tensor
     positions: int
 
+    def split(self, expert: int) -> tuple["Slots", "Slots"]:
+        """Part the slots of the first `expert` experts from those of the others."""
+        cut = self.offsets[expert]
+        rest = tuple(offset - cut for offset in self.offsets[expert:])
+        first = Slots(self.offsets[: expert + 1], self.token_M[:cut], self.positions)
+        return first, Slots(rest, self.token_M[cut:], self.positions)
+
+    def ends(self, device: torch.device) -> Tensor:
+        """Where each expert's rows end, int32 [E], as grouped kernels want it."""
+        return torch.tensor(self.offsets[1:], dtype=torch.int32, device=device)
+
     def used(self) -> Iterator[tuple[int, int, int]]:
         """Yield (expert, begin, end) of every expert that has slots."""
         for expert, begin in enumerate(self.offsets[:-1]):
@@ -132,19 +143,14 @@ class _Grouped(Function):
     ) -> Tensor:
         ctx.save_for_backward(x_MI, weight_EOI)
         ctx.slots, ctx.recorder = slots, recorder
-        y_MO = x_MI.new_empty(x_MI.shape[0], weight_EOI.shape[1])
-        for expert, begin, end in slots.used():
-            torch.mm(x_MI[begin:end], weight_EOI[expert].T, out=y_MO[begin:end])
-        return y_MO
+        return _grouped_product(x_MI, weight_EOI.mT, slots)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         (x_MI, weight_EOI), grad_MO = ctx.saved_tensors, grads[0]
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = torch.empty_like(x_MI)
-            for expert, begin, end in ctx.slots.used():
-                torch.mm(grad_MO[begin:end], weight_EOI[expert], out=grad_x[begin:end])
+            grad_x = _grouped_product(grad_MO, weight_EOI, ctx.slots)
         if not ctx.needs_input_grad[1]:
             return grad_x, None, None, None
         if ctx.recorder is not None:
@@ -181,8 +187,24 @@ class _Embedding(Function):
         return None, None, None
 
 
+def _grouped_product(x_MI: Tensor, weight_EIO: Tensor, slots: Slots) -> Tensor:
+    """Return, for each expert, x[its slots] W[e]: one kernel on a GPU, one product each on CPU."""
+    if _has_grouped_kernel(x_MI):
+        return F.grouped_mm(x_MI, weight_EIO, offs=slots.ends(x_MI.device))
+    y_MO = x_MI.new_empty(x_MI.shape[0], weight_EIO.shape[2])
+    for expert, begin, end in slots.used():
+        torch.mm(x_MI[begin:end], weight_EIO[expert], out=y_MO[begin:end])
+    return y_MO
+
+
+def _has_grouped_kernel(x_MI: Tensor) -> bool:
+    return x_MI.is_cuda and x_MI.dtype == torch.bfloat16
+
+
 def _grouped_outer(x_MI: Tensor, grad_MO: Tensor, slots: Slots) -> Tensor:
     """Return, for each expert, grad[its slots]^T x[its slots]; zeros for an unused expert."""
+    if _has_grouped_kernel(x_MI):
+        return F.grouped_mm(grad_MO.T, x_MI, offs=slots.ends(x_MI.device))
     experts = len(slots.offsets) - 1
     outer_EOI = x_MI.new_empty(experts, grad_MO.shape[1], x_MI.shape[1])
     for expert in range(experts):
