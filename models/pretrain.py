@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from models.decoder import Decoder
-from models.tokenizer import END_OF_TEXT_ID, Tokenizer
+from models.tokenizer import Tokenizer
 
 
 class WarmUp(BaseModel):
@@ -33,12 +33,16 @@ class WarmUp(BaseModel):
 
 
 def token_stream(tokenizer: Tokenizer, texts: Sequence[str]) -> Tensor:
-    """Concatenate documents with end-of-text after each, int32 [total]."""
+    """Concatenate documents with end-of-text after each, int32 [total].
+
+    Begin-of-text stands before each where it is another token than end-of-text.
+    """
+    begin, end = tokenizer.begin_of_text_id, tokenizer.end_of_text_id
+    opening = [] if begin == end else [begin]
     ids: list[int] = []
-    for begin in range(0, len(texts), 256):
-        for encoded in tokenizer.encode(texts[begin : begin + 256]):
-            ids.extend(encoded)
-            ids.append(END_OF_TEXT_ID)
+    for first in range(0, len(texts), 256):
+        for encoded in tokenizer.encode(texts[first : first + 256]):
+            ids.extend((*opening, *encoded, end))
     return torch.tensor(ids, dtype=torch.int32)
 
 

@@ -12,7 +12,7 @@ from models.decoder import Decoder
 from models.evaluate import evaluate, expert_shares
 from models.lora import add_lora, merge_lora
 from models.pretrain import WarmUp, token_stream, warm_up
-from models.tokenizer import END_OF_TEXT_ID, Tokenizer, stack_rows
+from models.tokenizer import Tokenizer, stack_rows
 
 CONFIG = ModelConfig(
     vocab_size=300, hidden_size=32, layers=2, heads=4, kv_heads=2, head_dim=8, experts=4,
@@ -121,7 +121,7 @@ def test_lora_starts_as_the_identity_and_merges(model: Decoder) -> None:
 def test_rows_cover_the_text_once(tokenizer: Tokenizer) -> None:
     for text, rows in zip(TEXTS, tokenizer.rows(TEXTS, 16, 10_000), strict=True):
         targets = [t for row in rows for t in row.ids[1:]]
-        assert targets[-1] == END_OF_TEXT_ID
+        assert targets[-1] == tokenizer.end_of_text_id
         assert tokenizer.decode(targets[:-1]) == text
         assert sum(row.target_bytes for row in rows) == len(text.encode())
         assert all(len(row.ids) <= 17 for row in rows)

@@ -1,0 +1,1 @@
+"""Hugging Face folders: families, names of tensors, files; read and written safely."""
