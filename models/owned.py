@@ -1,8 +1,8 @@
 """An institution's own experts: branched from the model's, trained against the frozen rest.
 
 An owner adds a bank of experts to every layer (`branch`), trains it alone, and releases it as a
-module (models.modules). Which tokens go there is decided by router rows that start from the owner's
-*domain embedding*: how its text's router inputs differ, layer by layer, from public text's.
+module (models.expert_module). Which tokens go there is decided by router rows that start from the
+owner's *domain embedding*: how its text's router inputs differ, layer by layer, from public text's.
 
 Source: Shi et al. 2025, "FlexOlmo" (arXiv 2507.07024), §3: experts that learn to coordinate through
 a frozen public anchor, router rows from domain embeddings. Different here: the embedding is the
