@@ -182,7 +182,8 @@ def read_module(weights: Path, config: ModelConfig, base_digest: str) -> ExpertM
     if card.base_digest != base_digest:
         raise OwnedError(
             f"Expected a module of base {base_digest[:16]}, got one of base "
-            f"{card.base_digest[:16]} from {card.owner!r}. A module works with the base that it was trained against only."
+            f"{card.base_digest[:16]} from {card.owner!r}. A module works with the base that it "
+            "was trained against only."
         )
     try:
         tensors = load_file(weights)
