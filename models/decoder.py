@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models import ops
+from models.cache import KeyValueCache, Past
 from models.config import ModelConfig
 from models.experts import ALL_EXPERTS, Activation, GroupedLinear, Routing, SparseExperts
 from models.language_model import IGNORED, LanguageModel, SequenceLoss
-from models.layers import Attention, Linear, RMSNorm, Rotary
+from models.layers import Attention, Linear, RMSNorm, Rotary, Rotation
 
 
 class Block(nn.Module):
@@ -27,10 +28,10 @@ class Block(nn.Module):
         self.experts = SparseExperts(config)
 
     def forward(
-        self, x_BTD: Tensor, rotary: Rotary, activation: Activation
+        self, x_BTD: Tensor, rotary: Rotation, activation: Activation, past: Past | None = None
     ) -> tuple[Tensor, Routing]:
         """Return ([B, T, D], the routing)."""
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotary)
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotary, past)
         y_BTD, routing = self.experts(self.experts_norm(x_BTD), activation)
         return x_BTD + y_BTD, routing
 
@@ -105,6 +106,26 @@ class Decoder(LanguageModel):
             x_BTD, routing = block(x_BTD, self.rotary, activation)
             routings.append(routing)
         return self.norm(x_BTD), routings
+
+    def read_on(
+        self, token_BT: Tensor, cache: KeyValueCache, activation: Activation = ALL_EXPERTS
+    ) -> Tensor:
+        """Return final hidden states [B, T, D] of tokens that follow what `cache` holds.
+
+        Args:
+            token_BT: int64 in [0, V); first the prompts, then one token per row. They are added to
+                the cache.
+            cache: of this decoder. activation: how many experts each token uses.
+
+        """
+        pasts = cache.advance(token_BT.shape[1])
+        position_B = pasts[0].columns.position_B
+        rotary = self.rotary if position_B is None else self.rotary.at(position_B)
+        x_BTD = ops.embedding(token_BT, self.embedding)
+        for block, past in zip(self.blocks, pasts, strict=True):
+            x_BTD, _ = block(x_BTD, rotary, activation, past)
+        y_BTD: Tensor = self.norm(x_BTD)
+        return y_BTD
 
     def forward(self, token_BT: Tensor, activation: Activation = ALL_EXPERTS) -> Tensor:
         """Return next-token logits [B, T, V]."""

@@ -1,15 +1,21 @@
 """Building blocks: linear maps with optional LoRA, RMSNorm, attention with rotary positions.
 
 Shapes: B sequences, T positions, D hidden, H query heads, K key/value heads, F head width,
-I inputs, O outputs, R LoRA rank.
+G query heads per key/value head, S cached positions, I inputs, O outputs, R LoRA rank.
 """
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models import ops
+from models.cache import Past
 from models.config import ModelConfig
+
+Rotation = Callable[[Tensor], Tensor]
 
 
 class Linear(nn.Module):
@@ -64,10 +70,18 @@ class Rotary(nn.Module):
     def forward(self, x_BHTF: Tensor) -> Tensor:
         """Rotate each head of positions 0..T-1."""
         positions = x_BHTF.shape[-2]
-        first, second = x_BHTF.chunk(2, -1)
-        rotated = torch.cat((-second, first), -1)
-        cos, sin = self.cos_TF[:positions], self.sin_TF[:positions]
-        return x_BHTF * cos.to(x_BHTF) + rotated * sin.to(x_BHTF)
+        return _rotate(x_BHTF, self.cos_TF[:positions], self.sin_TF[:positions])
+
+    def at(self, position_B: Tensor) -> Rotation:
+        """Return the rotation of each row's single position, for heads [B, H, 1, F]."""
+        cos_BF, sin_BF = self.cos_TF[position_B], self.sin_TF[position_B]
+        return partial(_rotate, cos_TF=cos_BF[:, None, None], sin_TF=sin_BF[:, None, None])
+
+
+def _rotate(x_BHTF: Tensor, cos_TF: Tensor, sin_TF: Tensor) -> Tensor:
+    first, second = x_BHTF.chunk(2, -1)
+    rotated = torch.cat((-second, first), -1)
+    return x_BHTF * cos_TF.to(x_BHTF) + rotated * sin_TF.to(x_BHTF)
 
 
 class Attention(nn.Module):
@@ -83,19 +97,30 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if normed else None
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if normed else None
 
-    def forward(self, x_BTD: Tensor, rotary: Rotary) -> Tensor:
-        """Return [B, T, D]."""
+    def forward(self, x_BTD: Tensor, rotary: Rotation, past: Past | None = None) -> Tensor:
+        """Return [B, T, D]; with `past`, the new positions are stored and see what is there."""
         batch, positions, _ = x_BTD.shape
         heads = self.qkv(x_BTD).view(batch, positions, -1, self.width)
         q, k, v = heads.split((self.heads, self.kv_heads, self.kv_heads), 2)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        y_BHTF = F.scaled_dot_product_attention(
-            rotary(q.transpose(1, 2)),
-            rotary(k.transpose(1, 2)),
-            v.transpose(1, 2),
-            is_causal=True,
-            enable_gqa=self.heads != self.kv_heads,
-        )
+        q_BHTF, k_BKTF = rotary(q.transpose(1, 2)), rotary(k.transpose(1, 2))
+        v_BKTF = v.transpose(1, 2)
+        if past is not None:
+            past.write(k_BKTF, v_BKTF)
+        if past is not None and past.columns.position_B is not None:
+            y_BHTF = self._see_past(q_BHTF, past)
+        else:
+            grouped = self.heads != self.kv_heads
+            y_BHTF = F.scaled_dot_product_attention(
+                q_BHTF, k_BKTF, v_BKTF, is_causal=True, enable_gqa=grouped
+            )
         y: Tensor = self.out(y_BHTF.transpose(1, 2).reshape(batch, positions, -1))
         return y
+
+    def _see_past(self, q_BH1F: Tensor, past: Past) -> Tensor:
+        """Attend from one position; query heads that share keys stand where positions would."""
+        q_BKGF = q_BH1F.view(len(q_BH1F), self.kv_heads, -1, self.width)
+        mask = past.columns.mask_B11S
+        y_BKGF = F.scaled_dot_product_attention(q_BKGF, *past.read(), attn_mask=mask)
+        return y_BKGF.reshape(q_BH1F.shape)
