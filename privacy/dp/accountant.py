@@ -157,6 +157,7 @@ def calibrate_noise_multiplier(
     sampling_probability: float,
     releases: int,
     *,
+    beside: DpEvent | None = None,
     vector_length: int = 0,
     contributors: int = 1,
     noise_in_lattice_units: float = 4.0,
@@ -168,6 +169,7 @@ def calibrate_noise_multiplier(
         delta: see `epsilon`.
         sampling_probability: q in (0, 1].
         releases: T >= 1.
+        beside: what else is released under the same epsilon, with its own noise; None for nothing.
         vector_length: see `epsilon`.
         contributors: see `epsilon`.
         noise_in_lattice_units: see `epsilon`.
@@ -184,10 +186,11 @@ def calibrate_noise_multiplier(
         raise AccountantError(f"Expected 0 < epsilon < infinity, got {target_epsilon!r}.")
 
     def fits(noise_multiplier: float, interval: float | None) -> bool:
-        event = PoissonSampledDpEvent(sampling_probability, GaussianDpEvent(noise_multiplier))
+        step = PoissonSampledDpEvent(sampling_probability, GaussianDpEvent(noise_multiplier))
+        steps = SelfComposedDpEvent(step, releases)
         try:
             reached = _epsilon(
-                SelfComposedDpEvent(event, releases),
+                steps if beside is None else ComposedDpEvent([beside, steps]),
                 delta,
                 interval=interval,
                 vector_length=vector_length,
