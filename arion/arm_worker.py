@@ -19,9 +19,9 @@ from arion.journal import Journal
 from arion.progress import Silent
 from arion.run_file import RunFile
 from arion.watch import RoundWatch
-from coordinator.optimiser import OptimiserState
 from coordinator.outcome import RoundOutcome
 from coordinator.settings import load_settings
+from models.optimiser import OptimiserState
 from models.recipe import Recipe
 from privacy.dp.plan import PrivateStep
 from privacy.ledger.files import make_directory, replace_durably

@@ -27,10 +27,9 @@ from arion.run_federation import final_vector, run_federation
 from arion.run_file import RunFile
 from client.data import Record
 from client.training import LocalTrainer, UnitRows, unit_rows
-from coordinator.optimiser import OptimiserState, adam_step
 from coordinator.outcome import Observer
-from coordinator.settings import OptimiserSettings
 from models.checkpoint import load_model
+from models.optimiser import OptimiserSettings, OptimiserState, adam_step
 from models.recipe import Recipe, prepare
 from models.vector import read_vector, write_vector
 from privacy.dp.keystream import derive_seeded_key

@@ -21,9 +21,10 @@ from arion.summary import FEDERATED, Finished, summarise
 from arion.synthetic import write_synthetic
 from arion.watch import RoundWatch
 from client.data import describe
-from coordinator.settings import OptimiserSettings, load_settings
+from coordinator.settings import load_settings
 from coordinator.store import RunStore
 from models.checkpoint import load_model
+from models.optimiser import OptimiserSettings
 from models.recipe import Recipe, prepare
 from models.vector import read_vector
 from privacy.dp.plan import PrivateStep

@@ -7,10 +7,10 @@ from arion.evaluation import Evaluator
 from arion.journal import Journal
 from arion.progress import Progress
 from arion.run_file import RunFile
-from coordinator.optimiser import OptimiserState
 from coordinator.outcome import RoundOutcome
 from coordinator.settings import RunSettings
 from coordinator.store import Phase, RunStore
+from models.optimiser import OptimiserState
 from models.vector import read_vector
 from privacy.dp.accountant import epsilon_after
 

@@ -41,8 +41,8 @@ from client.data import DataConfig
 from client.node import training_records
 from client.training import LocalTrainer, UnitRows, unit_rows
 from coordinator.outcome import RoundOutcome
-from coordinator.settings import OptimiserSettings
 from models.checkpoint import load_model, model_digest, save_model
+from models.optimiser import OptimiserSettings
 from models.recipe import Recipe
 from models.tokenizer import Tokenizer, stack_rows
 from models.vector import write_vector

@@ -15,7 +15,6 @@ import torch
 from coordinator.attempt import AttemptReport, AttemptRunner, Members
 from coordinator.channel import Channel, Traffic
 from coordinator.epoch import enter_epoch
-from coordinator.optimiser import OptimiserState, adam_step
 from coordinator.outcome import RoundOutcome, tell_observer
 from coordinator.records import RunRecords
 from coordinator.settings import RunError, RunSettings, load_settings
@@ -23,6 +22,7 @@ from coordinator.store import Attempt, Phase, RunStore
 from coordinator.witnesses import Witnesses
 from models.checkpoint import load_model, model_digest
 from models.language_model import LanguageModel
+from models.optimiser import OptimiserState, adam_step
 from models.recipe import prepare
 from models.vector import read_vector, trainable_layout, write_vector
 from privacy.dp.lattice import decode

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-from coordinator.optimiser import OptimiserState
+from models.optimiser import OptimiserState
 
 
 @dataclass(frozen=True)

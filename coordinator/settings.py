@@ -12,6 +12,7 @@ from pydantic import (
     model_validator,
 )
 
+from models.optimiser import OptimiserSettings
 from models.recipe import Recipe
 from privacy.canonical import canonical_bytes, sha256_hex
 from privacy.dp.plan import PrivateStep
@@ -26,26 +27,6 @@ PublicKey = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 class RunError(ValueError):
     """A run that cannot start or go on as it is set up."""
-
-
-class OptimiserSettings(BaseModel):
-    """Adam on the released sums (post-processing), with a linear rise and a cosine fall.
-
-    Attributes:
-        learning_rate: highest rate.
-        beta1, beta2: decay of the moments.
-        epsilon: added to the root of the second moment.
-        warm_up: share of the rounds in which the rate rises.
-
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    learning_rate: float = Field(default=2e-3, gt=0)
-    beta1: float = Field(default=0.9, ge=0, lt=1)
-    beta2: float = Field(default=0.95, ge=0, lt=1)
-    epsilon: float = Field(default=1e-8, gt=0)
-    warm_up: float = Field(default=0.1, ge=0, lt=1)
 
 
 class RunSettings(BaseModel):

@@ -12,10 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
-import torch
-from safetensors.torch import load, save
-
-from coordinator.optimiser import OptimiserState
+from models.optimiser import OptimiserState
 from privacy.identity import Signed
 from privacy.ledger.files import make_directory, replace_durably
 
@@ -130,19 +127,14 @@ class RunStore:
 
     def save_state(self, state: OptimiserState) -> None:
         """Write parameters and moments after a round; older ones but the last are deleted."""
-        tensors = {"vector": state.vector_D, "first": state.first_D, "second": state.second_D}
-        data = save({name: tensor.contiguous() for name, tensor in tensors.items()})
-        replace_durably(self._path(state.step), data)
+        replace_durably(self._path(state.step), state.to_bytes())
         for path in sorted(self._states.glob("*.safetensors"))[:-_KEPT_STATES]:
             path.unlink()
 
     def load_state(self, step: int) -> OptimiserState | None:
         """Read parameters and moments after a round, or None."""
         path = self._path(step)
-        if not path.exists():
-            return None
-        tensors: dict[str, torch.Tensor] = load(path.read_bytes())
-        return OptimiserState(step, tensors["vector"], tensors["first"], tensors["second"])
+        return OptimiserState.from_bytes(path.read_bytes()) if path.exists() else None
 
     def _path(self, step: int) -> Path:
         return self._states / f"{step:06d}.safetensors"

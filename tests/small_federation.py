@@ -31,11 +31,11 @@ from client.training import LocalTrainer, unit_rows
 from coordinator.app import GridChannel
 from coordinator.attempt import Members
 from coordinator.driver import IDENTITY_FILE, RunDriver, make_plan
-from coordinator.optimiser import OptimiserState
-from coordinator.settings import OptimiserSettings, RunSettings, load_settings
+from coordinator.settings import RunSettings, load_settings
 from models.checkpoint import load_model, save_model
 from models.config import ModelConfig
 from models.decoder import Decoder
+from models.optimiser import OptimiserSettings, OptimiserState
 from models.recipe import Recipe, prepare
 from models.tokenizer import Tokenizer
 from models.vector import read_vector, trainable_layout

@@ -9,8 +9,7 @@ import torch
 from scipy.stats import chi2
 
 import client.gate
-from coordinator.optimiser import OptimiserState, adam_step
-from coordinator.settings import OptimiserSettings
+from models.optimiser import OptimiserSettings, OptimiserState, adam_step
 from models.tokenizer import stack_rows
 from models.vector import read_vector
 from privacy.dp.lattice import decode, release_variance

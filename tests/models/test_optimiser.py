@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from coordinator.optimiser import OptimiserState, adam_step, rate_factor
-from coordinator.settings import OptimiserSettings
+from models.optimiser import OptimiserSettings, OptimiserState, adam_step, rate_factor
 
 ROUNDS = 8
 SETTINGS = [
@@ -76,3 +75,12 @@ def test_a_step_does_not_change_the_state_before_it() -> None:
     assert not state.vector_D.any()
     assert not state.first_D.any()
     assert after.vector_D.all()
+
+
+def test_a_state_returns_from_its_bytes_exactly() -> None:
+    vector_D = torch.tensor([0.5, -2.0, 3.0])
+    state = adam_step(OptimiserState.start(vector_D), vector_D, 4.0, OptimiserSettings(), 9)
+    again = OptimiserState.from_bytes(state.to_bytes())
+    assert again.step == state.step == 1
+    for name in ("vector_D", "first_D", "second_D"):
+        assert torch.equal(getattr(again, name), getattr(state, name))

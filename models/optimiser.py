@@ -1,4 +1,4 @@
-"""The server's optimiser: Adam on released sums. All of it is post-processing of the release.
+"""Adam on noised sums of clipped gradients. All of it is post-processing of their release.
 
 Shapes: D coordinates of the trainable vector.
 """
@@ -7,9 +7,29 @@ import math
 from dataclasses import dataclass
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors.torch import load, save
 from torch import Tensor
 
-from coordinator.settings import OptimiserSettings
+
+class OptimiserSettings(BaseModel):
+    """Adam on the released sums (post-processing), with a linear rise and a cosine fall.
+
+    Attributes:
+        learning_rate: highest rate.
+        beta1, beta2: decay of the moments.
+        epsilon: added to the root of the second moment.
+        warm_up: share of the rounds in which the rate rises.
+
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    learning_rate: float = Field(default=2e-3, gt=0)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    epsilon: float = Field(default=1e-8, gt=0)
+    warm_up: float = Field(default=0.1, ge=0, lt=1)
 
 
 @dataclass(frozen=True)
@@ -25,6 +45,19 @@ class OptimiserState:
     def start(cls, vector_D: Tensor) -> "OptimiserState":
         """Return the state before the first round."""
         return cls(0, vector_D, torch.zeros_like(vector_D), torch.zeros_like(vector_D))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "OptimiserState":
+        """Read what `to_bytes` wrote."""
+        tensors = load(data)
+        step = int(tensors["step"])
+        return cls(step, tensors["vector"], tensors["first"], tensors["second"])
+
+    def to_bytes(self) -> bytes:
+        """Return the state as safetensors."""
+        parts = {"vector": self.vector_D, "first": self.first_D, "second": self.second_D}
+        tensors = {name: tensor.contiguous() for name, tensor in parts.items()}
+        return save({**tensors, "step": torch.tensor(self.step)})
 
 
 def adam_step(
