@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.budget import NodeBooks
+from client.entropy import Entropy
 from client.outbox import Outbox, SealedUpload
 from privacy.consent import Consent
 from privacy.dp.lattice import encode
-from privacy.dp.noise import GaussianSource, SecureGaussian, SeededGaussian, derive_seeded_key
 from privacy.dp.plan import PrivateStep
-from privacy.dp.sampling import PoissonSampler, SecureUniform, SeededUniform, UniformSource
+from privacy.dp.sampling import PoissonSampler
 from privacy.identity import Signed
 from privacy.rounds import PlanCode, PlanRefused, RoundPlan, verify_plan
 from privacy.secagg.node import SecAggNode
@@ -109,24 +109,14 @@ class Gate:
         )
 
     def _seal(self, plan: RoundPlan, member: SecAggNode, trainer: Trainer) -> SealedUpload:
-        uniform, gaussian = self._sources(plan, member.name)
-        sampler = PoissonSampler(plan.step.sampling_probability, uniform)
+        place = (member.name, plan.run, plan.round, plan.attempt)
+        entropy = Entropy(self.seed if plan.seeded else None)
+        sampler = PoissonSampler(plan.step.sampling_probability, entropy.uniform(*place))
         drawn = sampler.draw(trainer.unit_count)
+        gaussian = entropy.gaussian(*place) if plan.step.is_private else None
         words = encode(trainer.clipped_sum(drawn, plan.step), plan.step, gaussian)
         upload = member.seal_upload(words, plan)
         return self.outbox.seal(plan.digest(), upload, words)
-
-    def _sources(self, plan: RoundPlan, node: str) -> tuple[UniformSource, GaussianSource | None]:
-        """Fresh streams for one attempt; from the seed only in a seeded simulation."""
-        noisy = plan.step.is_private
-        if not plan.seeded:
-            return SecureUniform(), SecureGaussian() if noisy else None
-        assert self.seed is not None, "checked before the schedule was reserved"
-        place = (node, plan.run, plan.round, plan.attempt)
-        uniform = SeededUniform(derive_seeded_key(self.seed, "sample", *place))
-        if not noisy:
-            return uniform, None
-        return uniform, SeededGaussian(derive_seeded_key(self.seed, "noise", *place))
 
     def _check_trainer_seed(self, plan: RoundPlan) -> None:
         if plan.seeded and self.seed is None:

@@ -5,15 +5,11 @@ Symbols: n members of the cohort, c colluders, q quorum, h = n_min - c.
 
 from dataclasses import dataclass
 from datetime import date
-from fractions import Fraction
 
+from privacy.budget_clauses import check_expiry, check_life_budget, require, run_delta
 from privacy.canonical import canonical_bytes
-from privacy.consent import Consent, ConsentError
-from privacy.dp.accountant import (
-    epsilon_after,
-    epsilon_if_all_others_collude,
-    epsilon_microunits,
-)
+from privacy.consent import Consent
+from privacy.dp.accountant import epsilon_after, epsilon_if_all_others_collude
 from privacy.dp.plan import SMALLEST_LATTICE_NOISE
 from privacy.identity import SignatureError, Signed, verify_signed
 from privacy.round_plan import PlanCode, PlanRefused, RoundPlan, quorum_for, sign_plan
@@ -34,8 +30,6 @@ __all__ = [
 SMALLEST_COHORT = 3
 LARGEST_COHORT = 50
 LARGEST_ATTEMPT = 3
-_DELTA_UNITS = 10**15
-_EPSILON_UNITS = 10**6
 
 
 @dataclass(frozen=True)
@@ -52,16 +46,6 @@ class RunCost:
     epsilon: float
     delta: float
     epsilon_if_all_others_collude: float
-
-
-def run_delta(consent: Consent) -> float:
-    """Return the share of the life's delta that one run uses, a multiple of 1e-15.
-
-    A run may use epsilon_per_run / epsilon of the life's epsilon, and the same part of its delta,
-    so both last for equally many runs.
-    """
-    share = Fraction(consent.epsilon_per_run) / Fraction(consent.epsilon)
-    return int(Fraction(consent.delta) * share * _DELTA_UNITS) / _DELTA_UNITS
 
 
 def run_cost(plan: RoundPlan, consent: Consent) -> RunCost:
@@ -149,27 +133,24 @@ def verify_plan(
     _check_mechanism(plan, consent)  # 12-15
     _check_scope(plan, consent)  # 16-18
     _check_budget(plan, consent, spent)  # 19
-    try:
-        consent.check_not_expired(today)  # 20
-    except ConsentError as error:
-        raise PlanRefused(PlanCode.EXPIRED, "expires", str(error)) from error
+    check_expiry(consent, today)  # 20
     return plan
 
 
 def _check_place(plan: RoundPlan, consent: Consent, roster: Roster, runtime: str) -> None:
-    _require(
+    require(
         plan.federation == consent.federation == roster.federation,
         PlanCode.WRONG_FEDERATION,
         "federation",
         f"federation {consent.federation!r}, got {plan.federation!r}",
     )
-    _require(
+    require(
         plan.runtime == runtime and plan.runtime in consent.runtimes,
         PlanCode.WRONG_RUNTIME,
         "runtimes",
         f"this node's runtime {runtime!r}, among {consent.runtimes}, got {plan.runtime!r}",
     )
-    _require(
+    require(
         (plan.epoch, plan.roster_digest) == (roster.epoch, roster.digest.hex()),
         PlanCode.WRONG_ROSTER,
         "members",
@@ -180,7 +161,7 @@ def _check_place(plan: RoundPlan, consent: Consent, roster: Roster, runtime: str
 
 def _check_order(plan: RoundPlan, last_seen: tuple[int, int] | None) -> None:
     last = last_seen or (0, 0)
-    _require(
+    require(
         (plan.round, plan.attempt) > last
         and plan.attempt <= LARGEST_ATTEMPT
         and plan.round <= plan.step.releases,
@@ -193,7 +174,7 @@ def _check_order(plan: RoundPlan, last_seen: tuple[int, int] | None) -> None:
 
 def _check_numbers(plan: RoundPlan, consent: Consent, roster: Roster) -> None:
     n = len(plan.cohort)
-    _require(
+    require(
         plan.cohort == roster.names  # sorted, and nobody twice, as the roster is
         and set(plan.cohort) == set(consent.members)
         and roster.own in plan.cohort
@@ -203,25 +184,25 @@ def _check_numbers(plan: RoundPlan, consent: Consent, roster: Roster) -> None:
         f"the {len(consent.members)} pinned members, {SMALLEST_COHORT} to {LARGEST_COHORT}, as "
         f"the cohort, got {n} names",
     )
-    _require(
+    require(
         consent.smallest_cohort <= plan.n_min <= n and plan.n_min > plan.colluders,
         PlanCode.COHORT_TOO_SMALL,
         "smallest_cohort",
         f"{max(consent.smallest_cohort, plan.colluders + 1)} <= n_min <= {n}, got {plan.n_min}",
     )
-    _require(
+    require(
         plan.colluders >= consent.tolerated_colluders >= 1,
         PlanCode.TOO_FEW_COLLUDERS,
         "tolerated_colluders",
         f"colluders >= {consent.tolerated_colluders}, got {plan.colluders}",
     )
-    _require(
+    require(
         2 * plan.quorum > n + plan.colluders and plan.quorum <= n,
         PlanCode.BAD_QUORUM,
         "tolerated_colluders",
         f"2 * quorum > {n + plan.colluders} and quorum <= {n}, got quorum {plan.quorum}",
     )
-    _require(
+    require(
         plan.step.honest_survivors == plan.n_min - plan.colluders,
         PlanCode.WRONG_SURVIVORS,
         "tolerated_colluders",
@@ -231,25 +212,25 @@ def _check_numbers(plan: RoundPlan, consent: Consent, roster: Roster) -> None:
 
 
 def _check_mechanism(plan: RoundPlan, consent: Consent) -> None:
-    _require(
+    require(
         plan.step.unit == consent.unit,
         PlanCode.WRONG_UNIT,
         "unit",
         f"unit {consent.unit!r}, got {plan.step.unit!r}",
     )
-    _require(
+    require(
         plan.step.noise_multiplier > 0 or consent.allow_unprotected_release,
         PlanCode.NO_NOISE,
         "allow_unprotected_release",
         "noise_multiplier > 0, got 0",
     )
-    _require(
+    require(
         canonical_bytes(plan.dp_event) == canonical_bytes(plan.step.event_json()),
         PlanCode.WRONG_EVENT,
         "",
         "the DP event that this node computes from the step, got another",
     )
-    _require(
+    require(
         plan.step.noise_in_lattice_units >= SMALLEST_LATTICE_NOISE,
         PlanCode.COARSE_LATTICE,
         "",
@@ -260,20 +241,20 @@ def _check_mechanism(plan: RoundPlan, consent: Consent) -> None:
 
 def _check_scope(plan: RoundPlan, consent: Consent) -> None:
     total = sum(size for _, size in plan.trainable)
-    _require(
+    require(
         plan.vector_length == total,
         PlanCode.WRONG_LENGTH,
         "",
         f"vector_length = sum of the trainable tensors = {total}, got {plan.vector_length}",
     )
     names = [name for name, _ in plan.trainable]
-    _require(
+    require(
         consent.allows_trainable(names) and len(set(names)) == len(names),
         PlanCode.NOT_TRAINABLE,
         "trainable",
         f"distinct tensors that match {consent.trainable}, got others among {len(names)}",
     )
-    _require(
+    require(
         not plan.seeded or (consent.allow_seeded_simulation and plan.runtime == "simulate"),
         PlanCode.SEEDED,
         "allow_seeded_simulation",
@@ -298,21 +279,5 @@ def _check_budget(plan: RoundPlan, consent: Consent, spent: tuple[float, float])
     )
     for clause, value, limit in limits:
         message = f"at most {clause} = {limit:g}, got {value:.6g} for the whole schedule"
-        _require(value <= limit, PlanCode.OVER_BUDGET, clause, message)
-    # Integers, as the ledger keeps them: many small charges add up to no less than they are.
-    epsilon_units = round(spent[0] * _EPSILON_UNITS) + epsilon_microunits(cost.epsilon)
-    delta_units = round(spent[1] * _DELTA_UNITS) + round(cost.delta * _DELTA_UNITS)
-    _require(
-        epsilon_units <= round(consent.epsilon * _EPSILON_UNITS)
-        and delta_units <= round(consent.delta * _DELTA_UNITS),
-        PlanCode.OVER_BUDGET,
-        "epsilon",
-        f"at most epsilon {consent.epsilon:g} and delta {consent.delta:g} over the data's life, "
-        f"got {cost.epsilon:.6g} and {cost.delta:g} on top of {spent[0]:g} and {spent[1]:g}",
-    )
-
-
-def _require(holds: bool, code: PlanCode, clause: str, expected: str) -> None:
-    if not holds:
-        remedy = f"See the clause {clause!r}." if clause else "Ask the coordinator for a new plan."
-        raise PlanRefused(code, clause, f"Expected {expected}. {remedy}")
+        require(value <= limit, PlanCode.OVER_BUDGET, clause, message)
+    check_life_budget(cost.epsilon, cost.delta, consent, spent)

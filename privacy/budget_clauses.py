@@ -1,0 +1,64 @@
+"""Clauses of the consent that every charge must keep, whichever mechanism asks for it."""
+
+from datetime import date
+from fractions import Fraction
+
+from privacy.consent import Consent, ConsentError
+from privacy.dp.accountant import epsilon_microunits
+from privacy.round_plan import PlanCode, PlanRefused
+
+_DELTA_UNITS = 10**15
+_EPSILON_UNITS = 10**6
+
+
+def run_delta(consent: Consent) -> float:
+    """Return the share of the life's delta that one run uses, a multiple of 1e-15.
+
+    A run may use epsilon_per_run / epsilon of the life's epsilon, and the same part of its delta,
+    so both last for equally many runs.
+    """
+    share = Fraction(consent.epsilon_per_run) / Fraction(consent.epsilon)
+    return int(Fraction(consent.delta) * share * _DELTA_UNITS) / _DELTA_UNITS
+
+
+def check_life_budget(
+    epsilon: float, delta: float, consent: Consent, spent: tuple[float, float]
+) -> None:
+    """Refuse a charge that the budget of the data's life does not hold.
+
+    Args:
+        epsilon: of the charge, finite.
+        delta: of the charge.
+        consent: gives the life's budget.
+        spent: (epsilon, delta) that everything else was charged.
+
+    Raises:
+        PlanRefused: over the budget, by the clause `epsilon` (which `delta` goes with).
+
+    """
+    # Integers, as the ledger keeps them: many small charges add up to no less than they are.
+    epsilon_units = round(spent[0] * _EPSILON_UNITS) + epsilon_microunits(epsilon)
+    delta_units = round(spent[1] * _DELTA_UNITS) + round(delta * _DELTA_UNITS)
+    require(
+        epsilon_units <= round(consent.epsilon * _EPSILON_UNITS)
+        and delta_units <= round(consent.delta * _DELTA_UNITS),
+        PlanCode.OVER_BUDGET,
+        "epsilon",
+        f"at most epsilon {consent.epsilon:g} and delta {consent.delta:g} over the data's life, "
+        f"got {epsilon:.6g} and {delta:g} on top of {spent[0]:g} and {spent[1]:g}",
+    )
+
+
+def check_expiry(consent: Consent, today: date) -> None:
+    """Refuse after the consent's last day."""
+    try:
+        consent.check_not_expired(today)
+    except ConsentError as error:
+        raise PlanRefused(PlanCode.EXPIRED, "expires", str(error)) from error
+
+
+def require(holds: bool, code: PlanCode, clause: str, expected: str) -> None:
+    """Refuse unless a check holds; the message says what was expected and what was got."""
+    if not holds:
+        remedy = f"See the clause {clause!r}." if clause else "Ask the coordinator for a new plan."
+        raise PlanRefused(code, clause, f"Expected {expected}. {remedy}")
