@@ -140,7 +140,10 @@ class SparseExperts(ExpertBank):
         if self.owned is not None:
             logits_BTE = torch.cat((logits_BTE, self.owned.router(x_BTD).float()), -1)
         per_token = min(activation.experts_per_token or self.per_token, logits_BTE.shape[-1])
-        weight_BTK, expert_BTK = logits_BTE.softmax(-1).topk(per_token, -1)
+        # The softmax over the chosen is the renormalised softmax over all, without a trace of the
+        # others: leaving out an expert that nobody chose changes no bit (models.composition).
+        chosen_BTK, expert_BTK = logits_BTE.topk(per_token, -1)
+        weight_BTK = chosen_BTK.softmax(-1)
         kept_BTK = None
         if activation.threshold > 0:
             kept_BTK = weight_BTK >= activation.threshold * weight_BTK[..., :1]

@@ -34,10 +34,11 @@ def brute_force(layer: SparseExperts, x_BTD: torch.Tensor, activation: Activatio
     """Every expert on every token, summed with the weights of the definition."""
     banks = [layer] if layer.owned is None else [layer, layer.owned]
     logits = torch.cat([x_BTD @ bank.router.weight.T for bank in banks], -1).float()
-    weight, chosen = logits.softmax(-1).topk(activation.experts_per_token or layer.per_token)
-    weight = torch.where(weight >= activation.threshold * weight[..., :1], weight, 0.0)
-    weight = weight / weight.sum(-1, keepdim=True)
-    full = torch.zeros_like(logits).scatter(-1, chosen, weight).double()
+    chosen = logits.topk(activation.experts_per_token or layer.per_token).indices
+    left_out = torch.ones_like(logits).scatter(-1, chosen, 0.0).bool()
+    full = logits.masked_fill(left_out, float("-inf")).softmax(-1)
+    full = torch.where(full >= activation.threshold * full.amax(-1, keepdim=True), full, 0.0)
+    full = (full / full.sum(-1, keepdim=True)).double()
     outputs = []
     for bank in banks:
         for gate_up, down in zip(bank.gate_up.weight, bank.down.weight, strict=True):
@@ -60,7 +61,7 @@ def test_layer_equals_every_expert_on_every_token(
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
     grads = (torch.autograd.grad((y * up).sum(), inputs) for y in (expected, found))
     for wanted, got in zip(*grads, strict=True):
-        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=3e-5)  # routing is in fp32
 
 
 def test_weightless_operations_have_right_gradients(generator: torch.Generator) -> None:
