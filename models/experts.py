@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from models import ops
 from models.config import ModelConfig
 from models.dispatch import combine, gather, make_dispatch, swiglu
-from models.layers import Linear
 
 
 @dataclass(frozen=True)
@@ -100,8 +99,21 @@ class GroupedLinear(nn.Module):
         y_MO = ops.grouped_linear(x_MI, self.weight, slots)
         if self.lora_A is None or self.lora_B is None:
             return y_MO
-        low_MR = ops.grouped_linear(x_MI, self.lora_A, slots)
-        return y_MO + ops.grouped_linear(self.lora_scale * low_MR, self.lora_B, slots)
+        low_MR = ops.grouped_linear(x_MI.to(self.lora_A), self.lora_A, slots)
+        return y_MO + ops.grouped_linear(self.lora_scale * low_MR, self.lora_B, slots).to(y_MO)
+
+
+class Router(nn.Module):
+    """One row per expert; logits are fp32 whatever the model's precision, and take no adapters."""
+
+    def __init__(self, hidden: int, experts: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(experts, hidden))
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Return logits [B, T, E]."""
+        wide = torch.promote_types(x_BTD.dtype, torch.float32)
+        return ops.linear(x_BTD.to(wide), self.weight.to(wide)).float()
 
 
 class ExpertBank(nn.Module):
@@ -110,7 +122,7 @@ class ExpertBank(nn.Module):
     def __init__(self, hidden: int, width: int, experts: int) -> None:
         super().__init__()
         self.experts = experts
-        self.router = Linear(hidden, experts)
+        self.router = Router(hidden, experts)
         self.gate_up = GroupedLinear(experts, hidden, 2 * width)
         self.down = GroupedLinear(experts, width, hidden)
 
@@ -136,9 +148,9 @@ class SparseExperts(ExpertBank):
 
     def route(self, x_BTD: Tensor, activation: Activation = ALL_EXPERTS) -> Routing:
         """Choose experts in fp32."""
-        logits_BTE = self.router(x_BTD).float()
+        logits_BTE = self.router(x_BTD)
         if self.owned is not None:
-            logits_BTE = torch.cat((logits_BTE, self.owned.router(x_BTD).float()), -1)
+            logits_BTE = torch.cat((logits_BTE, self.owned.router(x_BTD)), -1)
         per_token = min(activation.experts_per_token or self.per_token, logits_BTE.shape[-1])
         # The softmax over the chosen is the renormalised softmax over all, without a trace of the
         # others: leaving out an expert that nobody chose changes no bit (models.composition).

@@ -56,7 +56,11 @@ class Slots:
 
 
 class Recorder(Protocol):
-    """Receives, during backward, what is needed to form any weighted sum of weight gradients."""
+    """Receives, during backward, what is needed to form any weighted sum of weight gradients.
+
+    The weight it is given is the very object that the operation was called with. (What autograd
+    saved may come back as another one, for example from a checkpointed block.)
+    """
 
     def linear(self, weight_OI: Tensor, x_BTI: Tensor, grad_BTO: Tensor) -> None:
         """A matrix product y = x W^T."""
@@ -82,6 +86,11 @@ def recording(recorder: Recorder) -> Iterator[None]:
         yield
     finally:
         _RECORDER.reset(token)
+
+
+def is_recorded(weight: Tensor) -> bool:
+    """Whether a recorder takes this weight's gradients now."""
+    return _recorder_for(weight) is not None
 
 
 def _recorder_for(weight: Tensor) -> Recorder | None:
@@ -126,13 +135,13 @@ class _Linear(Function):
     @staticmethod
     def forward(ctx: Any, x_BTI: Tensor, weight_OI: Tensor, recorder: Recorder) -> Tensor:
         ctx.save_for_backward(x_BTI, weight_OI)
-        ctx.recorder = recorder
+        ctx.recorder, ctx.weight = recorder, weight_OI
         return F.linear(x_BTI, weight_OI)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
         x_BTI, weight_OI = ctx.saved_tensors
-        ctx.recorder.linear(weight_OI, x_BTI.detach(), grads[0])
+        ctx.recorder.linear(ctx.weight, x_BTI.detach(), grads[0])
         return (grads[0] @ weight_OI if ctx.needs_input_grad[0] else None), None, None
 
 
@@ -142,7 +151,7 @@ class _Grouped(Function):
         ctx: Any, x_MI: Tensor, weight_EOI: Tensor, slots: Slots, recorder: Recorder | None
     ) -> Tensor:
         ctx.save_for_backward(x_MI, weight_EOI)
-        ctx.slots, ctx.recorder = slots, recorder
+        ctx.slots, ctx.recorder, ctx.weight = slots, recorder, weight_EOI
         return _grouped_product(x_MI, weight_EOI.mT, slots)
 
     @staticmethod
@@ -154,7 +163,7 @@ class _Grouped(Function):
         if not ctx.needs_input_grad[1]:
             return grad_x, None, None, None
         if ctx.recorder is not None:
-            ctx.recorder.grouped(weight_EOI, x_MI.detach(), grad_MO, ctx.slots)
+            ctx.recorder.grouped(ctx.weight, x_MI.detach(), grad_MO, ctx.slots)
             return grad_x, None, None, None
         return grad_x, _grouped_outer(x_MI, grad_MO, ctx.slots), None, None
 
@@ -163,27 +172,27 @@ class _Scale(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_D: Tensor, recorder: Recorder) -> Tensor:
         ctx.save_for_backward(x, weight_D)
-        ctx.recorder = recorder
+        ctx.recorder, ctx.weight = recorder, weight_D
         return x * weight_D
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         x, weight_D = ctx.saved_tensors
-        ctx.recorder.scale(weight_D, x.detach(), grads[0])
+        ctx.recorder.scale(ctx.weight, x.detach(), grads[0])
         return grads[0] * weight_D, None, None
 
 
 class _Embedding(Function):
     @staticmethod
     def forward(ctx: Any, token_BT: Tensor, weight_VD: Tensor, recorder: Recorder) -> Tensor:
-        ctx.save_for_backward(token_BT, weight_VD)
-        ctx.recorder = recorder
+        ctx.save_for_backward(token_BT)
+        ctx.recorder, ctx.weight = recorder, weight_VD
         return F.embedding(token_BT, weight_VD)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, None]:
-        token_BT, weight_VD = ctx.saved_tensors
-        ctx.recorder.embedding(weight_VD, token_BT, grads[0])
+        (token_BT,) = ctx.saved_tensors
+        ctx.recorder.embedding(ctx.weight, token_BT, grads[0])
         return None, None, None
 
 

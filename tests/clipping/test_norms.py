@@ -3,12 +3,13 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from models.config import ModelConfig
 from models.decoder import Decoder
 from models.language_model import IGNORED
 from models.lora import add_lora
-from privacy.dp.clipping import Chunk, ClippingError, add_clipped_gradients, unit_losses
+from privacy.dp.clipping import Chunk, ClippingError, add_clipped_gradients
 from privacy.dp.records import UnitLayout
 
 CONFIG = ModelConfig(
@@ -48,10 +49,8 @@ def brute_force(model: Decoder, chunk: Chunk, clip: float) -> tuple[Tensor, dict
     norms = []
     for unit in range(chunk.layout.units):
         rows = chunk.layout.unit_B == unit
-        alone = Chunk(chunk.token_BT[rows], chunk.target_BT[rows],
-                      UnitLayout(torch.zeros(int(rows.sum()), dtype=torch.int64), 1),
-                      torch.ones(1, dtype=torch.bool))  # fmt: skip
-        loss = unit_losses(model, alone).sum()
+        logits, target = model(chunk.token_BT[rows]), chunk.target_BT[rows]
+        loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=IGNORED)
         grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
         norm = sum(g.double().square().sum() for g in grads if g is not None).sqrt()
         norms.append(norm)
