@@ -117,7 +117,11 @@ class BookKeeper:
 
 
 def add_clipped_gradients(
-    model: LanguageModel, chunk: Chunk, clipping_norm: float, sums: Mapping[str, Tensor]
+    model: LanguageModel,
+    chunk: Chunk,
+    clipping_norm: float,
+    sums: Mapping[str, Tensor],
+    weights: Mapping[int, str] | None = None,
 ) -> ChunkOutcome:
     """Add the clipped gradients of a chunk's units to `sums`.
 
@@ -129,6 +133,8 @@ def add_clipped_gradients(
         chunk: whole units; padding units have present_U False.
         clipping_norm: C > 0, in gradient norm units.
         sums: one accumulator per trainable parameter name, changed in place.
+        weights: names by id of the weights that operations see, where those are not the model's
+            parameters themselves (a sharded model gathers them, `models.parallel.shard`).
 
     Returns:
         Norms before clipping and losses, for the node's own eyes.
@@ -153,7 +159,8 @@ def add_clipped_gradients(
     coefficient_U = (clipping_norm / norm_U.clamp(min=1e-12)).clamp(max=1.0)
     usable_U = chunk.present_U & torch.isfinite(norm_U)
     coefficient_U = coefficient_U.where(usable_U, 0.0)
-    by_id = {id(p): sums[n] for n, p in parameters.items()}
+    names = {id(p): n for n, p in parameters.items()} if weights is None else weights
+    by_id = {key: sums[name] for key, name in names.items() if name in sums}
     keeper.add_weighted(coefficient_U, by_id)
     return ChunkOutcome(norm_U, loss_U.detach())
 
