@@ -3,8 +3,9 @@
 Shapes: B sequences, T positions, U units of a chunk, D coordinates of the trainable vector.
 """
 
+import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ from client.data import Record
 from models.language_model import LanguageModel
 from models.recipe import Recipe
 from models.tokenizer import Row, Tokenizer, stack_rows
-from models.vector import views_by_name
+from models.vector import vector_length, views_by_name
 from privacy.dp.clipping import Chunk, add_clipped_gradients, unit_losses
 from privacy.dp.plan import PrivateStep
 from privacy.dp.records import UnitLayout
@@ -99,11 +100,8 @@ class LocalTrainer:
             ClippingError: see `privacy.dp.clipping.add_clipped_gradients`.
 
         """
-        size = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        sum_D = torch.zeros(size)
-        least = self._least_chunks(step) if self._pad_draws else 0
-        for indices, present in physical_chunks(drawn, self._chunk_units, least):
-            chunk = self._chunk(indices, present)
+        sum_D = torch.zeros(vector_length(self.model))
+        for chunk in self._chunks(drawn, step):
             if step.is_private:
                 sums = views_by_name(self.model, sum_D)
                 add_clipped_gradients(self.model, chunk, step.clipping_norm, sums)
@@ -111,13 +109,21 @@ class LocalTrainer:
                 _add_gradients(self.model, chunk, sum_D)
         return sum_D.numpy()
 
-    def _least_chunks(self, step: PrivateStep) -> int:
-        return chunks_for(len(self.units), step.sampling_probability, self._chunk_units)
+    def _chunks(
+        self, drawn: NDArray[np.int64], step: PrivateStep, part: int = 0, parts: int = 1
+    ) -> Iterator[Chunk]:
+        """Lay a draw out in chunks: as many for each of `parts`, and every unit in one of them."""
+        most = chunks_for(len(self.units), step.sampling_probability, self._chunk_units)
+        least = max(most if self._pad_draws else 0, math.ceil(len(drawn) / self._chunk_units))
+        least = math.ceil(least / parts) * parts
+        for indices, present in physical_chunks(drawn, self._chunk_units, least)[part::parts]:
+            yield self._chunk(indices, present)
 
     def _chunk(self, indices: NDArray[np.int64], present: NDArray[np.bool_]) -> Chunk:
         """Lay units out in a fixed shape where draws are padded, and tightly otherwise."""
         if not self._pad_draws:
-            indices, present = indices[present], present[present]
+            real = max(1, int(present.sum()))
+            indices, present = indices[:real], present[:real]
         rows: list[Row] = []
         unit_B: list[int] = []
         for place, (index, real) in enumerate(zip(indices, present, strict=True)):
