@@ -214,6 +214,7 @@ def _report_json(report: LedgerReport) -> dict[str, Any]:
         "delta_1e15": report.delta_1e15,
         "noise": report.noise,
         "runs": [vars(run) for run in report.runs],
+        "modules": sorted(report.modules),
         "fingerprint": report.key_fingerprint,
         "ok": report.is_ok,
         "failures": list(report.failures),

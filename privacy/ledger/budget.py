@@ -11,6 +11,7 @@ from privacy.ledger.entries import (
     DELTA_UNITS,
     NODE_KINDS,
     Entry,
+    ExpertsDebited,
     FederationJoined,
     ReleaseDebited,
     RunClosed,
@@ -39,6 +40,16 @@ class RunSpend:
     data_set: str
 
 
+@dataclass(frozen=True)
+class ModuleSpend:
+    """A module of owned experts that was debited: its card, and what was charged for it."""
+
+    card_digest: str
+    epsilon_micro: int | None
+    delta_1e15: int
+    unit: str
+
+
 @dataclass
 class Findings:
     """What reading a ledger's entries found: failures in words, and what they add up to."""
@@ -47,6 +58,7 @@ class Findings:
     runs: list[RunSpend] = field(default_factory=list)
     noises: set[str] = field(default_factory=set)
     plans: set[str] = field(default_factory=set)
+    modules: dict[str, ModuleSpend] = field(default_factory=dict)
 
 
 @dataclass
@@ -63,13 +75,15 @@ def check_node_entries(entries: Sequence[Entry]) -> Findings:
     1. Only a node's kinds of entry occur. 2. The first says which federation it joined. 3. A run
     is reserved once. 4. Its epsilon is no lower than the accountant's for that schedule. 5. A
     debit follows its run's reservation, of the same event and noise. 6. There are no more debits
-    than were reserved. 7. (round, attempt) grows. 8. A closed run makes no release.
+    than were reserved. 7. (round, attempt) grows. 8. A closed run makes no release. 9. A module is
+    the one release of its run, and no module is debited twice.
 
     Args:
         entries: well-formed entries in order.
 
     Returns:
-        Failures (empty if all holds), runs with their cost, kinds of noise, plans debited.
+        Failures (empty if all holds), runs with their cost, kinds of noise, plans and modules
+        debited.
 
     """
     return _NodeReader().read(entries)
@@ -93,12 +107,14 @@ class _NodeReader:
             self._fail(entry, f"a node never writes {entry.kind!r}")
             return
         body = entry.parsed()
-        if isinstance(body, FederationJoined | RunReserved | ReleaseDebited):
+        if isinstance(body, FederationJoined | RunReserved | ReleaseDebited | ExpertsDebited):
             self._found.noises.add(body.noise)
         if isinstance(body, RunReserved):
             self._reserve(entry, body)
         elif isinstance(body, ReleaseDebited):
-            self._debit(entry, body)
+            self._debit_round(entry, body)
+        elif isinstance(body, ExpertsDebited):
+            self._debit_experts(entry, body)
         elif isinstance(body, RunClosed):
             self._close(entry, body)
 
@@ -119,12 +135,35 @@ class _NodeReader:
                 f"and its schedule costs {format_micro(owed)}",
             )
 
-    def _debit(self, entry: Entry, body: ReleaseDebited) -> None:
+    def _debit_round(self, entry: Entry, body: ReleaseDebited) -> None:
+        run = self._debit(entry, body)
+        if run is None:
+            return
+        if (body.round, body.attempt) <= run.last:  # 7
+            self._fail(
+                entry,
+                f"run {body.run!r} goes from round {run.last[0]} attempt {run.last[1]} to round "
+                f"{body.round} attempt {body.attempt}",
+            )
+        run.last = (body.round, body.attempt)
+
+    def _debit_experts(self, entry: Entry, body: ExpertsDebited) -> None:
+        run = self._debit(entry, body)
+        if run is not None and run.reserved.releases != 1:  # 9
+            self._fail(entry, f"run {body.run!r} releases a module, and reserved rounds")
+        if body.sealed_digest in self._found.modules:  # 9
+            self._fail(entry, f"module {body.sealed_digest[:12]} is debited a second time")
+        charged = (run.reserved.epsilon_micro, run.reserved.delta_1e15) if run else (0, 0)
+        unit = run.reserved.unit if run else ""
+        self._found.modules[body.sealed_digest] = ModuleSpend(body.card_digest, *charged, unit)
+
+    def _debit(self, entry: Entry, body: ReleaseDebited | ExpertsDebited) -> _Run | None:
+        """Check what holds for every debit; None where nothing was reserved for it."""
         self._found.plans.add(body.plan_digest)
         run = self._runs.get(body.run)
         if run is None:  # 5
             self._fail(entry, f"run {body.run!r} is debited without a reservation before it")
-            return
+            return None
         run.debits += 1
         if (body.event, body.noise) != (run.reserved.event, run.reserved.noise):  # 5
             self._fail(entry, f"run {body.run!r} is debited another event than it reserved")
@@ -134,15 +173,9 @@ class _NodeReader:
                 f"run {body.run!r} has {run.debits} debits, and it reserved "
                 f"{run.reserved.releases}",
             )
-        if (body.round, body.attempt) <= run.last:  # 7
-            self._fail(
-                entry,
-                f"run {body.run!r} goes from round {run.last[0]} attempt {run.last[1]} to round "
-                f"{body.round} attempt {body.attempt}",
-            )
         if run.closed:  # 8
             self._fail(entry, f"run {body.run!r} is debited after it was closed")
-        run.last = (body.round, body.attempt)
+        return run
 
     def _close(self, entry: Entry, body: RunClosed) -> None:
         if body.run not in self._runs:

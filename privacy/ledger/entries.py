@@ -56,7 +56,7 @@ class RunReserved(Body):
 
     Attributes:
         event: DP event of one release (`privacy.dp.plan.event_json`); the schedule is `releases`
-            of it.
+            of it. A module of owned experts is one release, its event that of its whole training.
         epsilon_micro: the schedule's epsilon in millionths, rounded up; None is a run without
             noise, for which no epsilon holds.
         delta_1e15: its delta in units of 1e-15, rounded up.
@@ -83,6 +83,27 @@ class ReleaseDebited(Body):
     attempt: Positive
     plan_digest: Digest
     sealed_digest: Digest
+    event: JsonValue
+    noise: Noise
+
+
+class ExpertsDebited(Body):
+    """A module of owned experts, written before it leaves the node.
+
+    Attributes:
+        owner: whose experts they are.
+        plan_digest: of the job that was reserved, trained and released.
+        sealed_digest: SHA-256 of the module's weights file, which its card names too.
+        card_digest: SHA-256 of the card.
+        event: DP event of the whole training, the one that was reserved.
+
+    """
+
+    run: Text
+    owner: Name
+    plan_digest: Digest
+    sealed_digest: Digest
+    card_digest: Digest
     event: JsonValue
     noise: Noise
 
@@ -146,6 +167,7 @@ NODE_KINDS: dict[str, type[Body]] = {
     "federation-joined": FederationJoined,
     "run-reserved": RunReserved,
     "release-debited": ReleaseDebited,
+    "experts-debited": ExpertsDebited,
     "refusal": Refusal,
     "run-closed": RunClosed,
 }

@@ -1,5 +1,6 @@
 """Offline verification: all ledgers below a folder, and whether they agree with each other."""
 
+from collections import ChainMap
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 from privacy.ledger.entries import LedgerError
 from privacy.ledger.head import TreeHead, parse_signed_line, parse_statement, verify_head
 from privacy.ledger.log import ENTRIES_FILE
+from privacy.ledger.modules import find_modules, module_faults
 from privacy.ledger.pins import Pins
 from privacy.ledger.verify_one import LedgerReport, verify_ledger
 
@@ -21,7 +23,8 @@ def verify_tree(root_dir: Path, pins: Pins) -> list[LedgerReport]:
 
     Beyond `verify_ledger`: 1. copies of one ledger have one history; 2. a head that a node kept as
     a witness (`*.witness.json`) is of that history; 3. every survivor that the coordinator counted
-    in a round has debited that round's plan. Each is checked where the other file is at hand.
+    in a round has debited that round's plan; 4. every module of owned experts that claims an
+    epsilon was debited by its owner, as it is. Each is checked where the other file is at hand.
 
     Args:
         root_dir: folder of a node, of a coordinator or of a whole run.
@@ -42,11 +45,16 @@ def verify_tree(root_dir: Path, pins: Pins) -> list[LedgerReport]:
         )
     reports = [verify_ledger(directory, pins) for directory in directories]
     witnessed = sorted(root_dir.rglob(f"*{WITNESS_SUFFIX}"))
-    return [_with_others(report, reports, witnessed, pins) for report in reports]
+    modules = find_modules(root_dir)
+    return [_with_others(report, reports, witnessed, modules, pins) for report in reports]
 
 
 def _with_others(
-    report: LedgerReport, reports: Sequence[LedgerReport], witnessed: Sequence[Path], pins: Pins
+    report: LedgerReport,
+    reports: Sequence[LedgerReport],
+    witnessed: Sequence[Path],
+    modules: Sequence[Path],
+    pins: Pins,
 ) -> LedgerReport:
     """Add what only shows in comparison with the other files."""
     failures = (
@@ -54,6 +62,7 @@ def _with_others(
         *_forks(report, reports),  # 1
         *_contradicted_heads(report, witnessed, pins),  # 2
         *_missing_debits(report, reports),  # 3
+        *_foul_modules(report, reports, modules),  # 4
     )
     return replace(report, failures=failures)
 
@@ -99,3 +108,12 @@ def _missing_debits(report: LedgerReport, reports: Sequence[LedgerReport]) -> It
         for name in survivors:
             if name in debited and plan_digest not in debited[name]:
                 yield f"{name!r} is counted under plan {plan_digest[:12]} and never debited it"
+
+
+def _foul_modules(
+    report: LedgerReport, reports: Sequence[LedgerReport], modules: Sequence[Path]
+) -> Iterator[str]:
+    if report.kind != "node":
+        return
+    copies = (dict(other.modules) for other in reports if other.name == report.name)
+    yield from module_faults(report.name, modules, ChainMap(*copies))

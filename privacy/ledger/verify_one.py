@@ -1,11 +1,11 @@
 """Checks one ledger offline, on a machine that knows only the pinned keys."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from privacy.identity import Signed, fingerprint
-from privacy.ledger.budget import RunSpend, check_node_entries, compose_spends
+from privacy.ledger.budget import ModuleSpend, RunSpend, check_node_entries, compose_spends
 from privacy.ledger.entries import Entry, LedgerKind, parse_entry
 from privacy.ledger.files import Lines, read_lines
 from privacy.ledger.head import (
@@ -41,6 +41,7 @@ class LedgerReport:
         key_fingerprint: of the key that the heads were checked against.
         roots: Merkle roots, hex: `roots[n]` is that of the first n entries.
         plans: plan digests that a node debited.
+        modules: modules of owned experts that a node debited, by the digest of their weights.
         survivors: members by plan digest, of a coordinator's recorded rounds.
         failures: what is wrong, in words; empty if the ledger holds.
         notes: what is worth knowing and not wrong.
@@ -62,6 +63,7 @@ class LedgerReport:
     key_fingerprint: str = ""
     roots: tuple[str, ...] = ()
     plans: frozenset[str] = frozenset()
+    modules: Mapping[str, ModuleSpend] = field(default_factory=dict)
     survivors: tuple[tuple[str, tuple[str, ...]], ...] = ()
     failures: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -261,6 +263,7 @@ def _with_budget(report: LedgerReport, entries: list[Entry]) -> LedgerReport:
         delta_1e15=delta_1e15,
         noise=", ".join(sorted(found.noises, reverse=True)) or "-",
         plans=frozenset(found.plans),
+        modules=found.modules,
         failures=(*report.failures, *found.failures),
     )
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from privacy.dp.local_plan import LocalPlan
 from privacy.dp.plan import PrivateStep
 from privacy.identity import IdentityKey
 from privacy.ledger.budget import schedule_epsilon_micro
@@ -65,6 +66,36 @@ def debit(round_: int, run: str = "r1", **changes: Any) -> tuple[str, dict[str, 
         "noise": "csprng",
     }
     return "release-debited", body | changes
+
+
+PLAN = LocalPlan(
+    embedding=PrivateStep(
+        **{**dict(STEP), "honest_survivors": 1, "sampling_probability": 1.0, "releases": 1}
+    ),
+    step=PrivateStep(**{**dict(STEP), "honest_survivors": 1}),
+    embedding_length=64,
+    vector_length=9000,
+)
+
+
+def reserved_experts(**changes: Any) -> tuple[str, dict[str, Any]]:
+    event = PLAN.event_json()
+    cost = schedule_epsilon_micro(event, 1, DELTA_1E15)
+    values = {"event": event, "releases": 1, "epsilon_micro": cost}
+    return reserved("experts", **{**values, **changes})
+
+
+def experts_debit(sealed: str, card: str, **changes: Any) -> tuple[str, dict[str, Any]]:
+    body: dict[str, Any] = {
+        "run": "experts",
+        "owner": "hospital-a",
+        "plan_digest": digest(300),
+        "sealed_digest": sealed,
+        "card_digest": card,
+        "event": PLAN.event_json(),
+        "noise": "csprng",
+    }
+    return "experts-debited", body | changes
 
 
 def opened() -> tuple[str, dict[str, Any]]:
