@@ -5,12 +5,15 @@ Shapes: B sequences, T positions.
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from models.decoder import Decoder
+from models.experts import ALL_EXPERTS, Activation
+from models.precision import MasterWeights, bf16_training
 from models.tokenizer import Tokenizer
 
 
@@ -19,6 +22,10 @@ class WarmUp(BaseModel):
 
     Attributes:
         balance, z: weights of the sequence-wise router losses (the router trains only here).
+        random_activation: every other step draws k_max and tau at random, so that one checkpoint
+            serves few and many experts per token.
+        precision: "bf16" computes in bf16 and keeps fp32 master weights.
+        checkpoint_blocks: keep only the blocks' inputs for backward; see `Decoder`.
 
     """
 
@@ -30,6 +37,9 @@ class WarmUp(BaseModel):
     learning_rate: float = Field(default=4e-3, gt=0)
     balance: float = Field(default=1e-2, ge=0)
     z: float = Field(default=1e-3, ge=0)
+    random_activation: bool = False
+    precision: Literal["fp32", "bf16"] = "fp32"
+    checkpoint_blocks: bool = False
 
 
 def token_stream(tokenizer: Tokenizer, texts: Sequence[str]) -> Tensor:
@@ -72,29 +82,69 @@ def warm_up(
             f"Expected more than {length + 1} public tokens, got {len(stream)}. "
             "Give more public text or a shorter warm_up.sequence_length."
         )
-    optimiser = torch.optim.AdamW(
-        model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
-    )
     losses: list[float] = []
-    for step in range(settings.steps):
-        for group in optimiser.param_groups:
-            group["lr"] = settings.learning_rate * cosine(step, settings.steps)
-        window_BT = _windows(stream, settings, generator)
-        optimiser.zero_grad()
-        loss = model.loss(
-            window_BT[:, :-1], window_BT[:, 1:], balance=settings.balance, z=settings.z
+    model.checkpoint_blocks = settings.checkpoint_blocks
+    with bf16_training(model, enabled=settings.precision == "bf16") as masters:
+        trained = list(model.parameters()) if masters is None else masters.parameters
+        optimiser = torch.optim.AdamW(
+            trained, lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
         )
-        (loss.total_B.sum() / loss.tokens_B.sum() + loss.router_B.mean()).backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        losses.append(float(loss.total_B.detach().sum() / loss.tokens_B.sum()))
-        if not math.isfinite(losses[-1]):
-            raise ValueError(
-                f"Expected a finite warm-up loss, got {losses[-1]} at step {step + 1}. "
-                "Lower warm_up.learning_rate."
+        for step in range(settings.steps):
+            for group in optimiser.param_groups:
+                group["lr"] = settings.learning_rate * cosine(step, settings.steps)
+            window_BT = _windows(stream, settings, generator)
+            activation = _draw_activation(model, step, settings, generator)
+            losses.append(
+                _step(model, window_BT, activation, settings, optimiser=optimiser, masters=masters)
             )
-        progress(step + 1, losses[-1])
+            if not math.isfinite(losses[-1]):
+                raise ValueError(
+                    f"Expected a finite warm-up loss, got {losses[-1]} at step {step + 1}. "
+                    "Lower warm_up.learning_rate."
+                )
+            progress(step + 1, losses[-1])
+    model.checkpoint_blocks = False
     return sum(losses[-50:]) / max(len(losses[-50:]), 1)
+
+
+def _step(
+    model: Decoder,
+    window_BT: Tensor,
+    activation: Activation,
+    settings: WarmUp,
+    *,
+    optimiser: torch.optim.Optimizer,
+    masters: MasterWeights | None,
+) -> float:
+    """Take one optimiser step; return the loss in nats per token."""
+    optimiser.zero_grad()
+    loss = model.loss(
+        window_BT[:, :-1],
+        window_BT[:, 1:],
+        balance=settings.balance,
+        z=settings.z,
+        activation=activation,
+    )
+    (loss.total_B.sum() / loss.tokens_B.sum() + loss.router_B.mean()).backward()  # type: ignore[no-untyped-call]
+    if masters is not None:
+        masters.take_gradients()
+    trained = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    torch.nn.utils.clip_grad_norm_(trained, 1.0)
+    optimiser.step()
+    if masters is not None:
+        masters.give_weights()
+    return float(loss.total_B.detach().sum() / loss.tokens_B.sum())
+
+
+def _draw_activation(
+    model: Decoder, step: int, settings: WarmUp, generator: torch.Generator
+) -> Activation:
+    """Every other step: k_max uniform in 1..k, tau uniform in [0, 1), the same for all tokens."""
+    if not settings.random_activation or step % 2 == 0:
+        return ALL_EXPERTS
+    most = model.config.experts_per_token
+    k = int(torch.randint(1, most + 1, (), generator=generator))
+    return Activation(k, float(torch.rand((), generator=generator)))
 
 
 def cosine(step: int, steps: int, floor: float = 0.03) -> float:
