@@ -39,12 +39,20 @@ class Settings:
         stop: strings that end a text and are left out of it.
         activation: how many experts each token uses.
 
+    Raises:
+        ValueError: no new token, or an empty stop string.
+
     """
 
     max_new_tokens: int = 128
     sampling: Sampling = GREEDY
     stop: tuple[str, ...] = ()
     activation: Activation = ALL_EXPERTS
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"Expected max_new_tokens >= 1, got {self.max_new_tokens}. Raise it.")
+        StopStrings(self.stop)
 
 
 @dataclass(frozen=True)
@@ -105,15 +113,12 @@ def stream(
         generator: source of one seed per prompt, in order; needed above temperature 0.
 
     Raises:
-        ValueError: a prompt and its new tokens exceed the model's positions, the tokenizer has
-            tokens that the model does not, or a setting is out of range.
+        ValueError: no generator where one is needed, and those of `prompt_ids`.
 
     """
-    if settings.max_new_tokens < 1:
-        raise ValueError(f"Expected max_new_tokens >= 1, got {settings.max_new_tokens}.")
     if settings.sampling.temperature > 0 and generator is None:
         raise ValueError("Expected a generator above temperature 0, got none. Pass a seeded one.")
-    ids = _prompt_ids(model, tokenizer, prompts, settings.max_new_tokens)
+    ids = prompt_ids(model, tokenizer, prompts, settings.max_new_tokens)
     stops = tokenizer.stop_ids
     rows = [
         _Row(row, TokenText(tokenizer, prompt), StopStrings(settings.stop), stops)
@@ -122,9 +127,16 @@ def stream(
     return _pieces(model, ids, rows, settings, _Choice(settings.sampling, ids, model, generator))
 
 
-def _prompt_ids(
-    model: Decoder, tokenizer: Tokenizer, prompts: Sequence[str], new: int
+def prompt_ids(
+    model: Decoder, tokenizer: Tokenizer, prompts: Sequence[str], max_new_tokens: int
 ) -> list[list[int]]:
+    """Return the tokens that each prompt is read as, begin-of-text first.
+
+    Raises:
+        ValueError: a prompt and its new tokens exceed the model's positions, or the tokenizer has
+            tokens that the model does not.
+
+    """
     if tokenizer.vocab_size > model.vocab_size:
         raise ValueError(
             f"Expected a tokenizer of at most {model.vocab_size} tokens, got "
@@ -132,11 +144,11 @@ def _prompt_ids(
         )
     ids = [[tokenizer.begin_of_text_id, *encoded] for encoded in tokenizer.encode(prompts)]
     for index, prompt in enumerate(ids):
-        if len(prompt) + new > model.max_positions:
+        if len(prompt) + max_new_tokens > model.max_positions:
             raise ValueError(
                 f"Expected at most {model.max_positions} tokens of prompt and text, got "
-                f"{len(prompt)} + {new} for prompt {index + 1}. Shorten the prompt or lower "
-                "max_new_tokens."
+                f"{len(prompt)} + {max_new_tokens} for prompt {index + 1}. Shorten the "
+                "prompt or lower max_new_tokens."
             )
     return ids
 

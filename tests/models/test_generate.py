@@ -183,12 +183,13 @@ def test_everything_is_checked_before_work_starts(
     for prompts, settings, text in (
         (["a"], Settings(95), r"at most 96 tokens .* 2 \+ 95 for prompt 1"),
         (["a", "a b " * 40], Settings(5), "for prompt 2"),
-        (["a"], Settings(0), "max_new_tokens"),
         (["a"], SAMPLED, "generator"),
-        (["a"], Settings(4, stop=("",)), "empty"),
     ):
         with pytest.raises(ValueError, match=text):
             stream(random_model, tokenizer, prompts, settings)
+    for wrong in ({"max_new_tokens": 0}, {"stop": ("",)}):
+        with pytest.raises(ValueError, match="Expected"):
+            Settings(**wrong)
     small = Decoder(CONFIG.model_copy(update={"vocab_size": 300}), seeded())
     with pytest.raises(ValueError, match="at most 300 tokens"):
         stream(small, tokenizer, ["a"], Settings(4))

@@ -1,0 +1,187 @@
+"""`arion model generate`: text from a model folder, streamed or as data."""
+
+import json
+import secrets
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from arion.errors import user_errors
+from arion.progress import make_progress
+from models.checkpoint import load_model
+from models.decoder import Decoder
+from models.experts import Activation
+from models.generate import Completion, Settings, generate, prompt_ids, stream
+from models.sampling import Sampling
+from models.tokenizer import Tokenizer
+
+_STDIN = "-"
+_SEED_BITS = 63
+
+ExpertsPerToken = Annotated[
+    int | None,
+    typer.Option(metavar="K", help="Most experts per token.", show_default="the model's own"),
+]
+Threshold = Annotated[
+    float,
+    typer.Option(metavar="TAU", help="Leave out experts of less than TAU times the best's weight."),
+]
+
+
+@dataclass(frozen=True)
+class _Job:
+    model: Decoder
+    tokenizer: Tokenizer
+    prompts: tuple[str, ...]
+    settings: Settings
+    seed: int
+
+    def generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed)
+
+
+def generate_command(  # noqa: PLR0917  (its options are its interface)
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A model folder.")],
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(help="Text to go on from; repeatable; - reads one from standard input."),
+    ] = None,
+    prompts_file: Annotated[
+        Path | None,
+        typer.Option(help="One prompt per line, or .jsonl with a field 'prompt' in each."),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens per prompt.")] = 128,
+    temperature: Annotated[
+        float, typer.Option(help="0 takes the likeliest token, 1 draws as the model says.")
+    ] = 0.0,
+    top_k: Annotated[int | None, typer.Option(help="Draw among the K likeliest only.")] = None,
+    top_p: Annotated[
+        float, typer.Option(help="Draw among the likeliest that make up this probability.")
+    ] = 1.0,
+    min_p: Annotated[
+        float, typer.Option(help="Draw among tokens this many times as likely as the likeliest.")
+    ] = 0.0,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Above 1: tokens that the text holds become less likely.")
+    ] = 1.0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of all draws.", show_default="a fresh one")
+    ] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="Text that ends it, left out of it; repeatable.")
+    ] = None,
+    experts_per_token: ExpertsPerToken = None,
+    threshold: Threshold = 0.0,
+    batch: Annotated[int, typer.Option(min=1, help="Prompts read together.")] = 8,
+    show_as_written: Annotated[
+        bool | None,
+        typer.Option("--stream/--no-stream", help="Print text as it comes; one prompt only."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+) -> None:
+    """Generate text from prompts.
+
+    Example: arion model generate runs/h3/model --prompt "The patient" --temperature 0.8 --seed 1
+    """
+    with user_errors():
+        prompts = _prompts(prompt or [], prompts_file)
+        streamed = _is_streamed(show_as_written, as_json, len(prompts))
+        sampling = Sampling(repetition_penalty, temperature, top_k, top_p, min_p)
+        activation = Activation(experts_per_token, threshold)
+        settings = Settings(max_new_tokens, sampling, tuple(stop or ()), activation)
+        job = _Job(
+            *load_model(path), prompts, settings,
+            secrets.randbits(_SEED_BITS) if seed is None else seed,
+        )  # fmt: skip
+        if streamed:
+            _print_as_written(job)
+        else:
+            _print_whole(job, _complete(job, batch), as_json)
+
+
+def _prompts(given: Sequence[str], file: Path | None) -> tuple[str, ...]:
+    if bool(given) == (file is not None):
+        raise ValueError(
+            f"Expected --prompt or --prompts-file, got {'both' if given else 'neither'}. Give one."
+        )
+    if file is not None:
+        return _read_prompts(file)
+    if given.count(_STDIN) > 1:
+        raise ValueError("Expected --prompt - once, got it again. Standard input is read once.")
+    return tuple(sys.stdin.read() if each == _STDIN else each for each in given)
+
+
+def _read_prompts(file: Path) -> tuple[str, ...]:
+    lines = file.read_text(encoding="utf-8").splitlines()
+    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not numbered:
+        raise ValueError(f"Expected prompts in {file}, got an empty file. Write one per line.")
+    if file.suffix != ".jsonl":
+        return tuple(line for _, line in numbered)
+    return tuple(_prompt_of(line, f"{file}:{number}") for number, line in numbered)
+
+
+def _prompt_of(line: str, where: str) -> str:
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{where}: Expected a JSON object, got {error}. Correct it.") from error
+    prompt = value.get("prompt") if isinstance(value, dict) else None
+    if not isinstance(prompt, str):
+        raise ValueError(
+            f"{where}: Expected an object with text in the field 'prompt', got none. Add it."
+        )
+    return prompt
+
+
+def _is_streamed(wanted: bool | None, as_json: bool, prompts: int) -> bool:
+    if wanted and (as_json or prompts > 1):
+        got = "--json" if as_json else f"{prompts} prompts"
+        raise ValueError(f"Expected one prompt as text with --stream, got {got}. Leave it out.")
+    return prompts == 1 and not as_json if wanted is None else wanted
+
+
+def _print_as_written(job: _Job) -> None:
+    for piece in stream(job.model, job.tokenizer, job.prompts, job.settings, job.generator()):
+        typer.echo(piece.text, nl=False)
+        sys.stdout.flush()
+    typer.echo()
+
+
+def _complete(job: _Job, batch: int) -> list[Completion]:
+    """Complete the prompts, batch after batch: the seeds of rows do not depend on its size."""
+    found: list[Completion] = []
+    generator, total = job.generator(), len(job.prompts)
+    # Nothing is generated before every prompt is checked.
+    prompt_ids(job.model, job.tokenizer, job.prompts, job.settings.max_new_tokens)
+    progress = make_progress()
+    progress.stage("generate", total)
+    try:
+        while len(found) < total:
+            part = job.prompts[len(found) : len(found) + batch]
+            found += generate(job.model, job.tokenizer, part, job.settings, generator)
+            progress.step(len(found), "")
+    finally:
+        progress.close()
+    return found
+
+
+def _print_whole(job: _Job, completions: Sequence[Completion], as_json: bool) -> None:
+    pairs = list(zip(job.prompts, completions, strict=True))
+    if as_json:
+        listed = [
+            {"prompt": p, "text": c.text, "tokens": list(c.tokens), "finish": c.finish.value}
+            for p, c in pairs
+        ]
+        seed = job.seed if job.settings.sampling.temperature > 0 else None
+        typer.echo(json.dumps({"seed": seed, "completions": listed}, indent=2, ensure_ascii=False))
+        return
+    for number, (prompt, completion) in enumerate(pairs, 1):
+        if len(pairs) > 1:
+            typer.echo(f"[{number}] {prompt}")
+        typer.echo(completion.text)
