@@ -1,34 +1,122 @@
-"""Model folders: a Hugging Face Qwen3-MoE folder is our file format, read and written exactly.
+"""Model folders: a Hugging Face folder is our file format, read and written exactly.
 
-Only safetensors are read. A folder appears whole or not at all: it is written beside its place,
-synced, and renamed.
+Qwen3-MoE, Mixtral, Qwen3 and Llama 3 folders are read, the first two are written. Only safetensors
+are read. A folder appears whole or not at all: written beside its place, synced, and renamed.
 """
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
-from models.config import ModelConfig, from_huggingface, to_huggingface
-from models.decoder import Block, Decoder
+from models.config import ModelConfig
+from models.decoder import Decoder
+from models.formats.configs import read_config, write_config
+from models.formats.families import Family, writing_family
+from models.formats.files import CheckpointError, inside, read_object
+from models.formats.shards import (
+    SHARD_BYTES,
+    Advance,
+    Stored,
+    check_finite,
+    check_headers,
+    read_headers,
+    read_tensors,
+    write_tensors,
+)
+from models.formats.tensors import named_views
 from models.tokenizer import Tokenizer
 
-_WEIGHTS = "model.safetensors"
+_HEAD, _TABLE = "lm_head.weight", "model.embed_tokens.weight"
 
 
-class CheckpointError(ValueError):
-    """A model folder is incomplete, damaged or of another architecture."""
+@dataclass(frozen=True)
+class Inspected:
+    """What a model folder says of itself, checked against the headers of its weights."""
+
+    family: Family
+    config: ModelConfig
+    headers: Mapping[str, Stored]
 
 
-def save_model(model: Decoder, tokenizer: Tokenizer, folder: Path) -> None:
-    """Write a Qwen3-MoE folder that transformers loads unmodified; replaces `folder` atomically.
+def inspect_model(folder: Path) -> Inspected:
+    """Read a model folder's description; no weight is read or allocated.
+
+    Raises:
+        CheckpointError: see `load_model`, except for values and the tokenizer.
+
+    """
+    path = inside(folder, "config.json")
+    hf = read_object(path)
+    try:
+        family, config = read_config(hf)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    headers = read_headers(folder)
+    if config.layers * config.experts > len(headers):
+        raise CheckpointError(
+            f"Expected {config.layers} layers of {config.experts} experts as config.json says, got "
+            f"{len(headers)} tensors. The weights belong to another configuration."
+        )
+    with torch.device("meta"):
+        shape = Decoder(config)
+    wanted = {name: tuple(view.shape) for name, view in named_views(shape, family)}
+    if config.tie_embeddings and _HEAD in headers:
+        wanted[_HEAD] = wanted[_TABLE]
+    check_headers(headers, wanted)
+    return Inspected(family, config, headers)
+
+
+def load_model(
+    folder: Path, advance: Advance = lambda done, total: None
+) -> tuple[Decoder, Tokenizer]:
+    """Read a model folder; fp16 and bf16 weights become fp32, which is exact.
+
+    A dense model becomes one expert per layer, which every token is sent to.
+
+    Args:
+        folder: a folder of a family of `models.formats.families`.
+        advance: called with (tensors read, tensors in all).
+
+    Raises:
+        CheckpointError: a missing or damaged file, a pickle, a path out of the folder, another
+            architecture, missing or surplus tensors, wrong shapes, values that are not finite, a
+            tokenizer larger than the model's vocabulary.
+
+    """
+    found = inspect_model(folder)
+    tokenizer = Tokenizer.load(folder)
+    if tokenizer.vocab_size > found.config.vocab_size:
+        raise CheckpointError(
+            f"Expected a tokenizer of at most {found.config.vocab_size} tokens, which the model "
+            f"has embeddings for, got {tokenizer.vocab_size}. Use the tokenizer of this model."
+        )
+    model = Decoder(found.config)
+    _fill(model, found, advance)
+    return model, tokenizer
+
+
+def save_model(
+    model: Decoder,
+    tokenizer: Tokenizer,
+    folder: Path,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    advance: Advance = lambda done, total: None,
+) -> None:
+    """Write a folder that transformers loads unmodified; replaces `folder` atomically.
+
+    With query-key norms it is a Qwen3-MoE folder, without them a Mixtral folder.
+
+    Args:
+        shard_bytes: weights beyond it are split over several files.
+        advance: called with (tensors written, tensors in all).
 
     Raises:
         CheckpointError: adapters are not merged, or a weight is not finite.
@@ -36,75 +124,20 @@ def save_model(model: Decoder, tokenizer: Tokenizer, folder: Path) -> None:
     """
     if any(layer.lora_A is not None for _, layer in model.adapted_layers()):
         raise CheckpointError("Expected merged weights, got adapters. Call merge_lora first.")
-    tensors = to_tensors(model)
-    _check_finite(tensors)
+    views = dict(named_views(model, writing_family(model.config.qk_norm)))
+    for name, view in views.items():
+        check_finite(name, view)
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    save_file(tensors, part / _WEIGHTS, metadata={"format": "pt"})
-    config = json.dumps(to_huggingface(model.config), indent=2, sort_keys=True) + "\n"
-    (part / "config.json").write_text(config)
+    write_tensors(views.items(), part, shard_bytes, advance)
+    (part / "config.json").write_text(_config_text(model.config, tokenizer))
     tokenizer.save(part)
     for path in part.iterdir():
         _sync(path)
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
     _sync(folder.parent)
-
-
-def load_model(folder: Path) -> tuple[Decoder, Tokenizer]:
-    """Read a model folder.
-
-    Raises:
-        CheckpointError: a missing file, another architecture, missing or surplus tensors, wrong
-            shapes, values that are not finite, a truncated file.
-
-    """
-    config_path, weights = folder / "config.json", folder / _WEIGHTS
-    for path in (config_path, weights):
-        if not path.is_file():
-            raise CheckpointError(
-                f"Expected {path.name} in {folder}, got none. Point at a folder that holds "
-                "config.json, model.safetensors and tokenizer.json."
-            )
-    try:
-        config = from_huggingface(json.loads(config_path.read_text()))
-    except ValueError as error:
-        raise CheckpointError(f"{config_path}: {error}") from error
-    model = Decoder(config)
-    from_tensors(model, _read(weights))
-    return model, Tokenizer.load(folder)
-
-
-def to_tensors(model: Decoder) -> dict[str, Tensor]:
-    """Return the weights under Hugging Face's names."""
-    tensors = {}
-    for name, views in _hf_views(model):
-        tensors[name] = views.detach().clone(memory_format=torch.contiguous_format)
-    return tensors
-
-
-@torch.no_grad()
-def from_tensors(model: Decoder, tensors: Mapping[str, Tensor]) -> None:
-    """Fill `model` from Hugging Face-named tensors; checks names, shapes and finiteness first."""
-    wanted = dict(_hf_views(model))
-    missing, surplus = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
-    if model.config.tie_embeddings and surplus == ["lm_head.weight"]:
-        surplus = []
-    if missing or surplus:
-        raise CheckpointError(
-            f"Expected exactly the tensors of config.json, got missing {missing[:3]}, surplus "
-            f"{surplus[:3]}. The weights belong to another configuration."
-        )
-    for name, place in wanted.items():
-        if tensors[name].shape != place.shape:
-            raise CheckpointError(
-                f"Expected shape {tuple(place.shape)} for {name}, got "
-                f"{tuple(tensors[name].shape)}. The weights belong to another configuration."
-            )
-    _check_finite(tensors)
-    for name, place in wanted.items():
-        place.copy_(tensors[name])
 
 
 def model_digest(model: nn.Module) -> str:
@@ -116,54 +149,33 @@ def model_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _hf_views(model: Decoder) -> Iterator[tuple[str, Tensor]]:
-    """Yield (Hugging Face name, view into our fused parameter)."""
-    config = model.config
-    yield "model.embed_tokens.weight", model.embedding.data
-    yield "model.norm.weight", model.norm.weight.data
-    if not config.tie_embeddings:
-        yield "lm_head.weight", model.head.data
-    for index, block in enumerate(model.blocks):
-        assert isinstance(block, Block)
-        yield from _block_views(f"model.layers.{index}.", block, config)
-
-
-def _block_views(prefix: str, block: Block, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
-    attention, experts = block.attention, block.experts
-    yield prefix + "input_layernorm.weight", block.attention_norm.weight.data
-    yield prefix + "post_attention_layernorm.weight", block.experts_norm.weight.data
-    sizes = [n * config.head_dim for n in (config.heads, config.kv_heads, config.kv_heads)]
-    parts = torch.split(attention.qkv.weight.data, sizes)
-    for letter, part in zip("qkv", parts, strict=True):
-        yield f"{prefix}self_attn.{letter}_proj.weight", part
-    yield prefix + "self_attn.o_proj.weight", attention.out.weight.data
-    if attention.q_norm is not None and attention.k_norm is not None:
-        yield prefix + "self_attn.q_norm.weight", attention.q_norm.weight.data
-        yield prefix + "self_attn.k_norm.weight", attention.k_norm.weight.data
-    yield prefix + "mlp.gate.weight", experts.router.weight.data
-    for expert in range(config.experts):
-        gate, up = experts.gate_up.weight.data[expert].chunk(2)
-        yield f"{prefix}mlp.experts.{expert}.gate_proj.weight", gate
-        yield f"{prefix}mlp.experts.{expert}.up_proj.weight", up
-        yield f"{prefix}mlp.experts.{expert}.down_proj.weight", experts.down.weight.data[expert]
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+@torch.no_grad()
+def _fill(model: Decoder, found: Inspected, advance: Advance) -> None:
+    """Copy the folder's weights into the model, one tensor at a time."""
+    places = dict(named_views(model, found.family))
+    if found.family.router is None:
+        for block in model.blocks:
+            block.experts.router.weight.zero_()  # type: ignore[union-attr, operator]
+    late = None
+    for done, (name, tensor) in enumerate(read_tensors(found.headers), 1):
+        if name in places:
+            places[name].copy_(tensor)
+        else:
+            late = tensor
+        advance(done, len(found.headers))
+    if late is not None and not torch.equal(late.float(), model.embedding):
         raise CheckpointError(
-            f"Expected a whole safetensors file, got a damaged {path} ({error}). Copy it again."
-        ) from error
+            f"Expected {_HEAD} to equal {_TABLE} where tie_word_embeddings is true, got other "
+            "values. Set tie_word_embeddings to false in config.json."
+        )
 
 
-def _check_finite(tensors: Mapping[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise CheckpointError(
-                f"Expected finite weights, got NaN or infinity in {name}. The model is damaged."
-            )
+def _config_text(config: ModelConfig, tokenizer: Tokenizer) -> str:
+    stops = tokenizer.stop_ids
+    hf = write_config(config)
+    hf["bos_token_id"] = tokenizer.begin_of_text_id
+    hf["eos_token_id"] = stops[0] if len(stops) == 1 else list(stops)
+    return json.dumps(hf, indent=2, sort_keys=True) + "\n"
 
 
 def _sync(path: Path) -> None:

@@ -1,36 +1,65 @@
-"""The shape of a model: a frozen description, named presets, and Hugging Face's spelling of it."""
+"""The shape of a model: a frozen description, and named presets."""
 
 import tomllib
-from collections.abc import Mapping
 from importlib import resources
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
+class RopeScaling(BaseModel):
+    """Llama 3's stretching of rotary positions to more of them than were trained first.
+
+    Attributes:
+        factor: by which frequencies with few turns are divided.
+        low_freq_factor, high_freq_factor: turns over original_max_positions below which a frequency
+            is divided, and above which it is kept; between, the two are blended.
+        original_max_positions: positions of the first training.
+
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    factor: float = Field(ge=1, allow_inf_nan=False)
+    low_freq_factor: float = Field(gt=0, allow_inf_nan=False)
+    high_freq_factor: float = Field(gt=0, allow_inf_nan=False)
+    original_max_positions: int = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "RopeScaling":
+        if self.low_freq_factor >= self.high_freq_factor:
+            raise ValueError(
+                f"Expected low_freq_factor < high_freq_factor, got {self.low_freq_factor} and "
+                f"{self.high_freq_factor}."
+            )
+        return self
+
+
 class ModelConfig(BaseModel):
     """Sizes of a sparse decoder in the Qwen3-MoE mathematics.
 
     Attributes:
+        rope_scaling: None keeps rotary frequencies as rope_theta gives them.
         qk_norm: "head" normalises queries and keys per head (Qwen3-MoE); "none" does not (Mixtral).
         initializer_range: standard deviation of freshly drawn weights.
 
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    vocab_size: int = Field(gt=0)
-    hidden_size: int = Field(gt=0)
-    layers: int = Field(gt=0)
-    heads: int = Field(gt=0)
-    kv_heads: int = Field(gt=0)
-    head_dim: int = Field(gt=0)
-    experts: int = Field(gt=0)
+    vocab_size: int = Field(gt=0, le=2**24)
+    hidden_size: int = Field(gt=0, le=2**20)
+    layers: int = Field(gt=0, le=1024)
+    heads: int = Field(gt=0, le=2**16)
+    kv_heads: int = Field(gt=0, le=2**16)
+    head_dim: int = Field(gt=0, le=2**16)
+    experts: int = Field(gt=0, le=2**16)
     experts_per_token: int = Field(gt=0)
-    expert_hidden_size: int = Field(gt=0)
-    max_positions: int = Field(gt=0)
-    rope_theta: float = Field(default=10_000.0, gt=0)
-    rms_norm_eps: float = Field(default=1e-6, gt=0)
+    expert_hidden_size: int = Field(gt=0, le=2**20)
+    max_positions: int = Field(gt=0, le=2**22)
+    rope_theta: float = Field(default=10_000.0, gt=0, allow_inf_nan=False)
+    rope_scaling: RopeScaling | None = None
+    rms_norm_eps: float = Field(default=1e-6, gt=0, allow_inf_nan=False)
     tie_embeddings: bool = True
     qk_norm: Literal["head", "none"] = "head"
     initializer_range: float = Field(default=0.02, gt=0)
@@ -67,75 +96,3 @@ def preset_names() -> tuple[str, ...]:
 
 def _presets() -> dict[str, Any]:
     return tomllib.loads(resources.files("models").joinpath("presets.toml").read_text())
-
-
-# Ours -> transformers' Qwen3MoeConfig.
-_FIELDS = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "hidden_size",
-    "layers": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "kv_heads": "num_key_value_heads",
-    "head_dim": "head_dim",
-    "experts": "num_experts",
-    "experts_per_token": "num_experts_per_tok",
-    "expert_hidden_size": "moe_intermediate_size",
-    "max_positions": "max_position_embeddings",
-    "rope_theta": "rope_theta",
-    "rms_norm_eps": "rms_norm_eps",
-    "tie_embeddings": "tie_word_embeddings",
-    "initializer_range": "initializer_range",
-}
-
-# What a Qwen3-MoE folder must say for our mathematics to be its mathematics.
-_FIXED = {
-    "architectures": ["Qwen3MoeForCausalLM"],
-    "model_type": "qwen3_moe",
-    "hidden_act": "silu",
-    "norm_topk_prob": True,
-    "decoder_sparse_step": 1,
-    "mlp_only_layers": [],
-    "attention_bias": False,
-    "use_sliding_window": False,
-}
-
-
-def to_huggingface(config: ModelConfig) -> dict[str, Any]:
-    """Return the `config.json` of a Qwen3-MoE folder; renamed keys appear in both spellings."""
-    if config.qk_norm != "head":
-        raise ValueError(
-            "Expected qk_norm = 'head' for a Qwen3-MoE folder, got 'none': that class always "
-            "normalises queries and keys. Train with qk_norm = 'head' to export."
-        )
-    hf = {theirs: getattr(config, ours) for ours, theirs in _FIELDS.items()}
-    hf["num_local_experts"] = config.experts
-    hf["rope_parameters"] = {"rope_type": "default", "rope_theta": config.rope_theta}
-    hf["intermediate_size"] = config.expert_hidden_size
-    hf["router_aux_loss_coef"] = 0.0
-    hf["torch_dtype"] = "float32"
-    return {**hf, **_FIXED}
-
-
-def from_huggingface(hf: Mapping[str, Any]) -> ModelConfig:
-    """Read a Qwen3-MoE `config.json`.
-
-    Raises:
-        ValueError: another architecture, or an option this decoder does not compute.
-
-    """
-    for key, expected in _FIXED.items():
-        if hf.get(key, expected) != expected:
-            raise ValueError(
-                f"Expected {key} = {expected!r} in config.json, got {hf[key]!r}. "
-                "Only Qwen3-MoE folders with every layer sparse are read."
-            )
-    spelled = dict(hf)
-    spelled.setdefault("num_experts", hf.get("num_local_experts"))
-    rope = hf.get("rope_parameters") or {}
-    if rope.get("rope_type", "default") != "default":
-        raise ValueError(f"Expected rope_type 'default', got {rope['rope_type']!r}.")
-    spelled.setdefault("rope_theta", rope.get("rope_theta", 10_000.0))
-    missing = [theirs for theirs in _FIELDS.values() if spelled.get(theirs) is None]
-    if missing:
-        raise ValueError(f"Expected {', '.join(missing)} in config.json, got none of them.")
-    return ModelConfig(**{ours: spelled[theirs] for ours, theirs in _FIELDS.items()})

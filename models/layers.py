@@ -4,6 +4,7 @@ Shapes: B sequences, T positions, D hidden, H query heads, K key/value heads, F 
 G query heads per key/value head, S cached positions, I inputs, O outputs, R LoRA rank.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -62,11 +63,11 @@ class Rotary(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
-        angle = torch.arange(config.max_positions)[:, None] * config.rope_theta**-exponent
+        position_T = torch.arange(config.max_positions, dtype=torch.float32)
+        angle = position_T[:, None] * rotary_frequencies(config)
         angle = torch.cat((angle, angle), -1)
-        self.register_buffer("cos_TF", angle.cos().float(), persistent=False)
-        self.register_buffer("sin_TF", angle.sin().float(), persistent=False)
+        self.register_buffer("cos_TF", angle.cos(), persistent=False)
+        self.register_buffer("sin_TF", angle.sin(), persistent=False)
 
     def forward(self, x_BHTF: Tensor) -> Tensor:
         """Rotate each head of positions 0..T-1."""
@@ -83,6 +84,28 @@ def _rotate(x_BHTF: Tensor, cos_TF: Tensor, sin_TF: Tensor) -> Tensor:
     first, second = x_BHTF.chunk(2, -1)
     rotated = torch.cat((-second, first), -1)
     return x_BHTF * cos_TF.to(x_BHTF) + rotated * sin_TF.to(x_BHTF)
+
+
+def rotary_frequencies(config: ModelConfig) -> Tensor:
+    """Angle per position of each pair of head dimensions, in radians, fp32 [F / 2].
+
+    All in fp32, in transformers' order of operations: what a model was trained with is what it is
+    run with, to the last bit and at the last position.
+
+    Source: Su et al. 2021 (arXiv 2104.09864); scaling, Llama 3.1 (arXiv 2407.21783, section 3.2).
+    """
+    exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+    plain = 1.0 / config.rope_theta**exponent
+    scaling = config.rope_scaling
+    if scaling is None:
+        return plain
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    wavelength = 2 * math.pi / plain
+    blend = (scaling.original_max_positions / wavelength - low) / (high - low)
+    blended = (1 - blend) * plain / scaling.factor + blend * plain
+    long = wavelength > scaling.original_max_positions / low
+    short = wavelength < scaling.original_max_positions / high
+    return torch.where(short, plain, torch.where(long, plain / scaling.factor, blended))
 
 
 class Attention(nn.Module):

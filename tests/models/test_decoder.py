@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.checkpoint import CheckpointError, load_model, model_digest, save_model
+from models.checkpoint import load_model, model_digest, save_model
 from models.config import ModelConfig
 from models.decoder import Decoder
 from models.evaluate import evaluate, expert_shares
+from models.formats.files import CheckpointError
 from models.lora import add_lora, merge_lora
 from models.pretrain import WarmUp, token_stream, warm_up
 from models.tokenizer import Tokenizer, stack_rows
