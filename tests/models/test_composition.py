@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.checkpoint import load_model, model_digest, to_tensors
+from models.checkpoint import load_model, model_digest
 from models.composition import (
     compose,
     ownership,
@@ -16,6 +16,8 @@ from models.composition import (
 from models.config import ModelConfig
 from models.decoder import Decoder
 from models.expert_module import NOT_PRIVATE, ExpertModule, Facts, read_module, write_module
+from models.formats.families import QWEN3_MOE
+from models.formats.tensors import named_views
 from models.owned import OwnedError, banks, branch, owned_tensors
 from models.tokenizer import Tokenizer
 
@@ -84,7 +86,7 @@ def test_experts_stand_in_order_of_owner(base: Decoder, modules: list[ExpertModu
     composed = compose(base, modules)
     assert composed.config.experts == 8
     assert model_digest(composed) == model_digest(compose(base, modules[::-1]))
-    tensors, plain = to_tensors(composed), to_tensors(base)
+    tensors, plain = dict(named_views(composed, QWEN3_MOE)), dict(named_views(base, QWEN3_MOE))
     owners = {"bank": (4, 1), "court": (5, 1), "hospital": (6, 2)}
     name = "model.layers.1.mlp.experts.{}.up_proj.weight"
     for module in modules:
