@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from arion.errors import user_errors
+from arion.expert_cli import expert_app
 from arion.generate_cli import generate_command
 from arion.model_facts import ModelFacts, preset_facts
 from models.config import preset_names
@@ -16,6 +17,7 @@ from models.counts import weight_bytes
 _PIPED_WIDTH = 120
 
 model_app = typer.Typer(no_args_is_help=True, help="Look at models, bring them in, run them.")
+model_app.add_typer(expert_app, name="expert")
 
 model_app.command("generate")(generate_command)
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
@@ -26,7 +26,7 @@ from models.experts import ExpertBank
 from models.owned import OwnedError, bank_views
 
 PUBLIC = "public"  # the owner of experts that came with the base
-NOT_PRIVATE = "not private"
+NOT_PRIVATE: Final = "not private"
 _SUFFIX = ".safetensors"
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

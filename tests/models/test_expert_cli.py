@@ -1,0 +1,129 @@
+"""`arion model expert` from end to end on a small model: train, add, compose, list, withdraw."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import Result
+from typer.testing import CliRunner
+
+from arion.cli import app
+from models.checkpoint import load_model, save_model
+from models.config import ModelConfig
+from models.decoder import Decoder
+from models.tokenizer import Tokenizer
+
+RUNNER = CliRunner()
+CONFIG = ModelConfig(
+    vocab_size=300, hidden_size=32, layers=2, heads=4, kv_heads=2, head_dim=8, experts=2,
+    experts_per_token=2, expert_hidden_size=24, max_positions=256, initializer_range=0.1,
+)  # fmt: skip
+TEXTS = {
+    "public": "It was the best of times, it was the worst of times. ",
+    "court": "The appeal is dismissed with costs to the respondent. ",
+    "clinic": "Patients with fever were given fluids and observed. ",
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("expert")
+    for name, text in TEXTS.items():
+        (folder / f"{name}.txt").write_text(text * 40)
+    tokenizer = Tokenizer.train(list(TEXTS.values()), 300)
+    model = Decoder(CONFIG, torch.Generator().manual_seed(0))
+    save_model(model, tokenizer, folder / "base")
+    for owner in ("court", "clinic"):
+        assert train(folder, owner).exit_code == 0
+    return folder
+
+
+def expert(*arguments: object) -> Result:
+    return RUNNER.invoke(app, ["model", "expert", *map(str, arguments)])
+
+
+def train(place: Path, owner: str, *more: object) -> Result:
+    return expert(
+        "train", place / "base", owner, "--text", place / f"{owner}.txt",
+        "--public", place / "public.txt", "--out", place / "modules", "--data", "Sentences.",
+        "--licence", "CC0", "--steps", 5, "--not-private", "--json", *more,
+    )  # fmt: skip
+
+
+def module(place: Path, owner: str) -> Path:
+    return next((place / "modules" / owner).glob("*.safetensors"))
+
+
+def test_training_writes_a_module_once(place: Path) -> None:
+    path = module(place, "court")
+    written = path.stat().st_mtime_ns
+    result = train(place, "court")
+    told = json.loads(result.stdout)
+    assert told["module"] == str(path)
+    assert (told["owner"], told["experts"], told["privacy"]) == ("court", 2, "not private")
+    assert "steps" not in result.stderr  # nothing was trained
+    assert path.stat().st_mtime_ns == written
+    other = train(place, "court", "--seed", 1)
+    assert other.exit_code == 2
+    assert "another recipe" in other.stderr
+
+
+def test_without_a_word_on_privacy_nothing_is_trained(place: Path, tmp_path: Path) -> None:
+    result = expert(
+        "train", place / "base", "court", "--text", place / "court.txt", "--public",
+        place / "public.txt", "--out", tmp_path / "m", "--data", "x", "--licence", "y",
+    )  # fmt: skip
+    assert result.exit_code == 2
+    assert "--not-private" in result.stderr
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("train", "{}/nowhere", "court"), "config.json"),
+        (("train", "{}/base", "The Court"), "owner"),
+    ],
+)
+def test_wrong_orders_are_one_line(
+    arguments: tuple[str, ...], text: str, place: Path, tmp_path: Path
+) -> None:
+    result = expert(
+        *(argument.format(place) for argument in arguments), "--text", place / "court.txt",
+        "--public", place / "public.txt", "--out", tmp_path, "--data", "x", "--licence", "y",
+        "--not-private",
+    )  # fmt: skip
+    assert result.exit_code == 2
+    assert text in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_from_modules_to_a_model_and_back(place: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "federation"
+    made = expert("add", folder, module(place, "court"), "--base", place / "base", "--json")
+    assert [each["owner"] for each in json.loads(made.stdout)["modules"]] == ["court"]
+    expert("add", folder, module(place, "clinic"))
+    listed = expert("list", folder).stdout
+    assert "clinic" in listed
+    assert "not private" in listed
+    both = expert("compose", folder, "--out", tmp_path / "both", "--json")
+    assert json.loads(both.stdout)["experts"] == 6
+    one = expert("compose", folder, "--without", "court", "--out", tmp_path / "one", "--json")
+    assert json.loads(one.stdout)["owners"] == ["clinic"]
+    gone = expert("withdraw", folder, "court", "--json")
+    assert json.loads(gone.stdout) == {
+        "withdrawn": "court",
+        "module": module(place, "court").stem,
+    }
+    expert("compose", folder, "--out", tmp_path / "rest")
+    token = torch.arange(60).view(2, 30)
+    left, chosen = (load_model(tmp_path / name)[0](token) for name in ("rest", "one"))
+    assert torch.equal(left, chosen)
+    again = expert("withdraw", folder, "court")
+    assert again.exit_code == 2
+    assert again.stderr.count("\n") == 1
+    refused = expert("compose", folder, "--without", "court", "--out", tmp_path / "x")
+    assert refused.exit_code == 2
+    assert expert("add", folder).exit_code == 2
