@@ -17,6 +17,7 @@ from torch import nn
 
 from models.config import ModelConfig
 from models.decoder import Decoder
+from models.experts import SparseExperts
 from models.formats.configs import read_config, write_config
 from models.formats.families import Family, writing_family
 from models.formats.files import CheckpointError, inside, read_object
@@ -119,11 +120,17 @@ def save_model(
         advance: called with (tensors written, tensors in all).
 
     Raises:
-        CheckpointError: adapters are not merged, or a weight is not finite.
+        CheckpointError: adapters are not merged, owned experts are in training, or a weight is not
+            finite.
 
     """
     if any(layer.lora_A is not None for _, layer in model.adapted_layers()):
         raise CheckpointError("Expected merged weights, got adapters. Call merge_lora first.")
+    if any(part.owned is not None for part in model.modules() if isinstance(part, SparseExperts)):
+        raise CheckpointError(
+            "Expected a model without a bank of owned experts, got one. Write the bank as a module "
+            "and compose it with the base."
+        )
     views = dict(named_views(model, writing_family(model.config.qk_norm)))
     for name, view in views.items():
         check_finite(name, view)

@@ -23,7 +23,7 @@ from torch import Tensor
 from models.config import ModelConfig
 from models.durable import file_digest, put, write_whole
 from models.experts import ExpertBank
-from models.owned import OwnedError, bank_views
+from models.owned import OwnedError, module_views
 
 PUBLIC = "public"  # the owner of experts that came with the base
 NOT_PRIVATE: Final = "not private"
@@ -105,7 +105,7 @@ class ExpertModule:
     def banks(self, config: ModelConfig) -> list[ExpertBank]:
         """Its experts, one bank per layer, in fp32."""
         filled = _empty_banks(config, len(self.card.sources))
-        for name, view in bank_views(filled):
+        for name, view in module_views(filled):
             view.copy_(self.tensors[name])
         return filled
 
@@ -221,7 +221,7 @@ def _check_tensors(tensors: Mapping[str, Tensor], card: Card, config: ModelConfi
             f"{card.owner!r}. The card belongs to another base."
         )
     with torch.device("meta"):
-        wanted = dict(bank_views(_empty_banks(config, len(card.sources))))
+        wanted = dict(module_views(_empty_banks(config, len(card.sources))))
     missing, surplus = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
     if missing or surplus:
         raise OwnedError(

@@ -22,7 +22,11 @@ from torch import Tensor, nn
 
 from models.decoder import Block, Decoder
 from models.experts import ExpertBank
+from models.formats.families import writing_family
+from models.formats.tensors import bank_views
 from models.language_model import IGNORED
+
+_NAMES = writing_family("head")
 
 
 class OwnedError(ValueError):
@@ -81,19 +85,13 @@ def banks(model: Decoder) -> tuple[ExpertBank, ...]:
 
 def owned_tensors(model: Decoder) -> dict[str, Tensor]:
     """Copy the bank's weights under the names Hugging Face gives experts, numbered from 0."""
-    return {name: view.detach().clone() for name, view in bank_views(banks(model))}
+    return {name: view.detach().clone() for name, view in module_views(banks(model))}
 
 
-def bank_views(banks: Sequence[ExpertBank]) -> Iterator[tuple[str, Tensor]]:
-    """Yield (Hugging Face name, view into the bank's weight) for one bank per layer."""
+def module_views(banks: Sequence[ExpertBank]) -> Iterator[tuple[str, Tensor]]:
+    """Yield (name in a Qwen3-MoE folder, view into the bank's weight) for one bank per layer."""
     for layer, bank in enumerate(banks):
-        prefix = f"model.layers.{layer}.mlp."
-        yield prefix + "gate.weight", bank.router.weight.data
-        for expert in range(bank.experts):
-            gate, up = bank.gate_up.weight.data[expert].chunk(2)
-            yield f"{prefix}experts.{expert}.gate_proj.weight", gate
-            yield f"{prefix}experts.{expert}.up_proj.weight", up
-            yield f"{prefix}experts.{expert}.down_proj.weight", bank.down.weight.data[expert]
+        yield from bank_views(f"model.layers.{layer}.", bank, _NAMES)
 
 
 @torch.no_grad()

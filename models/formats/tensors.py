@@ -8,6 +8,7 @@ from torch import Tensor
 
 from models.config import ModelConfig
 from models.decoder import Block, Decoder
+from models.experts import ExpertBank
 from models.formats.families import Family
 
 Named: TypeAlias = Iterator[tuple[str, Tensor]]
@@ -24,7 +25,20 @@ def named_views(model: Decoder, family: Family) -> Named:
         assert isinstance(block, Block)
         prefix = f"model.layers.{index}."
         yield from _attention_views(prefix, block, config)
-        yield from _expert_views(prefix, block, family)
+        yield prefix + "post_attention_layernorm.weight", block.experts_norm.weight.data
+        yield from bank_views(prefix, block.experts, family)
+
+
+def bank_views(prefix: str, bank: ExpertBank, family: Family) -> Named:
+    """Yield (name, view) of a layer's router rows and experts; `prefix` names the layer."""
+    if family.router is not None:
+        yield f"{prefix}{family.router}.weight", bank.router.weight.data
+    for index, fused in enumerate(bank.gate_up.weight.data):
+        gate, up = fused.chunk(2)
+        expert = prefix + family.expert.format(index)
+        yield f"{expert}{family.gate}.weight", gate
+        yield f"{expert}{family.up}.weight", up
+        yield f"{expert}{family.down}.weight", bank.down.weight.data[index]
 
 
 def _attention_views(prefix: str, block: Block, config: ModelConfig) -> Named:
@@ -38,16 +52,3 @@ def _attention_views(prefix: str, block: Block, config: ModelConfig) -> Named:
     if attention.q_norm is not None and attention.k_norm is not None:
         yield prefix + "self_attn.q_norm.weight", attention.q_norm.weight.data
         yield prefix + "self_attn.k_norm.weight", attention.k_norm.weight.data
-
-
-def _expert_views(prefix: str, block: Block, family: Family) -> Named:
-    experts = block.experts
-    yield prefix + "post_attention_layernorm.weight", block.experts_norm.weight.data
-    if family.router is not None:
-        yield f"{prefix}{family.router}.weight", experts.router.weight.data
-    for index, fused in enumerate(experts.gate_up.weight.data):
-        gate, up = fused.chunk(2)
-        expert = prefix + family.expert.format(index)
-        yield f"{expert}{family.gate}.weight", gate
-        yield f"{expert}{family.up}.weight", up
-        yield f"{expert}{family.down}.weight", experts.down.weight.data[index]

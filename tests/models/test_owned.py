@@ -1,8 +1,11 @@
 """Owned experts: what is trainable, what is released, where the rows point."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from models.checkpoint import CheckpointError, save_model
 from models.config import ModelConfig
 from models.decoder import Decoder
 from models.language_model import IGNORED
@@ -17,6 +20,7 @@ from models.owned import (
     router_rows,
     sequence_embeddings,
 )
+from models.tokenizer import Tokenizer
 from privacy.dp.clipping import Chunk, add_clipped_gradients, unit_losses
 from privacy.dp.records import UnitLayout
 
@@ -181,3 +185,11 @@ def test_what_cannot_be_branched_is_refused(model: Decoder) -> None:
     add_lora(adapted, 2, 4.0, torch.Generator())
     with pytest.raises(OwnedError, match="adapters"):
         branch(adapted, (0,), train_rows=True)
+
+
+def test_a_bank_is_not_lost_on_the_way_to_disk(model: Decoder, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.train(["a few words"], 260)
+    perturbed(model)
+    with pytest.raises(CheckpointError, match="module"):
+        save_model(model, tokenizer, tmp_path / "m")
+    assert not list(tmp_path.iterdir())
