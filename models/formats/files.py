@@ -1,8 +1,13 @@
 """Files of a model folder: named inside it, JSON objects, and folders that appear whole."""
 
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from models.durable import put, sync
 
 
 class CheckpointError(ValueError):
@@ -52,3 +57,23 @@ def read_object(path: Path) -> dict[str, Any]:
             f"Expected a JSON object in {path}, got {type(value).__name__}. Copy the file again."
         )
     return value
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Yield a folder beside `folder` that takes its place once it is written and synced.
+
+    After an error in the block nothing is left, and what stood in `folder` stands.
+    """
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        for path in part.iterdir():
+            sync(path)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+    put(part, folder)

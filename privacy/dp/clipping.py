@@ -66,6 +66,11 @@ class BookKeeper:
         self._tied: dict[int, EmbeddingRecord | LinearRecord] = {}
 
     def linear(self, weight_OI: Tensor, x_BTI: Tensor, grad_BTO: Tensor) -> None:
+        if x_BTI.dim() != 3 or len(x_BTI) != len(self._layout.unit_B):
+            raise ClippingError(
+                f"Expected one row of activations per sequence, got shape {tuple(x_BTI.shape)}: "
+                "norms per unit would be wrong. Freeze the layer."
+            )
         record = LinearRecord(weight_OI, x_BTI, grad_BTO, self._layout)
         self._add(record)
         self._tie(record)

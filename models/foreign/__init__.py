@@ -1,0 +1,1 @@
+"""Causal language models of other transformers classes, trained through adapters."""
