@@ -28,7 +28,7 @@ from arion.run_file import RunFile
 from client.data import Record
 from client.training import LocalTrainer, UnitRows, unit_rows
 from coordinator.outcome import Observer
-from models.checkpoint import load_model
+from models.folders import open_model
 from models.optimiser import OptimiserSettings, OptimiserState, adam_step
 from models.recipe import Recipe, prepare
 from models.vector import read_vector, write_vector
@@ -126,7 +126,7 @@ def arm_losses(evaluator: Evaluator, vectors: Vectors, part: str, limit: int) ->
 
 def _train_alone(job: Job, setting: Setting, records: list[Record], label: str) -> Tensor:
     """SGD by whoever holds all of these records; with noise, plain central DP-SGD."""
-    model, tokenizer = load_model(setting.base)
+    model, tokenizer = open_model(setting.base)
     prepare(model, setting.recipe)
     units = unit_rows(records, tokenizer, setting.recipe)
     trainer = LocalTrainer(model, units, setting.recipe, pad_draws=False)
@@ -198,6 +198,6 @@ def _train_federated(job: Job, setting: Setting, home: Path, observer: Observer)
 
 
 def _vector_length(setting: Setting) -> int:
-    model, _ = load_model(setting.base)
+    model, _ = open_model(setting.base)
     prepare(model, setting.recipe)
     return len(read_vector(model))

@@ -9,9 +9,10 @@ import torch
 
 from arion.institutions import read_public
 from arion.run_file import ModelSection, RunFileError
-from models.checkpoint import load_model, save_model
+from models.checkpoint import save_model
 from models.config import preset
 from models.decoder import Decoder
+from models.folders import open_model
 from models.pretrain import WarmUp, token_stream, warm_up
 from models.tokenizer import Tokenizer
 
@@ -45,7 +46,7 @@ def prepare_base(
         return
     given = Path(section.base)
     if given.is_dir():
-        load_model(given)  # refuse a damaged folder before anything is copied
+        open_model(given)  # refuse a damaged folder before anything is copied
         part = folder.with_name(folder.name + ".part")
         shutil.rmtree(part, ignore_errors=True)
         shutil.copytree(given, part)

@@ -10,9 +10,10 @@ from statistics import fmean
 from torch import Tensor
 
 from arion.corpus import Corpus, first_rows
-from models.checkpoint import load_model
 from models.decoder import Decoder
 from models.evaluate import evaluate, expert_shares
+from models.folders import open_model
+from models.language_model import LanguageModel
 from models.recipe import Recipe, prepare
 from models.tokenizer import Row
 from models.vector import write_vector
@@ -31,13 +32,13 @@ class Evaluator:
     """
 
     def __init__(self, base: Path, recipe: Recipe, corpus: Corpus) -> None:
-        self._model, self._tokenizer = load_model(base)
+        self._model, self._tokenizer = open_model(base)
         prepare(self._model, recipe)
         self._length, self._corpus = recipe.sequence_length, corpus
         self._rows: dict[tuple[str, int], dict[str, list[Row]]] = {}
 
     @property
-    def model(self) -> Decoder:
+    def model(self) -> LanguageModel:
         """The model, with the vector that was evaluated last."""
         return self._model
 
@@ -70,7 +71,12 @@ class Evaluator:
         }
 
     def routing(self, vector_D: Tensor, limit: int) -> dict[str, list[list[float]]]:
-        """Share of the router's weight per layer and expert, by institution."""
+        """Share of the router's weight per layer and expert, by institution.
+
+        Empty for a class without our experts.
+        """
+        if not isinstance(self._model, Decoder):
+            return {}
         write_vector(self._model, vector_D)
         return {
             name: expert_shares(self._model, rows, self._length).tolist()

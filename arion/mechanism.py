@@ -2,9 +2,11 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 from arion.federation import Budget
 from arion.run_file import FederationSection, RunFile, RunFileError
+from models.folders import is_ours
 from models.recipe import Recipe
 from privacy.dp.accountant import calibrate_noise_multiplier
 from privacy.dp.plan import PrivateStep
@@ -52,12 +54,18 @@ def choose_cohort(section: FederationSection, nodes: int) -> Cohort:
     return Cohort(nodes, n_min, colluders)
 
 
-def choose_recipe(run: RunFile, unit: str) -> Recipe:
-    """Say how nodes train locally."""
+def choose_recipe(run: RunFile, unit: str, base: Path) -> Recipe:
+    """Say how nodes train locally.
+
+    Args:
+        run: what the user chose. unit: of privacy.
+        base: model folder that the run starts from.
+
+    """
     training = run.training
     cap = training.sequences_per_unit or (1 if unit == "record" else _SEQUENCES_PER_UNIT)
     return Recipe(
-        kind=training.kind,
+        kind=training.kind or ("full" if is_ours(base) else "lora"),
         lora_rank=training.lora_rank,
         lora_alpha=training.lora_alpha,
         sequence_length=training.sequence_length,

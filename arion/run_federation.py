@@ -11,8 +11,8 @@ from arion.local_grid import DropOuts, LocalGrid, run_server_app
 from coordinator.outcome import Observer, observing
 from coordinator.settings import load_settings
 from coordinator.store import RunStore
-from models.checkpoint import load_model, save_model
-from models.decoder import Decoder
+from models.folders import open_model, write_model
+from models.language_model import LanguageModel
 from models.lora import merge_lora
 from models.recipe import Recipe, prepare
 from models.vector import write_vector
@@ -47,11 +47,13 @@ def final_vector(homes: Homes) -> torch.Tensor:
     return state.vector_D
 
 
-def write_merged_model(base: Path, recipe: Recipe, vector_D: torch.Tensor, folder: Path) -> Decoder:
-    """Write the run's model as a plain model folder, adapters merged; return it as released."""
-    model, tokenizer = load_model(base)
+def write_merged_model(
+    base: Path, recipe: Recipe, vector_D: torch.Tensor, folder: Path
+) -> LanguageModel:
+    """Write the run's model as a plain model folder, adapters merged; return what it holds."""
+    model, tokenizer = open_model(base)
     prepare(model, recipe)
     write_vector(model, vector_D)
     merge_lora(model)
-    save_model(model, tokenizer, folder)
-    return model
+    write_model(model, tokenizer, folder)
+    return open_model(folder)[0]

@@ -61,7 +61,8 @@ class TrainingSection(_Section):
     """How nodes and server train.
 
     Attributes:
-        kind: "full" (all but routers) or "lora".
+        kind: "full" (all but routers) or "lora"; None is "full" where the model is our decoder, and
+            "lora" for other classes, which train in no other way.
         rounds: optimiser steps.
         expected_batch: privacy units drawn per round over all nodes, on average.
         learning_rate: highest rate of the server's Adam.
@@ -71,7 +72,7 @@ class TrainingSection(_Section):
 
     """
 
-    kind: Literal["full", "lora"] = "full"
+    kind: Literal["full", "lora"] | None = None
     rounds: int = Field(default=20, ge=1, le=100_000)
     expected_batch: float = Field(default=128.0, gt=0)
     learning_rate: float = Field(default=2e-3, gt=0)

@@ -23,7 +23,8 @@ from arion.watch import RoundWatch
 from client.data import describe
 from coordinator.settings import load_settings
 from coordinator.store import RunStore
-from models.checkpoint import load_model
+from models.folders import open_model
+from models.foreign.model import ForeignModel
 from models.optimiser import OptimiserSettings
 from models.recipe import Recipe, prepare
 from models.vector import read_vector
@@ -56,6 +57,8 @@ class Simulation:
         homes = self.homes(corpus)
         recipe = load_settings(homes.coordinator).recipe
         evaluator = Evaluator(self.base, recipe, corpus)
+        if isinstance(evaluator.model, ForeignModel):
+            self._progress.note(evaluator.model.describe())
         self._rounds(homes, evaluator)
         return self._report(corpus, homes, evaluator)
 
@@ -89,7 +92,7 @@ class Simulation:
 
     def mechanism(self, corpus: Corpus) -> tuple[Recipe, PrivateStep, int]:
         """Choose recipe and step for the corpus; the third value is the vector's length."""
-        recipe = choose_recipe(self.run_file, corpus.unit)
+        recipe = choose_recipe(self.run_file, corpus.unit, self.base)
         length = len(self._start(recipe))
         units = sum(len({r.unit for r in split.train}) for split in corpus.splits.values())
         cohort = choose_cohort(self.run_file.federation, len(corpus.shares))
@@ -178,7 +181,7 @@ class Simulation:
         return report
 
     def _start(self, recipe: Recipe) -> torch.Tensor:
-        model, _ = load_model(self.base)
+        model, _ = open_model(self.base)
         prepare(model, recipe)
         return read_vector(model)
 

@@ -14,8 +14,9 @@ from arion.journal import Journal
 from arion.run_file import RunFile
 from arion.watch import epsilon_so_far
 from coordinator.settings import RunSettings, load_settings
-from models.checkpoint import load_model, model_digest
-from models.decoder import Decoder
+from models.checkpoint import model_digest
+from models.folders import open_model
+from models.language_model import LanguageModel
 from models.recipe import prepare
 from models.vector import trainable_layout
 from privacy.dp.accountant import epsilon_if_all_others_collude
@@ -43,7 +44,7 @@ class Finished:
 
     settings: RunSettings
     vector_length: int
-    model: Decoder
+    model: LanguageModel
     losses: Mapping[str, Losses]
     routing: Mapping[str, list[list[float]]]
 
@@ -110,7 +111,7 @@ def comparison_report(
 
 
 def _layout(homes: Homes, settings: RunSettings) -> tuple[tuple[str, int], ...]:
-    model, _ = load_model(settings.base_model)
+    model, _ = open_model(settings.base_model)
     prepare(model, settings.recipe)
     return trainable_layout(model)
 

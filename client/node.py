@@ -16,7 +16,8 @@ from client.epoch import Epoch, EpochKeeper
 from client.gate import Gate
 from client.outbox import Outbox, SealedUpload
 from client.training import LocalTrainer, unit_rows
-from models.checkpoint import load_model, model_digest
+from models.checkpoint import model_digest
+from models.folders import open_model
 from models.recipe import Recipe, prepare
 from models.vector import trainable_layout, write_vector
 from privacy.canonical import canonical_bytes, sha256_hex
@@ -207,7 +208,7 @@ class Node:
         digest = sha256_hex(recipe_json)
         if self._trainer is None or self._trainer[0] != digest:
             recipe = _parse_recipe(recipe_json)
-            model, tokenizer = load_model(self.config.base_model)
+            model, tokenizer = open_model(self.config.base_model)
             try:
                 prepare(model, recipe)
             except ValueError:

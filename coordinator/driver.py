@@ -20,7 +20,8 @@ from coordinator.records import RunRecords
 from coordinator.settings import RunError, RunSettings, load_settings
 from coordinator.store import Attempt, Phase, RunStore
 from coordinator.witnesses import Witnesses
-from models.checkpoint import load_model, model_digest
+from models.checkpoint import model_digest
+from models.folders import open_model
 from models.language_model import LanguageModel
 from models.optimiser import OptimiserState, adam_step
 from models.recipe import prepare
@@ -56,7 +57,7 @@ class RunDriver:
         self.settings = load_settings(home)
         self._key = IdentityKey.load(home / IDENTITY_FILE)
         self._channel = channel
-        self._model, _ = load_model(self.settings.base_model)
+        self._model, _ = open_model(self.settings.base_model)
         prepare(self._model, self.settings.recipe)
         self._store = RunStore(home)
         self._ledger = LedgerLog(home / LEDGER_FOLDER, LEDGER_NAME)

@@ -6,10 +6,9 @@ are read. A folder appears whole or not at all: written beside its place, synced
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -20,7 +19,7 @@ from models.decoder import Decoder
 from models.experts import SparseExperts
 from models.formats.configs import read_config, write_config
 from models.formats.families import Family, writing_family
-from models.formats.files import CheckpointError, inside, read_object
+from models.formats.files import CheckpointError, inside, read_object, whole_folder
 from models.formats.shards import (
     SHARD_BYTES,
     Advance,
@@ -134,25 +133,23 @@ def save_model(
     views = dict(named_views(model, writing_family(model.config.qk_norm)))
     for name, view in views.items():
         check_finite(name, view)
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    write_tensors(views.items(), part, shard_bytes, advance)
-    (part / "config.json").write_text(_config_text(model.config, tokenizer))
-    tokenizer.save(part)
-    for path in part.iterdir():
-        _sync(path)
-    shutil.rmtree(folder, ignore_errors=True)
-    part.rename(folder)
-    _sync(folder.parent)
+    with whole_folder(folder) as part:
+        write_tensors(views.items(), part, shard_bytes, advance)
+        (part / "config.json").write_text(_config_text(model.config, tokenizer))
+        tokenizer.save(part)
 
 
 def model_digest(model: nn.Module) -> str:
-    """SHA-256 over names, shapes and bytes of all parameters in order, as hex."""
+    """SHA-256 over names, shapes and bytes of all that a folder holds of a model, as hex.
+
+    That is its parameters in order, then the buffers that other classes store.
+    """
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    buffers = ((n, b) for n, b in model.state_dict().items() if n not in parameters)
     digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        digest.update(f"{name}:{tuple(parameter.shape)}:{parameter.dtype};".encode())
-        digest.update(parameter.detach().contiguous().view(torch.uint8).numpy().data)
+    for name, tensor in chain(model.named_parameters(), buffers):
+        digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype};".encode())
+        digest.update(tensor.detach().reshape(-1).contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -183,11 +180,3 @@ def _config_text(config: ModelConfig, tokenizer: Tokenizer) -> str:
     hf["bos_token_id"] = tokenizer.begin_of_text_id
     hf["eos_token_id"] = stops[0] if len(stops) == 1 else list(stops)
     return json.dumps(hf, indent=2, sort_keys=True) + "\n"
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -13,7 +13,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from models.checkpoint import model_digest
+from models.checkpoint import load_model, model_digest
 from models.folders import is_ours, open_model, write_model
 from models.foreign.model import ForeignModel
 from models.formats.files import CheckpointError
@@ -169,6 +169,20 @@ def test_nothing_is_asked_of_a_network(family: Family, monkeypatch: pytest.Monke
 def test_full_training_is_refused_with_the_reason(family: Family) -> None:
     with pytest.raises(ValueError, match=r"'lora' for a GPT2LMHeadModel, got 'full'.*exactly"):
         prepare(opened(family("gpt2")), Recipe(kind="full", sequence_length=16))
+
+
+def test_what_only_our_decoder_can_do_says_what_another_class_can(family: Family) -> None:
+    with pytest.raises(CheckpointError, match=r"got 'gpt2'.*LoRA.*without owned experts"):
+        load_model(family("gpt2"))
+
+
+def test_stored_buffers_are_part_of_the_digest(family: Family) -> None:
+    model = opened(family("gpt2"))
+    before = model_digest(model)
+    model.network.register_buffer("scale", torch.tensor(1.0))
+    first = model_digest(model)
+    model.network.scale.fill_(2.0)
+    assert len({before, first, model_digest(model)}) == 3
 
 
 def test_sequences_beyond_the_positions_are_refused(family: Family) -> None:

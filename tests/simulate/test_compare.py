@@ -26,8 +26,8 @@ MakeRun = Callable[..., RunFile]
 def setting_of(run: RunFile) -> Setting:
     assert run.data.path is not None
     corpus = open_corpus(run.data.path, run.data, run.federation)
-    recipe = choose_recipe(run, corpus.unit)
     base = Path(run.model.base)
+    recipe = choose_recipe(run, corpus.unit, base)
     model, _ = load_model(base)
     prepare(model, recipe)
     cohort = choose_cohort(run.federation, len(corpus.shares))
