@@ -10,7 +10,8 @@ from rich.table import Table
 from arion.errors import user_errors
 from arion.expert_cli import expert_app
 from arion.generate_cli import generate_command
-from arion.model_facts import ModelFacts, preset_facts
+from arion.import_cli import import_command
+from arion.model_facts import ModelFacts, facts_of, preset_facts
 from models.config import preset_names
 from models.counts import weight_bytes
 
@@ -20,6 +21,7 @@ model_app = typer.Typer(no_args_is_help=True, help="Look at models, bring them i
 model_app.add_typer(expert_app, name="expert")
 
 model_app.command("generate")(generate_command)
+model_app.command("import")(import_command)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
@@ -52,14 +54,17 @@ def list_command(as_json: Json = False) -> None:
 
 @model_app.command("show")
 def show_command(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A preset.")], as_json: Json = False
+    name: Annotated[str, typer.Argument(metavar="NAME|PATH", help="A preset or a model folder.")],
+    as_json: Json = False,
 ) -> None:
     """Show a model's sizes, memory, experts and their owners; no weight is loaded.
+
+    Of a folder, the headers of its files are checked against its config.json.
 
     Example: arion model show arion-1.2-2b
     """
     with user_errors():
-        facts = preset_facts(name)
+        facts = facts_of(name)
     if as_json:
         typer.echo(json.dumps(facts.as_json(), indent=2))
     else:
@@ -82,9 +87,18 @@ def _print_facts(facts: ModelFacts) -> None:
         ("heads", f"{config.heads} of width {config.head_dim}, {config.kv_heads} key/value"),
         ("vocabulary", f"{config.vocab_size:,}"),
         ("positions", f"{config.max_positions:,}"),
+        ("on disk", _on_disk(facts)),
     ):
         table.add_row(key, value)
     _console().print(table)
+
+
+def _on_disk(facts: ModelFacts) -> str:
+    stored = facts.stored
+    if stored is None:
+        return "nothing: a preset is a shape"
+    types = ", ".join(stored.types)
+    return f"{stored.family}, {types}, {stored.file_bytes / 1e9:.3f} GB in {stored.files} file(s)"
 
 
 def _console() -> Console:

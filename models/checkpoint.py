@@ -6,7 +6,7 @@ are read. A folder appears whole or not at all: written beside its place, synced
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -107,6 +107,7 @@ def save_model(
     tokenizer: Tokenizer,
     folder: Path,
     *,
+    dtype: torch.dtype = torch.float32,
     shard_bytes: int = SHARD_BYTES,
     advance: Advance = lambda done, total: None,
 ) -> None:
@@ -115,7 +116,7 @@ def save_model(
     With query-key norms it is a Qwen3-MoE folder, without them a Mixtral folder.
 
     Args:
-        shard_bytes: weights beyond it are split over several files.
+        dtype: of the weights on disk. shard_bytes: beyond it, they are split over several files.
         advance: called with (tensors written, tensors in all).
 
     Raises:
@@ -125,7 +126,7 @@ def save_model(
     """
     if any(layer.lora_A is not None for _, layer in model.adapted_layers()):
         raise CheckpointError("Expected merged weights, got adapters. Call merge_lora first.")
-    if any(part.owned is not None for part in model.modules() if isinstance(part, SparseExperts)):
+    if any(block.owned is not None for block in _expert_blocks(model)):
         raise CheckpointError(
             "Expected a model without a bank of owned experts, got one. Write the bank as a module "
             "and compose it with the base."
@@ -134,8 +135,8 @@ def save_model(
     for name, view in views.items():
         check_finite(name, view)
     with whole_folder(folder) as part:
-        write_tensors(views.items(), part, shard_bytes, advance)
-        (part / "config.json").write_text(_config_text(model.config, tokenizer))
+        write_tensors(views.items(), part, dtype, shard_bytes, advance)
+        (part / "config.json").write_text(_config_text(model.config, tokenizer, dtype))
         tokenizer.save(part)
 
 
@@ -158,8 +159,8 @@ def _fill(model: Decoder, found: Inspected, advance: Advance) -> None:
     """Copy the folder's weights into the model, one tensor at a time."""
     places = dict(named_views(model, found.family))
     if found.family.router is None:
-        for block in model.blocks:
-            block.experts.router.weight.zero_()  # type: ignore[union-attr, operator]
+        for block in _expert_blocks(model):
+            block.router.weight.zero_()
     late = None
     for done, (name, tensor) in enumerate(read_tensors(found.headers), 1):
         if name in places:
@@ -174,9 +175,14 @@ def _fill(model: Decoder, found: Inspected, advance: Advance) -> None:
         )
 
 
-def _config_text(config: ModelConfig, tokenizer: Tokenizer) -> str:
+def _expert_blocks(model: Decoder) -> Iterator[SparseExperts]:
+    return (module for module in model.modules() if isinstance(module, SparseExperts))
+
+
+def _config_text(config: ModelConfig, tokenizer: Tokenizer, dtype: torch.dtype) -> str:
     stops = tokenizer.stop_ids
     hf = write_config(config)
+    hf["torch_dtype"] = str(dtype).removeprefix("torch.")
     hf["bos_token_id"] = tokenizer.begin_of_text_id
     hf["eos_token_id"] = stops[0] if len(stops) == 1 else list(stops)
     return json.dumps(hf, indent=2, sort_keys=True) + "\n"

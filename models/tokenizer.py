@@ -21,6 +21,7 @@ from models.language_model import IGNORED
 END_OF_TEXT = "<|endoftext|>"
 
 _FILE, _SETTINGS = "tokenizer.json", "tokenizer_config.json"
+_TEMPLATE = "chat_template.jinja"
 # What of an imported tokenizer_config.json is kept. Never code (auto_map), and not the class: the
 # plain one reads tokenizer.json as it is, where a named one may rebuild it by rules of its own.
 _KEPT = (
@@ -118,6 +119,9 @@ class Tokenizer:
                 f"Expected a tokenizer at {path}, got a damaged one ({error}). Copy it again."
             ) from error
         settings = _optional(folder, _SETTINGS)
+        template = inside(folder, _TEMPLATE)
+        if template.is_file():
+            settings["chat_template"] = template.read_text(encoding="utf-8")
         return cls(backend, _stop_ids(folder, backend, settings), settings)
 
     def save(self, folder: Path) -> None:

@@ -60,8 +60,8 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
     hf |= {"num_key_value_heads": config.kv_heads, "head_dim": config.head_dim}
     hf |= {"num_experts": config.experts, "num_local_experts": config.experts}
     hf |= {"num_experts_per_tok": config.experts_per_token, "router_aux_loss_coef": 0.0}
-    hf |= {"intermediate_size": config.expert_hidden_size, "torch_dtype": "float32"}
-    hf |= {family.expert_width: config.expert_hidden_size, "rope_theta": config.rope_theta}
+    hf |= {"intermediate_size": config.expert_hidden_size, "rope_theta": config.rope_theta}
+    hf |= {family.expert_width: config.expert_hidden_size}
     hf |= {"model_type": family.model_type, "architectures": [family.architecture]}
     rope: dict[str, Any] = {"rope_type": "default"}
     if config.rope_scaling is not None:

@@ -102,42 +102,54 @@ def check_finite(name: str, tensor: Tensor) -> None:
 
 
 def write_tensors(
-    tensors: Iterable[tuple[str, Tensor]], folder: Path, shard_bytes: int, advance: Advance
+    tensors: Iterable[tuple[str, Tensor]],
+    folder: Path,
+    dtype: torch.dtype,
+    shard_bytes: int,
+    advance: Advance,
 ) -> None:
     """Write tensors into `folder`, in files of at most `shard_bytes` where a tensor allows it.
 
     Args:
         tensors: may be views of one storage; one file's worth of them is copied at a time.
+        dtype: what they are written as.
         advance: called with (tensors written, tensors in all).
 
     """
-    shards = _split(dict(tensors), shard_bytes)
+    shards = _split(dict(tensors), shard_bytes, dtype.itemsize)
     total, done = sum(map(len, shards)), 0
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         several = f"model-{number:05}-of-{len(shards):05}.safetensors"
         name = several if len(shards) > 1 else _WHOLE
-        copies = {key: tensor.detach().clone().contiguous() for key, tensor in shard.items()}
+        copies = {key: _copy(tensor, dtype) for key, tensor in shard.items()}
         save_file(copies, folder / name, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(shard, name)
         done += len(shard)
         advance(done, total)
     if len(shards) > 1:
-        size = sum(tensor.nbytes for shard in shards for tensor in shard.values())
+        size = sum(t.numel() for shard in shards for t in shard.values()) * dtype.itemsize
         index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
         (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _split(tensors: Mapping[str, Tensor], shard_bytes: int) -> list[dict[str, Tensor]]:
+def _split(
+    tensors: Mapping[str, Tensor], shard_bytes: int, element_bytes: int
+) -> list[dict[str, Tensor]]:
     shards: list[dict[str, Tensor]] = [{}]
     size = 0
     for name, tensor in tensors.items():
-        if shards[-1] and size + tensor.nbytes > shard_bytes:
+        added = tensor.numel() * element_bytes
+        if shards[-1] and size + added > shard_bytes:
             shards.append({})
             size = 0
         shards[-1][name] = tensor
-        size += tensor.nbytes
+        size += added
     return shards
+
+
+def _copy(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 def _weight_map(folder: Path) -> dict[str, str]:
