@@ -1,1 +1,3 @@
-"""Measurements, each against a named peer and a named limit; see benchmarks/README.md."""
+"""Measurements against peers and limits, run as `python -m benchmarks.NAME`."""
+
+import arion  # noqa: F401  (sets what torch reads once, as the command line does, for peers too)

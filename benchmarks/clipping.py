@@ -12,7 +12,6 @@ step. Noise, optimiser and data are outside the step.
 Shapes: B sequences, T positions, D hidden, V vocabulary.
 """
 
-import gc
 import logging
 import statistics
 import warnings
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.harness import Row, context, interleave, main, paired_ratio
+from benchmarks.harness import Row, context, interleave, main, paired_ratio, peak_mib
 from models.config import ModelConfig, preset
 from models.decoder import Decoder
 from models.layers import Rotary
@@ -263,23 +262,6 @@ def opacus_ghost(model: nn.Module, chunk: Chunk) -> Step:
 
 def _sgd(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=0.0)
-
-
-def peak_mib(step: Step) -> float:
-    """Largest sum of live tensors that one step allocated, MiB, after a step to warm up."""
-    from torch.profiler import ProfilerActivity, profile  # noqa: PLC0415
-
-    step()
-    gc.collect()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
-        step()
-    events = found.profiler.kineto_results.events()
-    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
-    live = peak = 0
-    for _, change in changes:
-        live += change
-        peak = max(peak, live)
-    return peak / 2**20
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ rate). Both ratios are unit-free:
 
 import argparse
 import dataclasses
+import gc
 import json
 import platform
 import shlex
@@ -65,6 +66,23 @@ def interleave(
 def paired_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
     """Median of the ratios of neighbouring repetitions."""
     return statistics.median(n / d for n, d in zip(numerators, denominators, strict=True))
+
+
+def peak_mib(step: Callable[[], object]) -> float:
+    """Largest sum of live tensors that one step allocated, MiB, after a step to warm up."""
+    from torch.profiler import ProfilerActivity, profile  # noqa: PLC0415
+
+    step()
+    gc.collect()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        step()
+    events = found.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    live = peak = 0
+    for _, change in changes:
+        live += change
+        peak = max(peak, live)
+    return peak / 2**20
 
 
 def context(packages: Sequence[str], **details: Any) -> dict[str, Any]:

@@ -151,8 +151,12 @@ class _SwiGLU(Function):
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (gate_up_MX,), grad_MG = ctx.saved_tensors, grads[0]
         grad_MX = torch.empty_like(gate_up_MX)
+        scratch = torch.empty_like(grad_MG if grad_MG.is_cuda else grad_MG[:_ROWS])
         for grad_gate_up, gate_up, grad in zip(*_pieces(grad_MX, gate_up_MX, grad_MG), strict=True):
             (gate, up), (to_gate, to_up) = gate_up.chunk(2, -1), grad_gate_up.chunk(2, -1)
-            torch.mul(F.silu(gate), grad, out=to_up)
-            torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=to_gate)
+            silu = scratch[: len(gate)]
+            torch.ops.aten.silu.out(gate, out=silu)
+            torch.mul(silu, grad, out=to_up)
+            torch.mul(grad, up, out=to_gate)
+            torch.ops.aten.silu_backward.grad_input(to_gate, gate, grad_input=to_gate)
         return grad_MX
