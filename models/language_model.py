@@ -61,6 +61,19 @@ class LanguageModel(nn.Module, ABC):
     def vocab_size(self) -> int:
         """Number of token ids that the model knows."""
 
+    def check_length(self, length: int) -> None:
+        """Refuse sequences of `length` tokens that the model cannot read.
+
+        Raises:
+            ValueError: longer than its positions.
+
+        """
+        if length > self.max_positions:
+            raise ValueError(
+                f"Expected sequence_length <= {self.max_positions} positions of the model, got "
+                f"{length}. Lower training.sequence_length."
+            )
+
     @abstractmethod
     def forward(self, token_BT: Tensor) -> Tensor:
         """Return next-token logits [B, T, V]."""

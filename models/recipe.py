@@ -41,15 +41,11 @@ def prepare(model: LanguageModel, recipe: Recipe) -> None:
     """Leave exactly the recipe's parameters trainable; routers are frozen in every recipe.
 
     Raises:
-        ValueError: sequences longer than the model's positions, adapters that are already there, or
-            full training of a class that trains through adapters only.
+        ValueError: a length that the model does not take, adapters that are already there, or full
+            training of a class that trains through adapters only.
 
     """
-    if recipe.sequence_length > model.max_positions:
-        raise ValueError(
-            f"Expected sequence_length <= {model.max_positions} positions of the model, got "
-            f"{recipe.sequence_length}. Lower training.sequence_length."
-        )
+    model.check_length(recipe.sequence_length)
     if recipe.kind == "lora":
         generator = torch.Generator().manual_seed(recipe.lora_seed)
         add_lora(model, recipe.lora_rank, recipe.lora_alpha, generator)

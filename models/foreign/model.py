@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from models import ops
 from models.cross_entropy import nats_of_logits
+from models.foreign.access import logits_of, vocab_size_of, weight_of
+from models.foreign.trial import sees_padding
 from models.language_model import IGNORED, LanguageModel, SequenceLoss
 
 
@@ -87,9 +89,8 @@ class ForeignModel(LanguageModel):
         self.network, self.source = network, source
         for name in source.tensors:
             parent, _, child = name.rpartition(".")
-            setattr(
-                network.get_submodule(parent), child, ForeignLinear(network.get_submodule(name))
-            )
+            layer = ForeignLinear(network.get_submodule(name))
+            setattr(network.get_submodule(parent), child, layer)
         self.requires_grad_(False)
         self.eval()
 
@@ -109,6 +110,19 @@ class ForeignModel(LanguageModel):
     def vocab_size(self) -> int:
         """Number of token ids that the model knows."""
         return vocab_size_of(self.network)
+
+    def check_length(self, length: int) -> None:
+        """Refuse lengths at which a sequence would feel the padding behind it.
+
+        Some rotary embeddings change with the longest sequence of a batch (dynamic, longrope): the
+        lengths of others would then move a sequence's gradient.
+        """
+        super().check_length(length)
+        if sees_padding(self.network, length):
+            raise ValueError(
+                f"Expected sequence_length at which a {self.class_name} computes the same with and "
+                f"without padding, got {length}. Lower training.sequence_length."
+            )
 
     def describe(self) -> str:
         """Say in one line which linear layers take adapters, and why the others do not."""
@@ -150,27 +164,3 @@ class ForeignModel(LanguageModel):
             "of another class pass the operations that clip each unit's gradient exactly. Set "
             "training.kind = 'lora'."
         )
-
-
-def logits_of(network: nn.Module, token_BT: Tensor) -> Tensor:
-    """Return the logits [B, T, V] of a transformers model, without a cache."""
-    logits_BTV: Tensor = network(input_ids=token_BT, use_cache=False).logits
-    return logits_BTV
-
-
-def is_linear(layer: nn.Module) -> bool:
-    """Tell whether a layer looks like y = x W^T + b: nn.Linear or GPT-2's Conv1D."""
-    return isinstance(layer, nn.Linear) or type(layer).__name__ == "Conv1D"
-
-
-def weight_of(layer: nn.Module) -> Tensor:
-    """W of a linear layer, [O, I]: its parameter, or a transposed view of it."""
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
-    return weight if isinstance(layer, nn.Linear) else weight.T
-
-
-def vocab_size_of(network: nn.Module) -> int:
-    """Rows of a transformers model's token table."""
-    table: nn.Module = network.get_input_embeddings()  # type: ignore[operator]
-    return len(table.get_parameter("weight"))

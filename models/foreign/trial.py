@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.foreign.model import is_linear, logits_of, vocab_size_of, weight_of
+from models.foreign.access import is_linear, logits_of, vocab_size_of, weight_of
 
 _SHAPE = (2, 5)
 _TOLERANCE = 1e-4  # of the largest value: kernels round differently for other shapes
@@ -48,12 +48,11 @@ def frozen_layers(network: nn.Module) -> dict[str, str]:
         UnfitError: predictions that see later tokens, or another sequence of the batch.
 
     """
-    vocab_size = vocab_size_of(network)
     layers = {n: m for n, m in network.named_modules() if is_linear(m)}
-    token_BT = torch.randint(vocab_size, _SHAPE, generator=torch.Generator().manual_seed(0))
+    token_BT = _drawn(network)
     together_BTV, calls = _run(network, layers, token_BT)
     changed_BT = token_BT.clone()
-    changed_BT[:, -1] = (changed_BT[:, -1] + 1) % vocab_size
+    changed_BT[:, -1] = (changed_BT[:, -1] + 1) % vocab_size_of(network)
     if not _close(logits_of(network, changed_BT)[:, :-1], together_BTV[:, :-1]):
         raise UnfitError("its predictions depend on later tokens")
     alone: list[_Calls] = []
@@ -64,6 +63,16 @@ def frozen_layers(network: nn.Module) -> dict[str, str]:
         alone.append(calls_alone)
     why = _Why(network, calls, alone)
     return {name: why(name, layer) for name, layer in layers.items()}
+
+
+@torch.no_grad()
+def sees_padding(network: nn.Module, length: int) -> bool:
+    """Tell whether a short sequence's predictions change where it is padded to `length`."""
+    short = min(_SHAPE[1], length)
+    token_BT = torch.zeros(1, length, dtype=torch.int64)
+    token_BT[:, :short] = _drawn(network)[:1, :short]
+    padded_BTV = logits_of(network, token_BT)[:, :short]
+    return not _close(padded_BTV, logits_of(network, token_BT[:, :short]))
 
 
 class _Why:
@@ -102,6 +111,11 @@ class _Why:
         if not _close(F.linear(x, weight_of(layer), bias), y):
             return "it computes something else than x W^T + b"
         return ""
+
+
+def _drawn(network: nn.Module) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(vocab_size_of(network), _SHAPE, generator=generator)
 
 
 def _run(

@@ -26,6 +26,9 @@ _SIZES: Mapping[str, Mapping[str, Any]] = {
         "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 48,
         "max_position_embeddings": 64, "word_embed_proj_dim": 32,
     },
+    "phi3": {**_LLAMA_LIKE, "original_max_position_embeddings": 16, "rope_parameters": {
+        "rope_type": "longrope", "rope_theta": 10000.0, "factor": 4.0,
+        "short_factor": [1.0] * 8, "long_factor": [4.0] * 8}},
     "olmoe": {**_LLAMA_LIKE, "num_experts": 4, "num_experts_per_tok": 2},
     "bert": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
              "intermediate_size": 48, "max_position_embeddings": 64},

@@ -190,6 +190,13 @@ def test_sequences_beyond_the_positions_are_refused(family: Family) -> None:
         prepare(opened(family("gpt2")), Recipe(kind="lora", sequence_length=65))
 
 
+def test_lengths_at_which_padding_would_be_felt_are_refused(family: Family) -> None:
+    """Phi-3's rotary embedding changes where the longest sequence of a batch exceeds 16."""
+    prepare(opened(family("phi3")), Recipe(kind="lora", sequence_length=16))
+    with pytest.raises(ValueError, match="with and without padding, got 32"):
+        prepare(opened(family("phi3")), Recipe(kind="lora", sequence_length=32))
+
+
 def test_without_transformers_the_extra_is_named(
     family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
