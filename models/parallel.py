@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -131,11 +131,15 @@ def processes(timeout_s: float = 600.0) -> Iterator[World]:
         distributed.destroy_process_group()
 
 
-def shard(model: Decoder, world: World) -> Mapping[int, str]:
+def shard(model: Decoder, world: World, compute: torch.dtype | None = None) -> Mapping[int, str]:
     """Keep 1/W of every weight at each rank, in place; `model.loss` and `model(...)` gather them.
 
     Every rank calls this with the same weights, and from then on takes part in every pass of every
     other: a pass is a collective.
+
+    Args:
+        compute: precision of the gathered weights and of the passes; the shards keep their own,
+            and gradients are summed in fp32. None: the shards' own.
 
     Returns:
         Names of the gathered weights by `id`, kept up to date by every forward pass.
@@ -148,11 +152,12 @@ def shard(model: Decoder, world: World) -> Mapping[int, str]:
     _check_same_weights(model, world)
     model.to(world.device)
     names: dict[int, str] = {}
+    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
     for place, block in enumerate(model.blocks):
-        fully_shard(block, mesh=world.mesh, reshard_after_forward=True)
+        fully_shard(block, mesh=world.mesh, reshard_after_forward=True, mp_policy=policy)
         # Runs after FSDP's own hook, which has gathered the block's weights by then.
         block.register_forward_pre_hook(partial(_note_names, names, f"blocks.{place}."))
-    fully_shard(model, mesh=world.mesh, reshard_after_forward=True)
+    fully_shard(model, mesh=world.mesh, reshard_after_forward=True, mp_policy=policy)
     loss = model.loss
 
     def noted_loss(*args: Any, **options: Any) -> SequenceLoss:
@@ -178,6 +183,15 @@ def assign(place: Tensor, value: Tensor) -> None:
             value.to(place.device), place.device_mesh, place.placements, src_data_rank=None
         )
     place.copy_(value)
+
+
+def unsharded(model: Decoder) -> Decoder:
+    """Return a copy with whole weights in main memory (a collective: every rank gets one)."""
+    copy = Decoder(model.config)
+    with torch.no_grad():
+        for own, weight in zip(copy.parameters(), model.parameters(), strict=True):
+            own.copy_(whole(weight))
+    return copy
 
 
 def _note_names(names: dict[int, str], prefix: str, module: nn.Module, *_: object) -> None:

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from models.decoder import Decoder
 from models.experts import ALL_EXPERTS, Activation
+from models.parallel import ALONE, World, shard
 from models.precision import MasterWeights, bf16_training
+from models.snapshot import Snapshot, Trained
 from models.tokenizer import Tokenizer
 
 
@@ -62,49 +64,87 @@ def warm_up(
     settings: WarmUp,
     generator: torch.Generator,
     progress: Callable[[int, float], None] = lambda step, loss: None,
+    *,
+    world: World = ALONE,
+    snapshot: Snapshot | None = None,
 ) -> float:
     """Train all weights, router included, on random windows of public text.
 
     Args:
+        model: the same at every process; several processes shard it (`models.parallel.unsharded`
+            gives a whole one back).
         stream: public tokens, int32, longer than settings.sequence_length.
+        generator: draws the windows; in the same state at every process.
         progress: called with (step from 1, loss of the step in nats per token).
+        world: the processes that train; each takes its share of every batch.
+        snapshot: where to go on from, and what to write; None keeps nothing.
 
     Returns:
-        Mean loss of the last 50 steps, nats per token.
+        Mean loss of the last 50 steps that this call made, nats per token; 0 if it made none.
 
     Raises:
-        ValueError: the stream is too short, or the loss is not finite.
+        ValueError: the stream is too short, the processes cannot share a batch evenly, the snapshot
+            is another run's, or the loss is not finite.
 
     """
+    _check(stream, settings, world)
+    bf16 = settings.precision == "bf16"
+    if world.size > 1:
+        shard(model, world, torch.bfloat16 if bf16 else None)
+    losses: list[float] = []
+    model.checkpoint_blocks = settings.checkpoint_blocks
+    with bf16_training(model, enabled=bf16 and world.size == 1) as masters:
+        trained = list(model.parameters()) if masters is None else masters.parameters
+        optimiser = torch.optim.AdamW(
+            trained, lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
+        )
+        names = [name for name, _ in model.named_parameters()]
+        run = Trained(dict(zip(names, trained, strict=True)), optimiser, generator)
+        done = snapshot.restore(run) if snapshot else 0
+        if masters is not None:
+            masters.give_weights()
+        for step in range(done, settings.steps):
+            for group in optimiser.param_groups:
+                group["lr"] = settings.learning_rate * cosine(step, settings.steps)
+            window_BT = _windows(stream, settings, generator)[world.rank :: world.size]
+            activation = _draw_activation(model, step, settings, generator)
+            own = _step(
+                model,
+                window_BT.to(world.device),
+                activation,
+                settings,
+                optimiser=optimiser,
+                masters=masters,
+            )
+            losses.append(_finite(world.mean(own), step))
+            if snapshot:
+                snapshot.save(step + 1, run)
+            progress(step + 1, losses[-1])
+    model.checkpoint_blocks = False
+    return sum(losses[-50:]) / max(len(losses[-50:]), 1)
+
+
+def _check(stream: Tensor, settings: WarmUp, world: World) -> None:
     length = settings.sequence_length
     if len(stream) <= length + 1:
         raise ValueError(
             f"Expected more than {length + 1} public tokens, got {len(stream)}. "
             "Give more public text or a shorter warm_up.sequence_length."
         )
-    losses: list[float] = []
-    model.checkpoint_blocks = settings.checkpoint_blocks
-    with bf16_training(model, enabled=settings.precision == "bf16") as masters:
-        trained = list(model.parameters()) if masters is None else masters.parameters
-        optimiser = torch.optim.AdamW(
-            trained, lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
+    if settings.batch % world.size:
+        raise ValueError(
+            f"Expected a batch that {world.size} processes can share evenly, got {settings.batch}. "
+            f"Choose a multiple of {world.size}."
         )
-        for step in range(settings.steps):
-            for group in optimiser.param_groups:
-                group["lr"] = settings.learning_rate * cosine(step, settings.steps)
-            window_BT = _windows(stream, settings, generator)
-            activation = _draw_activation(model, step, settings, generator)
-            losses.append(
-                _step(model, window_BT, activation, settings, optimiser=optimiser, masters=masters)
-            )
-            if not math.isfinite(losses[-1]):
-                raise ValueError(
-                    f"Expected a finite warm-up loss, got {losses[-1]} at step {step + 1}. "
-                    "Lower warm_up.learning_rate."
-                )
-            progress(step + 1, losses[-1])
-    model.checkpoint_blocks = False
-    return sum(losses[-50:]) / max(len(losses[-50:]), 1)
+
+
+def _finite(loss: Tensor, step: int) -> float:
+    if not math.isfinite(float(loss)):
+        raise ValueError(
+            f"Expected a finite warm-up loss, got {float(loss)} at step {step + 1}. "
+            "Lower warm_up.learning_rate."
+        )
+    return float(loss)
 
 
 def _step(
@@ -115,8 +155,11 @@ def _step(
     *,
     optimiser: torch.optim.Optimizer,
     masters: MasterWeights | None,
-) -> float:
-    """Take one optimiser step; return the loss in nats per token."""
+) -> Tensor:
+    """Take one optimiser step; return the loss in nats per token.
+
+    Every window has as many targets, so the processes' means, which FSDP averages, are the batch's.
+    """
     optimiser.zero_grad()
     loss = model.loss(
         window_BT[:, :-1],
@@ -133,7 +176,7 @@ def _step(
     optimiser.step()
     if masters is not None:
         masters.give_weights()
-    return float(loss.total_B.detach().sum() / loss.tokens_B.sum())
+    return loss.total_B.detach().sum() / loss.tokens_B.sum()
 
 
 def _draw_activation(

@@ -71,15 +71,21 @@ def start(kind: str) -> torch.Tensor:
     return vector_D + noise_D
 
 
-def sharded(world: World, kind: str, pad: bool) -> ShardedTrainer:
+def sharded(world: World, kind: str, pad: bool, checkpointed: bool = False) -> ShardedTrainer:
     options = {"chunk_sequences": 4, "pad_draws": pad}
-    return ShardedTrainer(model(kind), units(), RECIPES[kind], world, **options)
+    decoder = model(kind)
+    decoder.checkpoint_blocks = checkpointed
+    return ShardedTrainer(decoder, units(), RECIPES[kind], world, **options)
 
 
 def sums(
-    world: World, kind: str, pad: bool, asked: list[tuple[list[int], PrivateStep]]
+    world: World,
+    kind: str,
+    pad: bool,
+    asked: list[tuple[list[int], PrivateStep]],
+    checkpointed: bool = False,
 ) -> list[np.ndarray]:
-    trainer = sharded(world, kind, pad)
+    trainer = sharded(world, kind, pad, checkpointed)
     if not world.is_first:
         trainer.serve()
         return []
@@ -107,6 +113,13 @@ def test_two_processes_equal_one(gang: Gang, kind: str, pad: bool) -> None:
         expected = alone(kind, pad, place, step)
         assert ours.dtype == np.float32
         assert np.linalg.norm(ours - expected) <= 1e-5 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_checkpointed_blocks_change_nothing(gang: Gang, kind: str) -> None:
+    (ours,), _ = gang.run(sums, kind, True, [(DRAWS[2], NOISY)], True)
+    expected = alone(kind, True, 2, NOISY)
+    assert np.linalg.norm(ours - expected) <= 1e-5 * np.linalg.norm(expected)
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
