@@ -85,7 +85,10 @@ def preset(name: str) -> ModelConfig:
     """Return the preset `name`, or raise ValueError listing the presets there are."""
     presets = _presets()
     if name not in presets:
-        raise ValueError(f"Expected a preset out of {', '.join(presets)}, got {name!r}.")
+        raise ValueError(
+            f"Expected a preset out of {', '.join(presets)}, or a model folder on disk, got "
+            f"{name!r}. Nothing is downloaded by name."
+        )
     return ModelConfig(**presets[name])
 
 

@@ -127,8 +127,8 @@ def family_of(hf: Mapping[str, Any]) -> Family:
     if family is None:
         raise CheckpointError(
             f"Expected model_type out of {', '.join(known)}, got {kind!r}. Only these become this "
-            "decoder; any other causal language model trains in its own class through LoRA (arion "
-            "simulate --model DIR), without owned experts, upcycling or exports of ours."
+            "decoder, which generation here, owned experts, upcycling and exports need. Any other "
+            "causal model trains in its own class through LoRA: arion simulate --model DIR."
         )
     if hf.get("architectures") not in (None, [family.architecture]):
         raise CheckpointError(
