@@ -92,6 +92,23 @@ def test_the_gradient_of_a_sequence_does_not_depend_on_the_others(
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
+def test_dropping_a_unit_moves_the_sum_by_at_most_the_sensitivity(
+    model_type: str, family: Family
+) -> None:
+    model, chunk = adapted(family(model_type)), batch([0, 0, 1, 2, 2, 3])
+    clip = (
+        float(clipped(model, chunk, 1.0)[0].min()) / 2
+    )  # so that every unit is clipped to exactly C
+    whole = clipped(model, chunk, clip)[1]
+    for gone in range(4):
+        present = torch.arange(4) != gone
+        rest = clipped(model, Chunk(chunk.token_BT, chunk.target_BT, chunk.layout, present), clip)[
+            1
+        ]
+        assert float((flat(whole) - flat(rest)).norm()) / clip == pytest.approx(1.0, abs=1e-4)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
 def test_padding_on_the_right_changes_nothing(model_type: str, family: Family) -> None:
     model = adapted(family(model_type))
     short = batch([0, 1], slice(1, 2))
