@@ -13,7 +13,7 @@ from arion.errors import user_errors
 from arion.expert_training import TrainingOrder, train_module
 from arion.progress import make_progress
 from models.expert_module import Card, PrivacyClaim, read_card
-from models.modular import add, compose_folder, create, read_manifest, withdraw
+from models.modular import add, compose_folder, create, read_cards, read_manifest, withdraw
 from models.owned import OwnedError
 
 expert_app = typer.Typer(
@@ -155,10 +155,7 @@ def withdraw_command(folder: Folder, owner: Owner, as_json: Json = False) -> Non
 
 def _list(folder: Path, as_json: bool) -> None:
     manifest = read_manifest(folder)
-    cards = [
-        read_card(folder / "experts" / each.owner / f"{each.weights_digest}.safetensors")
-        for each in manifest.modules
-    ]
+    cards = read_cards(folder)
     if as_json:
         told = {"base": manifest.base_digest, "modules": [_summary(card) for card in cards]}
         typer.echo(json.dumps(told, indent=2))

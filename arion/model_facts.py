@@ -9,6 +9,7 @@ from models.composition import read_ownership
 from models.config import ModelConfig, preset, preset_names
 from models.counts import ParameterCounts, parameter_counts, weight_bytes
 from models.expert_module import PUBLIC
+from models.modular import is_modular, read_cards
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,11 @@ class ModelFacts:
 def facts_of(name_or_path: str) -> ModelFacts:
     """Describe a preset or, where there is none of that name, a model folder.
 
+    A modular model is described with all of its modules, and its base's files.
+
     Raises:
-        ValueError: neither, or a folder that `models.checkpoint.inspect_model` refuses.
+        ValueError: neither, or a folder that `models.checkpoint.inspect_model` refuses, or one
+            whose owners cannot be read.
 
     """
     if name_or_path in preset_names():
@@ -72,15 +76,37 @@ def facts_of(name_or_path: str) -> ModelFacts:
             f"Expected a model folder or a preset out of {', '.join(preset_names())}, got "
             f"{name_or_path!r}."
         )
-    found = inspect_model(folder)
+    if is_modular(folder):
+        owners = {card.owner: len(card.sources) for card in read_cards(folder)}
+        return _folder_facts(folder, folder / "base", owners)
+    found = read_ownership(folder)
+    shares = () if found is None else found.shares
+    owners = {share.owner: share.count for share in shares if share.owner != PUBLIC}
+    return _folder_facts(folder, folder, owners)
+
+
+def _folder_facts(folder: Path, model: Path, owners: Mapping[str, int]) -> ModelFacts:
+    """Describe a model folder.
+
+    Args:
+        folder: its name. model: where config.json and weights are: the folder, or the base in it.
+        owners: experts per layer of each owner; the others are public. Those of a modular model
+            come on top of its base's, those of a composed one are among them.
+
+    """
+    found = inspect_model(model)
+    config = found.config
+    if model != folder:
+        experts = config.experts + sum(owners.values())
+        config = config.model_copy(update={"experts": experts})
     files = {header.path for header in found.headers.values()}
     types = tuple(sorted({header.type for header in found.headers.values()}))
     size = sum(path.stat().st_size for path in files)
     return ModelFacts(
         name=str(folder),
-        config=found.config,
-        counts=parameter_counts(found.config),
-        owners=expert_owners(found.config, folder),
+        config=config,
+        counts=parameter_counts(config),
+        owners={PUBLIC: config.experts - sum(owners.values()), **owners},
         stored=Stored(found.family.model_type, types, len(files), size),
     )
 
@@ -89,16 +115,3 @@ def preset_facts(name: str) -> ModelFacts:
     """Describe a preset."""
     config = preset(name)
     return ModelFacts(name, config, parameter_counts(config), {PUBLIC: config.experts})
-
-
-def expert_owners(config: ModelConfig, folder: Path) -> dict[str, int]:
-    """Experts of each layer by owner; without a sidecar all came with the model and are public.
-
-    Raises:
-        OwnedError: a sidecar that is not one.
-
-    """
-    found = read_ownership(folder)
-    if found is None:
-        return {PUBLIC: config.experts}
-    return {share.owner: share.count for share in found.shares}

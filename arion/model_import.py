@@ -7,6 +7,7 @@ import torch
 
 from arion.progress import Progress
 from models.checkpoint import inspect_model, load_model, model_digest, save_model
+from models.composition import SIDECAR
 from models.counts import parameter_counts
 from models.decoder import Decoder
 from models.formats.families import writing_family
@@ -43,16 +44,25 @@ def check_places(source: Path, out: Path, *, replace: bool) -> None:
     here, there = source.resolve(), out.resolve()
     if here.is_relative_to(there) or there.is_relative_to(here):
         raise ValueError(f"Expected --out apart from {source}, got {out}. Choose another place.")
-    taken = out.exists() and not (out.is_dir() and not any(out.iterdir()))
+    if (source / SIDECAR).exists():
+        raise ValueError(
+            f"Expected another's model, got {source}, whose experts have owners already. It is a "
+            "model folder as it is."
+        )
+    taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
     if taken and not replace:
         raise ValueError(
             f"Expected an empty or no folder at {out}, got one in use. Choose another place, or "
             "replace a model with --replace."
         )
-    if taken and not (out / "config.json").is_file():
+    if taken and not _is_plain_model(out):
         raise ValueError(
             f"Expected a model folder to replace at {out}, got something else. Remove it yourself."
         )
+
+
+def _is_plain_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and all(path.is_file() for path in folder.iterdir())
 
 
 def import_model(

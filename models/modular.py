@@ -25,7 +25,15 @@ from models.checkpoint import load_model, model_digest
 from models.composition import SIDECAR, compose, ownership, save_composed
 from models.decoder import Decoder
 from models.durable import file_digest, put, sync, write_whole
-from models.expert_module import Digest, ExpertModule, OwnerName, card_path, read_module
+from models.expert_module import (
+    Card,
+    Digest,
+    ExpertModule,
+    OwnerName,
+    card_path,
+    read_card,
+    read_module,
+)
 from models.owned import OwnedError
 from models.tokenizer import Tokenizer
 
@@ -59,6 +67,11 @@ class Manifest(BaseModel):
     base_files: dict[str, Digest]
     modules: tuple[ModuleEntry, ...] = ()
     leaving: tuple[ModuleEntry, ...] = ()
+
+
+def is_modular(folder: Path) -> bool:
+    """Tell whether a folder is a modular model."""
+    return (folder / _MANIFEST).is_file()
 
 
 def create(folder: Path, base: Path) -> Manifest:
@@ -114,6 +127,16 @@ def read_manifest(folder: Path) -> Manifest:
         raise OwnedError(
             f"Expected a manifest at {path}, got {first['loc']}: {first['msg']}. Restore the file."
         ) from error
+
+
+def read_cards(folder: Path) -> list[Card]:
+    """Read the cards of all modules that belong, in order of owner; no weight is read.
+
+    Raises:
+        OwnedError: no manifest, or a card that is missing or not one.
+
+    """
+    return [read_card(_weights(folder, entry)) for entry in read_manifest(folder).modules]
 
 
 def load_base(folder: Path) -> tuple[Decoder, Tokenizer]:

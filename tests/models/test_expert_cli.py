@@ -109,6 +109,11 @@ def test_from_modules_to_a_model_and_back(place: Path, tmp_path: Path) -> None:
     assert "clinic" in listed
     assert "not private" in listed
     both = expert("compose", folder, "--out", tmp_path / "both", "--json")
+    for each in (folder, tmp_path / "both"):
+        shown = json.loads(RUNNER.invoke(app, ["model", "show", str(each), "--json"]).stdout)
+        assert shown["expert_owners"] == {"public": 2, "clinic": 2, "court": 2}
+        model, _ = load_model(tmp_path / "both")
+        assert shown["parameters"] == sum(p.numel() for p in model.parameters())
     assert json.loads(both.stdout)["experts"] == 6
     one = expert("compose", folder, "--without", "court", "--out", tmp_path / "one", "--json")
     assert json.loads(one.stdout)["owners"] == ["clinic"]

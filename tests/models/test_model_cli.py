@@ -80,6 +80,8 @@ def test_show_names_the_owners_of_experts(tmp_path: Path) -> None:
     sidecar = {"format": 1, "base_digest": "0" * 64, "shares": shares}
     (tmp_path / "m" / SIDECAR).write_text(json.dumps(sidecar))
     assert "4 (public: 3, hospital: 1), 2 per token" in invoke("show", tmp_path / "m").stdout
+    refused = invoke("import", tmp_path / "m", "--out", tmp_path / "out")
+    assert "owners already" in refused.stderr  # which an import would lose
 
 
 def test_import_keeps_the_function_and_says_what_it_did(tmp_path: Path) -> None:
@@ -154,11 +156,14 @@ def test_import_replaces_only_a_model_and_only_when_told(tmp_path: Path) -> None
         invoke("import", tmp_path / "in", "--out", out, "--experts", 2, "--replace").exit_code == 0
     )
     assert (out / "config.json").read_bytes() != before
+    (out / "thesis").mkdir()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("a")
-    refused = invoke("import", tmp_path / "in", "--out", tmp_path / "other", "--replace")
-    assert "something else" in refused.stderr
+    for place in (out, tmp_path / "other"):
+        refused = invoke("import", tmp_path / "in", "--out", place, "--replace")
+        assert "something else" in refused.stderr
     assert (tmp_path / "other" / "thesis.txt").exists()
+    assert (out / "thesis").exists()
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,17 @@ def test_rows_cover_every_byte_of_the_text(kind: str, tmp_path: Path) -> None:
         assert sum(row.target_bytes for row in rows) == len(text.encode())
 
 
+def test_a_chat_template_is_kept_wherever_it_stands(tmp_path: Path) -> None:
+    qwen(tmp_path / "in")
+    for name, template in (("tokenizer_config.json", "{{ messages }}"), ("jinja", "{{ bos }}")):
+        if name == "jinja":
+            (tmp_path / "in" / "chat_template.jinja").write_text(template)
+        Tokenizer.load(tmp_path / "in").save(tmp_path / "out")
+        written = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+        assert written["chat_template"] == template
+        assert "auto_map" not in written
+
+
 def test_the_vocabulary_reaches_the_highest_id(tmp_path: Path) -> None:
     qwen(tmp_path)
     backend = Backend.from_file(str(tmp_path / "tokenizer.json"))
