@@ -66,9 +66,7 @@ class Evaluator:
         """Nats per token of some institutions; see `losses`."""
         write_vector(self._model, vector_D)
         rows = self._evaluated(part, limit)
-        return {
-            name: evaluate(self._model, rows[name], self._length).nats_per_token for name in names
-        }
+        return {name: evaluate(self._model, rows[name]).nats_per_token for name in names}
 
     def routing(self, vector_D: Tensor, limit: int) -> dict[str, list[list[float]]]:
         """Share of the router's weight per layer and expert, by institution.

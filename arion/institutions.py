@@ -57,7 +57,7 @@ def find_institutions(data_dir: Path, config: DataConfig | None = None) -> tuple
         raise DataError(
             f"{data_dir}: Expected a folder of institutions, got none there. Check the path."
         )
-    common = config or _own_config(data_dir)
+    common = config or own_config(data_dir)
     found: dict[str, Institution] = {}
     for path in _entries(data_dir):
         institution = _institution(path, config, common)
@@ -87,12 +87,13 @@ def _institution(path: Path, config: DataConfig | None, common: DataConfig | Non
     data_files(path)  # an empty folder or an unknown kind of file is refused here, not in a round
     suffix = data_suffix(path) if path.is_file() else None
     label = path.name.removesuffix(path.name[-len(suffix) :]) if suffix else path.name
-    own = _own_config(path) if path.is_dir() else None
+    own = own_config(path) if path.is_dir() else None
     chosen = config or own or common or detect_config(path)
     return Institution(_node_name(label), label, path, chosen)
 
 
-def _own_config(folder: Path) -> DataConfig | None:
+def own_config(folder: Path) -> DataConfig | None:
+    """Read the `data.toml` of a folder, if it has one."""
     file = folder / CONFIG_NAME
     return load_config(file) if file.is_file() else None
 
@@ -124,7 +125,7 @@ def read_public(paths: Sequence[Path]) -> tuple[str, ...]:
         raise DataError("Expected paths of public text, got none. Name a file or a folder.")
     documents: list[str] = []
     for path in paths:
-        config = _own_config(path) if path.is_dir() else None
+        config = own_config(path) if path.is_dir() else None
         for file in data_files(path):
             records = read_shard(file, config or detect_layout(file))
             documents.extend(record.text for record in records)

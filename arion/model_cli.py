@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from arion.errors import user_errors
+from arion.evaluate_cli import evaluate_command
 from arion.expert_cli import expert_app
 from arion.generate_cli import generate_command
 from arion.import_cli import import_command
@@ -20,6 +21,7 @@ _PIPED_WIDTH = 120
 model_app = typer.Typer(no_args_is_help=True, help="Look at models, bring them in, run them.")
 model_app.add_typer(expert_app, name="expert")
 
+model_app.command("evaluate")(evaluate_command)
 model_app.command("generate")(generate_command)
 model_app.command("import")(import_command)
 

@@ -129,6 +129,27 @@ def _known(file: Path, name: str) -> Path:
     return file
 
 
+def is_text(file: Path) -> bool:
+    """Tell whether a data file holds plain text, not records."""
+    return data_suffix(file) in _TEXT
+
+
+def read_text(file: Path, name: str) -> str:
+    """Return the whole content of a text file.
+
+    Args:
+        file: a text file, compressed or not. name: what messages call it.
+
+    Raises:
+        DataError: it cannot be read to its end, is no UTF-8 text, or says nothing.
+
+    """
+    text = "".join(line for _, line in _text_lines(file, name, MAX_LINE_BYTES))
+    if not text.strip():
+        raise DataError(f"{name}:1: Expected text, got an empty file. Remove it.")
+    return text
+
+
 def iter_rows(path: Path, *, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[Row]:
     """Yield the rows of a shard in a fixed order: files sorted by path, then line by line.
 

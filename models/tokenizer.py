@@ -4,14 +4,15 @@ Shapes: B rows, T positions.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Encoding, decoders, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, pre_tokenizers, trainers
 from tokenizers import models as bpe
 from torch import Tensor
 
@@ -33,10 +34,17 @@ _PADDING_ID = 0  # any token does: its target is IGNORED, and what comes before 
 
 @dataclass(frozen=True)
 class Row:
-    """One sequence: token ids, one more than its targets, and the bytes its targets cover."""
+    """One sequence.
+
+    Attributes:
+        ids: token ids, one more than there are targets. target_bytes: what its targets cover.
+        context: the first so many targets were another row's and do not count.
+
+    """
 
     ids: tuple[int, ...]
     target_bytes: int
+    context: int = 0
 
 
 class Tokenizer:
@@ -139,36 +147,51 @@ class Tokenizer:
         """The text of token ids; special tokens are left out."""
         return self._backend.decode(list(ids), skip_special_tokens=True)
 
-    def rows(self, texts: Sequence[str], length: int, per_text: int) -> list[list[Row]]:
-        """Cut each text into at most `per_text` rows of at most `length` targets.
+    def rows(
+        self, texts: Sequence[str], length: int, per_text: int | None, overlap: int = 0
+    ) -> list[list[Row]]:
+        """Cut each text into at most `per_text` rows of at most `length` targets; None for all.
 
         A row is begin-of-text or the previous row's last token, then `length` targets; the text's
-        own end-of-text is a target. Tokens beyond the cap are left out.
+        own end-of-text is a target. Tokens beyond the cap are left out. With an overlap a row
+        begins that many tokens earlier, and they do not count again.
+
+        Raises:
+            ValueError: the overlap leaves nothing new in a row.
+
         """
+        if not 0 <= overlap < length:
+            raise ValueError(
+                f"Expected an overlap of 0 to {length - 1} tokens, got {overlap}. A row of "
+                f"{length} needs a new one."
+            )
         encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
-        cut = []
-        for text, encoding in zip(texts, encodings, strict=True):
-            ids = [self.begin_of_text_id, *encoding.ids, self.end_of_text_id]
-            starts = range(0, len(ids) - 1, length)
-            rows = []
-            for begin in list(starts)[:per_text]:
-                piece = ids[begin : begin + length + 1]
-                ends = [0, *(end for _, end in encoding.offsets), len(text)]
-                last = min(begin + length, len(ids) - 1)
-                size = len(text[ends[min(begin, len(ends) - 1)] : ends[last]].encode())
-                rows.append(Row(tuple(piece), size))
-            cut.append(rows)
-        return cut
+        return [
+            list(islice(self._cut(text, encoding, length, overlap), per_text))
+            for text, encoding in zip(texts, encodings, strict=True)
+        ]
+
+    def _cut(self, text: str, encoding: Encoding, length: int, overlap: int) -> Iterator[Row]:
+        ids = [self.begin_of_text_id, *encoding.ids, self.end_of_text_id]
+        ends = [0, *(end for _, end in encoding.offsets), len(text)]
+        done = 0
+        while done < len(ids) - 1:
+            begin = max(done - overlap, 0)
+            last = min(begin + length, len(ids) - 1)
+            size = len(text[ends[done] : ends[last]].encode())
+            yield Row(tuple(ids[begin : last + 1]), size, done - begin)
+            done = last
 
 
 def stack_rows(rows: Sequence[Row], length: int) -> tuple[Tensor, Tensor]:
-    """Return (inputs, targets), both int64 [B, length]; padding has target IGNORED."""
+    """Return (inputs, targets), both int64 [B, length]; padding and context have target IGNORED."""
     token_BT = torch.full((len(rows), length), _PADDING_ID, dtype=torch.int64)
     target_BT = torch.full((len(rows), length), IGNORED, dtype=torch.int64)
     for index, row in enumerate(rows):
         count = len(row.ids) - 1
         ids = torch.tensor(row.ids, dtype=torch.int64)
         token_BT[index, :count], target_BT[index, :count] = ids[:-1], ids[1:]
+        target_BT[index, : row.context] = IGNORED
     return token_BT, target_BT
 
 

@@ -132,11 +132,11 @@ def test_rows_cover_the_text_once(tokenizer: Tokenizer) -> None:
 def test_warm_up_learns_public_text_and_evaluation_sees_it(tokenizer: Tokenizer) -> None:
     model = Decoder(CONFIG, torch.Generator().manual_seed(0))
     rows = [row for rows in tokenizer.rows(TEXTS, 32, 4) for row in rows]
-    before = evaluate(model, rows, 32)
+    before = evaluate(model, rows)
     settings = WarmUp(steps=30, batch=4, sequence_length=32, learning_rate=1e-2)
     stream = token_stream(tokenizer, TEXTS * 4)
     warm_up(model, stream, settings, torch.Generator().manual_seed(1))
-    after = evaluate(model, rows, 32)
+    after = evaluate(model, rows)
     assert after.nats_per_token < 0.7 * before.nats_per_token
     assert after.tokens == sum(len(row.ids) - 1 for row in rows)
     shares = expert_shares(model, rows, 32)
@@ -147,7 +147,7 @@ def test_evaluation_equals_plain_cross_entropy(model: Decoder, tokenizer: Tokeni
     rows = tokenizer.rows(TEXTS[:1], 64, 1)[0]
     token, target = stack_rows(rows, len(rows[0].ids) - 1)
     expected = torch.nn.functional.cross_entropy(model(token)[0], target[0])
-    assert evaluate(model, rows, 64).nats_per_token == pytest.approx(float(expected), rel=1e-5)
+    assert evaluate(model, rows).nats_per_token == pytest.approx(float(expected), rel=1e-5)
 
 
 def _truncate(path: Path) -> None:
