@@ -16,10 +16,10 @@ from arion.documents import DocumentFile, read_documents
 from arion.errors import user_errors
 from arion.generate_cli import ExpertsPerToken, Threshold
 from arion.progress import Progress, make_progress
-from models.checkpoint import load_model
-from models.decoder import Decoder
 from models.evaluate import Evaluation, evaluate
 from models.experts import Activation
+from models.folders import open_model
+from models.language_model import LanguageModel
 from models.tokenizer import Row, Tokenizer
 
 _USUAL_LENGTH = 1024
@@ -65,7 +65,7 @@ def evaluate_command(  # noqa: PLR0917  (its options are its interface)
     with user_errors():
         activation = Activation(experts_per_token, threshold)
         files = read_documents(data)
-        model, tokenizer = load_model(path)
+        model, tokenizer = open_model(path)
         used = min(model.max_positions, _USUAL_LENGTH) if length is None else length
         windows = _cut(model, tokenizer, files, used, overlap)
         results = _evaluate(model, windows, batch, activation)
@@ -80,17 +80,13 @@ def evaluate_command(  # noqa: PLR0917  (its options are its interface)
 
 
 def _cut(
-    model: Decoder,
+    model: LanguageModel,
     tokenizer: Tokenizer,
     files: tuple[DocumentFile, ...],
     length: int,
     overlap: int,
 ) -> dict[str, _Windows]:
-    if length > model.max_positions:
-        raise ValueError(
-            f"Expected windows of at most {model.max_positions} tokens, the model's positions, got "
-            f"{length}. Lower --length."
-        )
+    model.check_length(length)
     return {
         file.name: _Windows(
             len(file.texts),
@@ -101,7 +97,7 @@ def _cut(
 
 
 def _evaluate(
-    model: Decoder, windows: Mapping[str, _Windows], batch: int, activation: Activation
+    model: LanguageModel, windows: Mapping[str, _Windows], batch: int, activation: Activation
 ) -> dict[str, Evaluation]:
     progress, results, before = make_progress(), dict[str, Evaluation](), 0
     progress.stage("evaluate", sum(len(each.rows) for each in windows.values()))

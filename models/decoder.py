@@ -105,7 +105,7 @@ class Decoder(LanguageModel):
         self, token_BT: Tensor, activation: Activation = ALL_EXPERTS
     ) -> tuple[Tensor, list[Routing]]:
         """Return (final hidden states [B, T, D], one routing per layer)."""
-        self._check_length(token_BT)
+        self.check_length(token_BT.shape[1])
         x_BTD = ops.embedding(token_BT, self.embedding)
         routings = []
         for block in self.blocks:
@@ -180,13 +180,6 @@ class Decoder(LanguageModel):
             hidden_ND = hidden_BTD.flatten(0, 1)
             nats_N = token_cross_entropy(hidden_ND, self.head, target_N, IGNORED)
         return nats_N.view_as(target_BT)
-
-    def _check_length(self, token_BT: Tensor) -> None:
-        if token_BT.shape[1] > self.config.max_positions:
-            raise ValueError(
-                f"Expected at most {self.config.max_positions} positions, got {token_BT.shape[1]}. "
-                "Lower the sequence length or choose a model with more positions."
-            )
 
 
 def router_loss(routing: Routing, balance: float, z: float) -> Tensor:

@@ -70,8 +70,8 @@ class LanguageModel(nn.Module, ABC):
         """
         if length > self.max_positions:
             raise ValueError(
-                f"Expected sequence_length <= {self.max_positions} positions of the model, got "
-                f"{length}. Lower training.sequence_length."
+                f"Expected sequences of at most {self.max_positions} tokens, the model's "
+                f"positions, got {length}. Lower the sequence length, or choose a model with more."
             )
 
     @abstractmethod

@@ -120,8 +120,8 @@ class ForeignModel(LanguageModel):
         super().check_length(length)
         if sees_padding(self.network, length):
             raise ValueError(
-                f"Expected sequence_length at which a {self.class_name} computes the same with and "
-                f"without padding, got {length}. Lower training.sequence_length."
+                f"Expected a sequence length at which a {self.class_name} computes the same with "
+                f"and without padding, got {length}. Lower the sequence length."
             )
 
     def describe(self) -> str:
