@@ -13,7 +13,7 @@ from arion.federation import Share, common_unit, share_out
 from arion.institutions import Institution, find_institutions
 from arion.run_file import DataSection, FederationSection, RunFileError
 from client.data import Record, Split, load_config, read_shard, split_records
-from client.node import own_part
+from client.training_records import own_part
 from models.tokenizer import Row, Tokenizer
 
 MINIMUM_NODES = 3

@@ -38,8 +38,8 @@ from benchmarks.local_work import PRESET, BareLoop, Pairs, Work, new_model, star
 from benchmarks.simulate_peers import PEERS, peer_name
 from client.config import load_node_config
 from client.data import DataConfig
-from client.node import training_records
 from client.training import LocalTrainer, UnitRows, unit_rows
+from client.training_records import training_records
 from coordinator.outcome import RoundOutcome
 from models.checkpoint import load_model, model_digest, save_model
 from models.optimiser import OptimiserSettings

@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass
 
-from privacy.canonical import JsonValue
 from privacy.consent import Consent
 from privacy.dp.accountant import epsilon_microunits
+from privacy.experts_job import ExpertsJob
 from privacy.identity import IdentityKey
 from privacy.ledger.entries import (
     DELTA_UNITS,
     EPSILON_UNITS,
+    Body,
+    ExpertsDebited,
     FederationJoined,
     Noise,
     Refusal,
@@ -42,9 +44,15 @@ class NodeBooks:
         self._log, self._key, self._consent = log, key, consent
         self._runs: dict[str, _Run] = {}
         self._debits: dict[str, ReleaseDebited] = {}
+        self._modules: dict[str, ExpertsDebited] = {}
         self._joined: FederationJoined | None = None
         for entry in log.entries:
             self._read(entry.parsed())
+
+    @property
+    def name(self) -> str:
+        """Whose books they are."""
+        return self._log.name
 
     def join(self, noise: Noise) -> None:
         """Bind the node to its consent, once for each version of it, and sign what is there."""
@@ -65,6 +73,10 @@ class NodeBooks:
         """The release made under a plan, or None."""
         return self._debits.get(plan_digest.hex())
 
+    def debit_of_experts(self, job_digest: bytes) -> ExpertsDebited | None:
+        """The module released under a job, or None."""
+        return self._modules.get(job_digest.hex())
+
     def reserve(self, plan: RoundPlan) -> None:
         """Charge a run's whole schedule, once, before its first release.
 
@@ -73,8 +85,28 @@ class NodeBooks:
                 its schedule.
 
         """
-        wanted = self._reservation(plan)
-        run = self._runs.get(plan.run)
+        self._reserve(self._reservation(plan))
+
+    def reserve_experts(self, job: ExpertsJob, epsilon: float) -> int:
+        """Charge a module's whole training, once, before anything is computed from the data.
+
+        Args:
+            job: what is to be done.
+            epsilon: what `verify_job` computed for it.
+
+        Returns:
+            Index of the reservation's entry.
+
+        Raises:
+            PlanRefused: as `reserve`.
+
+        """
+        wanted = self._experts_reservation(job, epsilon)
+        self._reserve(wanted)
+        return next(e.index for e in self._log.entries if e.parsed() == wanted)
+
+    def _reserve(self, wanted: RunReserved) -> None:
+        run = self._runs.get(wanted.run)
         if run is None:
             self._write("run-reserved", wanted)
             return
@@ -82,14 +114,14 @@ class NodeBooks:
             raise PlanRefused(
                 PlanCode.WRONG_EVENT,
                 "",
-                f"Expected the mechanism that run {plan.run!r} reserved, got another. A run keeps "
-                "its step; start a new run for another one.",
+                f"Expected the mechanism that run {wanted.run!r} reserved, got another. A run "
+                "keeps its mechanism; start a new run for another one.",
             )
         if run.closed or run.debits >= run.reserved.releases:
             raise PlanRefused(
                 PlanCode.OVER_BUDGET,
                 "epsilon_per_run",
-                f"Expected at most {run.reserved.releases} releases in run {plan.run!r}, got "
+                f"Expected at most {run.reserved.releases} releases in run {wanted.run!r}, got "
                 f"{run.debits} and a request for another. Its schedule is used up.",
             )
 
@@ -106,6 +138,20 @@ class NodeBooks:
             noise=noise_label(plan),
         )
         self._write("release-debited", body)
+        self._log.sign_head(self._key)
+
+    def debit_experts(self, job: ExpertsJob, sealed_digest: str, card_digest: str) -> None:
+        """Write down a module before it leaves, and sign the ledger with it in."""
+        body = ExpertsDebited(
+            run=job.run,
+            owner=job.owner,
+            plan_digest=job.digest().hex(),
+            sealed_digest=sealed_digest,
+            card_digest=card_digest,
+            event=job.plan.event_json(),
+            noise=noise_label(job),
+        )
+        self._write("experts-debited", body)
         self._log.sign_head(self._key)
 
     def refuse(self, refusal: PlanRefused, plan_digest: bytes) -> None:
@@ -138,12 +184,23 @@ class NodeBooks:
             noise=noise_label(plan),
         )
 
-    def _write(
-        self, kind: str, body: FederationJoined | RunReserved | ReleaseDebited | Refusal | RunClosed
-    ) -> None:
+    def _experts_reservation(self, job: ExpertsJob, epsilon: float) -> RunReserved:
+        return RunReserved(
+            run=job.run,
+            event=job.plan.event_json(),
+            releases=1,
+            epsilon_micro=epsilon_microunits(epsilon),
+            delta_1e15=job.delta_1e15,
+            accountant="schedule",
+            unit=job.plan.step.unit,
+            data_set=self._consent.data_set,
+            noise=noise_label(job),
+        )
+
+    def _write(self, kind: str, body: Body) -> None:
         self._read(self._log.append(kind, body).parsed())
 
-    def _read(self, body: JsonValue | object) -> None:
+    def _read(self, body: Body) -> None:
         if isinstance(body, FederationJoined):
             self._joined = body
         elif isinstance(body, RunReserved):
@@ -151,10 +208,13 @@ class NodeBooks:
         elif isinstance(body, ReleaseDebited):
             self._runs[body.run].debits += 1
             self._debits[body.plan_digest] = body
+        elif isinstance(body, ExpertsDebited):
+            self._runs[body.run].debits += 1
+            self._modules[body.plan_digest] = body
         elif isinstance(body, RunClosed):
             self._runs[body.run].closed = True
 
 
-def noise_label(plan: RoundPlan) -> Noise:
-    """What the ledger calls the noise of a plan."""
+def noise_label(plan: RoundPlan | ExpertsJob) -> Noise:
+    """What the ledger calls the noise of a plan or job."""
     return "seeded, not private" if plan.seeded else "csprng"

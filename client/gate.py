@@ -1,28 +1,36 @@
-"""The single exit: nothing derived from data leaves the node but through `Gate.release`.
+"""The single exit: nothing derived from data leaves the node but through a `Gate`.
 
 The order, each step durable before the next: verify the plan; recompute event and epsilon; refuse,
 or reserve the schedule; train, noise, encode, mask; seal to the outbox; debit naming the sealed
 digest; release. After a crash: without a debit the sealed file is deleted and all is drawn anew;
 with one, the identical bytes are sent again. Aborted attempts are never refunded.
+
+A round's upload leaves by `Gate.release`, a module of owned experts by `Gate.release_experts`.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import date
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from client.budget import NodeBooks
 from client.entropy import Entropy
+from client.module_outbox import ModuleOutbox, SealedModule, facts_of
 from client.outbox import Outbox, SealedUpload
 from privacy.consent import Consent
+from privacy.dp.accountant import epsilon_microunits
 from privacy.dp.lattice import encode
 from privacy.dp.plan import PrivateStep
 from privacy.dp.sampling import PoissonSampler
+from privacy.experts_job import ExpertsJob, verify_job
 from privacy.identity import Signed
+from privacy.ledger.entries import ExpertsDebited
 from privacy.rounds import PlanCode, PlanRefused, RoundPlan, verify_plan
 from privacy.secagg.node import SecAggNode
 
@@ -38,6 +46,13 @@ class Trainer(Protocol):
         """Sum of clipped gradients over the drawn units, fp32 [vector_length]."""
 
 
+class ExpertsTrainer(Protocol):
+    """What the gate asks of the training of owned experts."""
+
+    def train(self) -> Mapping[str, Tensor]:
+        """Train from where a crash left it, or from the start; return the module's tensors."""
+
+
 @dataclass(frozen=True)
 class Gate:
     """One node's exit.
@@ -46,6 +61,7 @@ class Gate:
         consent: what the institution agreed to; nothing the coordinator sends widens it.
         books: the node's ledger.
         outbox: sealed uploads.
+        modules: modules of owned experts, in training and sealed.
         runtime: where this node really runs.
         seed: of a seeded simulation; None elsewhere.
         today: the day, for the clause `expires`.
@@ -55,6 +71,7 @@ class Gate:
     consent: Consent
     books: NodeBooks
     outbox: Outbox
+    modules: ModuleOutbox
     runtime: str
     seed: int | None
     today: Callable[[], date] = date.today
@@ -86,13 +103,72 @@ class Gate:
             self._forget_unfinished(plan_digest, member)
             plan = self._verified(signed, member)
             trainer = open_trainer(plan)
-            self._check_trainer_seed(plan)
+            self._check_seed(plan.seeded)
             self.books.reserve(plan)
         except PlanRefused as refusal:
             self.books.refuse(refusal, plan_digest)
             raise
         sealed = self._seal(plan, member, trainer)
         self.books.debit(plan, sealed.digest)
+        return sealed
+
+    def release_experts(
+        self, job: ExpertsJob, open_training: Callable[[Path], ExpertsTrainer]
+    ) -> SealedModule:
+        """Train and release a module of owned experts: the one way to make a `SealedModule`.
+
+        Args:
+            job: what the institution ordered.
+            open_training: returns the training whose state lies in the given folder, base and data
+                read and checked; nothing is computed from the data yet.
+
+        Returns:
+            The sealed module: the one already debited under this job, or a new one.
+
+        Raises:
+            PlanRefused: written to the ledger before it is raised; nothing was released.
+
+        Formal guarantee: whatever happens in between, at most one module per job ever leaves, and
+        a debit that names its digest is on the disk before it does. What a run reserved covers one
+        module, so a job that starts again charges nothing and releases nothing more.
+
+        """
+        digest = job.digest()
+        try:
+            if (debit := self.books.debit_of_experts(digest)) is not None:
+                return self._same_module(digest, debit)
+            self.modules.forget_unfinished(digest)
+            epsilon = verify_job(
+                job,
+                self.consent,
+                node=self.books.name,
+                runtime=self.runtime,
+                spent=self.books.spent_elsewhere(job.run),
+                today=self.today(),
+            )
+            self._check_seed(job.seeded)
+            training = open_training(self.modules.workshop(digest))
+            entry = self.books.reserve_experts(job, epsilon)
+        except PlanRefused as refusal:
+            self.books.refuse(refusal, digest)
+            raise
+        facts = facts_of(job, epsilon_microunits(epsilon), self.books.name, entry)
+        sealed = self.modules.seal(digest, training.train(), facts)
+        self.books.debit_experts(job, sealed.digest, sealed.card_digest)
+        self.modules.forget_training(digest)
+        return sealed
+
+    def _same_module(self, job_digest: bytes, debit: ExpertsDebited) -> SealedModule:
+        sealed = self.modules.load(job_digest)
+        debited = (debit.sealed_digest, debit.card_digest)
+        if sealed is None or (sealed.digest, sealed.card_digest) != debited:
+            raise PlanRefused(
+                PlanCode.OLD_ROUND,
+                "",
+                "Expected the sealed module that was debited, got none or other bytes in this "
+                "node's home. Order a new run; this one stays charged.",
+            )
+        self.modules.forget_training(job_digest)
         return sealed
 
     def _verified(self, signed: Signed, member: SecAggNode) -> RoundPlan:
@@ -118,8 +194,8 @@ class Gate:
         upload = member.seal_upload(words, plan)
         return self.outbox.seal(plan.digest(), upload, words)
 
-    def _check_trainer_seed(self, plan: RoundPlan) -> None:
-        if plan.seeded and self.seed is None:
+    def _check_seed(self, seeded: bool) -> None:
+        if seeded and self.seed is None:
             raise PlanRefused(
                 PlanCode.SEEDED,
                 "allow_seeded_simulation",

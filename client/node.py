@@ -3,25 +3,27 @@
 import hashlib
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from client.budget import NodeBooks
-from client.config import NodeConfig, NodeError, load_node_config
-from client.data import Record, read_shard, split_records
+from client.config import NodeError, load_node_config
 from client.epoch import Epoch, EpochKeeper
-from client.gate import Gate
+from client.gate import ExpertsTrainer, Gate
+from client.module_outbox import ModuleOutbox, SealedModule
 from client.outbox import Outbox, SealedUpload
 from client.training import LocalTrainer, unit_rows
+from client.training_records import training_records
 from models.checkpoint import model_digest
 from models.folders import open_model
 from models.recipe import Recipe, prepare
 from models.vector import trainable_layout, write_vector
 from privacy.canonical import canonical_bytes, sha256_hex
 from privacy.consent import load_consent
+from privacy.experts_job import ExpertsJob
 from privacy.identity import IdentityKey, Signed
 from privacy.ledger.entries import ForkError
 from privacy.ledger.files import replace_durably
@@ -82,7 +84,8 @@ class Node:
             raise
         self._books = books
         self._outbox = Outbox(home / "outbox")
-        self._gate = Gate(self.consent, books, self._outbox, runtime, self.config.seed)
+        modules = ModuleOutbox(home / "experts")
+        self._gate = Gate(self.consent, books, self._outbox, modules, runtime, self.config.seed)
         self._epoch: Epoch | None = None
         self._member: SecAggNode | None = None
         self._plans: dict[bytes, RoundPlan] = {}
@@ -133,7 +136,7 @@ class Node:
 
         """
         with self._lock:
-            self._check_no_fork(request.plan)
+            self._check_no_fork(hashlib.sha256(request.plan.payload).digest())
             sealed = self._gate.release(
                 request.plan,
                 self._in_epoch(),
@@ -144,6 +147,14 @@ class Node:
             self._outbox.keep_only({plan.digest()})
         _LOG.info("released round %d attempt %d of %s", plan.round, plan.attempt, plan.run)
         return sealed
+
+    def release_experts(
+        self, job: ExpertsJob, open_training: Callable[[Path], ExpertsTrainer]
+    ) -> SealedModule:
+        """Train and seal owned experts; see `client.gate.Gate.release_experts`."""
+        with self._lock:
+            self._check_no_fork(job.digest())
+            return self._gate.release_experts(job, open_training)
 
     def sign_survivors(self, request: SurvivorsRequest) -> SurvivorSignature:
         """Stand for one survivor set; see `SecAggNode.sign_survivors`."""
@@ -252,7 +263,7 @@ class Node:
                 f"Expected federation {self.consent.federation!r}, got {federation!r}.",
             )
 
-    def _check_no_fork(self, signed: Signed) -> None:
+    def _check_no_fork(self, plan_digest: bytes) -> None:
         if (self.home / FORK_FILE).exists():
             refusal = PlanRefused(
                 PlanCode.FORKED_LEDGER,
@@ -260,7 +271,7 @@ class Node:
                 f"Expected one history of the coordinator's ledger, got two: see {FORK_FILE} in "
                 "this node's home. An officer must settle it, then remove that file.",
             )
-            self._books.refuse(refusal, hashlib.sha256(signed.payload).digest())
+            self._books.refuse(refusal, plan_digest)
             raise refusal
 
     def _check_unit(self) -> None:
@@ -280,32 +291,6 @@ class Node:
                 f"Expected the identity key of member {self.config.name!r} in {CONSENT_FILE}, got "
                 f"another key in {IDENTITY_FILE}. Pin this node's own fingerprint in the consent."
             )
-
-
-def training_records(config: NodeConfig) -> list[Record]:
-    """The records that this node trains on: its own part, without held-out and validation groups.
-
-    Raises:
-        DataError: unreadable data. NodeError: nothing is left to train on.
-
-    """
-    records = own_part(read_shard(config.data, config.fields), config.part, config.parts)
-    split = split_records(records, heldout=config.heldout, validation=config.validation)
-    if not split.train:
-        raise NodeError(
-            f"Expected records to train on in {config.data}, got none after the held-out split. "
-            "Add records, or lower heldout and validation in node.toml."
-        )
-    return list(split.train)
-
-
-def own_part(records: Sequence[Record], part: int, parts: int) -> list[Record]:
-    """The records of the units whose hash falls to this part; all of a unit goes to one part."""
-    return [r for r in records if parts == 1 or _part_of(r.unit, parts) == part]
-
-
-def _part_of(unit: str, parts: int) -> int:
-    return int.from_bytes(hashlib.sha256(unit.encode()).digest()[:8], "big") % parts
 
 
 def _parse_recipe(recipe_json: bytes) -> Recipe:

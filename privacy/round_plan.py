@@ -48,6 +48,7 @@ class PlanCode(StrEnum):
     FORKED_LEDGER = "forked-ledger"
     OVER_BUDGET = "over-budget"
     EXPIRED = "expired"
+    OWNED_EXPERTS = "owned-experts"
 
 
 class PlanRefused(ValueError):  # noqa: N818  (a refusal is an outcome of the protocol)

@@ -25,9 +25,10 @@ from arion.federation import Budget, Homes, build_homes, share_out
 from arion.institutions import find_institutions
 from arion.local_grid import LocalGrid
 from client.data import DataConfig
-from client.node import Node, training_records
+from client.node import Node
 from client.outbox import SealedUpload
 from client.training import LocalTrainer, unit_rows
+from client.training_records import training_records
 from coordinator.app import GridChannel
 from coordinator.attempt import Members
 from coordinator.driver import IDENTITY_FILE, RunDriver, make_plan

@@ -76,6 +76,31 @@ def decode(sum_words: Words, step: PrivateStep) -> NDArray[np.float64]:
     return signed.astype(np.float64) * step.lattice_scale
 
 
+def noised_sum(x: Floats, step: PrivateStep, source: GaussianSource) -> NDArray[np.float64]:
+    """Add all of a node's own noise to a sum that no other node's is added to.
+
+    Args:
+        x: clipped sum over the drawn units, shape [d].
+        step: a private step for one node alone (h = 1).
+        source: the noise.
+
+    Returns:
+        x plus noise of variance sigma^2 + gamma^2/12, in multiples of gamma, shape [d].
+
+    Raises:
+        LatticeError: noise that others would have to complete, or as `encode`.
+
+    Formal guarantee: as `encode` for one node; decoding is a post-processing.
+
+    """
+    if step.honest_survivors != 1 or not step.is_private:
+        raise LatticeError(
+            f"Expected a private step with honest_survivors = 1, got {step.honest_survivors} and "
+            f"noise_multiplier {step.noise_multiplier!r}. This sum has no other node's noise."
+        )
+    return decode(encode(x, step, source), step)
+
+
 def count_wraps(true_sum: NDArray[np.float64], step: PrivateStep) -> int:
     """How many coordinates of a true sum lie outside the ring's range; for simulations only."""
     points = np.rint(true_sum / step.lattice_scale)
