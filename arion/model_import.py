@@ -93,24 +93,28 @@ def import_model(
         _round(model, DTYPES[dtype])
         difference = logit_difference(dense, model, growth.seed)
         del dense
-    else:
-        _round(model, DTYPES[dtype])
+    _round(model, DTYPES[dtype])
+    written = _Stage(progress, "writing tensors")
+    save_model(model, tokenizer, out, dtype=DTYPES[dtype], advance=written)
     exact = dtype == "float32" or {each.type for each in found.headers.values()} == {"BF16"}
-    save_model(
-        model, tokenizer, out, dtype=DTYPES[dtype], advance=_Stage(progress, "writing tensors")
-    )
-    counts = parameter_counts(model.config)
     return {
         "out": str(out),
         "family": found.family.model_type,
-        "written_as": writing_family(model.config.qk_norm).model_type,
         "dtype": dtype,
+        "function_kept": exact and (growth is None or growth.noise == 0),
+        "largest_difference": difference,
+        **_described(model),
+    }
+
+
+def _described(model: Decoder) -> dict[str, object]:
+    counts = parameter_counts(model.config)
+    return {
+        "written_as": writing_family(model.config.qk_norm).model_type,
         "parameters": counts.total,
         "active_parameters": counts.active,
         "experts": model.config.experts,
         "experts_per_token": model.config.experts_per_token,
-        "function_kept": exact and (growth is None or growth.noise == 0),
-        "largest_difference": difference,
         "digest": model_digest(model),
     }
 

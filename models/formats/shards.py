@@ -122,8 +122,7 @@ def write_tensors(
     for number, shard in enumerate(shards, 1):
         several = f"model-{number:05}-of-{len(shards):05}.safetensors"
         name = several if len(shards) > 1 else _WHOLE
-        copies = {key: _copy(tensor, dtype) for key, tensor in shard.items()}
-        save_file(copies, folder / name, metadata={"format": "pt"})
+        _write_file(shard, folder / name, dtype)
         weight_map |= dict.fromkeys(shard, name)
         done += len(shard)
         advance(done, total)
@@ -131,6 +130,15 @@ def write_tensors(
         size = sum(t.numel() for shard in shards for t in shard.values()) * dtype.itemsize
         index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
         (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _write_file(tensors: Mapping[str, Tensor], path: Path, dtype: torch.dtype) -> None:
+    """Write one file; its copies are gone before the next file's are made."""
+    copies = {
+        name: tensor.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+    save_file(copies, path, metadata={"format": "pt"})
 
 
 def _split(
@@ -146,10 +154,6 @@ def _split(
         shards[-1][name] = tensor
         size += added
     return shards
-
-
-def _copy(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 def _weight_map(folder: Path) -> dict[str, str]:

@@ -1,6 +1,8 @@
 """Folders of four families become our decoder: logits against transformers on random models."""
 
 import json
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from models import checkpoint
 from models.checkpoint import inspect_model, load_model, model_digest, save_model
 from models.config import ModelConfig, RopeScaling
 from models.decoder import Decoder
 from models.formats.configs import read_config, write_config
 from models.formats.families import FAMILIES
 from models.formats.files import CheckpointError
+from models.formats.shards import read_tensors
 from models.layers import Rotary
 from models.tokenizer import Tokenizer
 from tests.models.foreign_folders import LLAMA3, edit_config, make_folder
@@ -124,6 +128,22 @@ def test_large_models_are_written_in_shards(tmp_path: Path) -> None:
     assert told[-1][0] == told[-1][1]
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m").eval()
     assert_same_function(ours, theirs)
+
+
+def test_weights_are_read_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that memory holds one model: the last tensor is gone when the next but one is read."""
+    make_folder(tmp_path, "llama", shard="20KB")
+    seen: list[weakref.ref[torch.Tensor]] = []
+
+    def watched(headers: Any) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in read_tensors(headers):
+            seen.append(weakref.ref(tensor))
+            assert sum(each() is not None for each in seen) <= 2
+            yield name, tensor
+
+    monkeypatch.setattr(checkpoint, "read_tensors", watched)
+    load_model(tmp_path)
+    assert len(seen) > 20
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
