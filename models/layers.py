@@ -63,11 +63,10 @@ class Rotary(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        position_T = torch.arange(config.max_positions, dtype=torch.float32)
-        angle = position_T[:, None] * rotary_frequencies(config)
-        angle = torch.cat((angle, angle), -1)
-        self.register_buffer("cos_TF", angle.cos(), persistent=False)
-        self.register_buffer("sin_TF", angle.sin(), persistent=False)
+        angle_TF = _rotary_angles(config)
+        meta = angle_TF.is_meta
+        self.register_buffer("cos_TF", angle_TF if meta else angle_TF.cos(), persistent=False)
+        self.register_buffer("sin_TF", angle_TF if meta else angle_TF.sin(), persistent=False)
 
     def forward(self, x_BHTF: Tensor) -> Tensor:
         """Rotate each head of positions 0..T-1."""
@@ -84,6 +83,19 @@ def _rotate(x_BHTF: Tensor, cos_TF: Tensor, sin_TF: Tensor) -> Tensor:
     first, second = x_BHTF.chunk(2, -1)
     rotated = torch.cat((-second, first), -1)
     return x_BHTF * cos_TF.to(x_BHTF) + rotated * sin_TF.to(x_BHTF)
+
+
+def _rotary_angles(config: ModelConfig) -> Tensor:
+    """Angle of each head dimension at each position, in radians, fp32 [T, F].
+
+    On the meta device only the shape: the first arithmetic there makes torch load its compiler's
+    decompositions, which takes seconds, and every model that is read is first built there.
+    """
+    if torch.get_default_device().type == "meta":
+        return torch.empty(config.max_positions, config.head_dim)
+    position_T = torch.arange(config.max_positions, dtype=torch.float32)
+    angle = position_T[:, None] * rotary_frequencies(config)
+    return torch.cat((angle, angle), -1)
 
 
 def rotary_frequencies(config: ModelConfig) -> Tensor:

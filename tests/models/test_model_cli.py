@@ -99,8 +99,9 @@ def test_import_keeps_the_function_and_says_what_it_did(tmp_path: Path) -> None:
     assert f"{done['parameters']:,} parameters" in text
 
 
-def test_import_with_experts_upcycles(tmp_path: Path) -> None:
-    theirs = make_folder(tmp_path / "in", "qwen3")
+@pytest.mark.parametrize("kind", ["qwen3", "llama"])
+def test_import_with_experts_upcycles(kind: str, tmp_path: Path) -> None:
+    theirs = make_folder(tmp_path / "in", kind, tie_word_embeddings=True)
     out = tmp_path / "out"
     done = json.loads(
         invoke("import", tmp_path / "in", "--out", out, "--experts", 4, "--json").stdout
@@ -108,7 +109,7 @@ def test_import_with_experts_upcycles(tmp_path: Path) -> None:
     assert (done["experts"], done["experts_per_token"], done["function_kept"]) == (4, 2, True)
     assert done["largest_difference"] < 1e-5
     written = transformers.AutoModelForCausalLM.from_pretrained(out).eval()
-    assert written.config.num_experts == 4
+    assert written.config.num_local_experts == 4
     token_BT = torch.arange(60).view(2, 30)
     torch.testing.assert_close(written(token_BT).logits, theirs(token_BT).logits, rtol=0, atol=1e-5)
     options = ["--experts", 4, "--noise", 0.05, "--seed", 3, "--replace"]
