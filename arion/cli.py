@@ -2,6 +2,8 @@
 
 import typer
 
+from arion.expert_cli import expert_app
+from arion.expert_private_cli import train_private_command
 from arion.model_cli import model_app
 from arion.privacy_cli import privacy_app
 from arion.simulate_cli import simulate_command
@@ -14,6 +16,7 @@ app = typer.Typer(
 app.add_typer(model_app, name="model")
 app.add_typer(privacy_app, name="privacy")
 app.command("simulate")(simulate_command)
+expert_app.command("train-private")(train_private_command)
 
 
 def main() -> None:

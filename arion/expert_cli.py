@@ -57,7 +57,8 @@ def train_command(
         if not not_private:
             raise OwnedError(
                 "Expected --not-private, got no word on privacy. This command adds no noise: use "
-                "it for text that anyone may know, and say so with --not-private."
+                "it for text that anyone may know, and say so with --not-private. For private text "
+                "use `arion model expert train-private`."
             )
         order = TrainingOrder(
             base=base,
@@ -74,7 +75,7 @@ def train_command(
         )
         with closing(make_progress()) as progress:
             weights = train_module(order, progress)
-        _tell({"module": str(weights), **_summary(read_card(weights))}, as_json)
+        tell({"module": str(weights), **module_facts(read_card(weights))}, as_json)
 
 
 @expert_app.command("add")
@@ -126,7 +127,7 @@ def compose_command(
         chosen = [name for name in (owner or there) if name not in set(without or ())]
         model = compose_folder(folder, out, chosen)
         told = {"folder": str(out), "owners": sorted(chosen), "experts": model.config.experts}
-        _tell(told, as_json)
+        tell(told, as_json)
 
 
 @expert_app.command("list")
@@ -150,14 +151,14 @@ def withdraw_command(folder: Folder, owner: Owner, as_json: Json = False) -> Non
     """
     with user_errors():
         removed = withdraw(folder, owner)
-        _tell({"withdrawn": owner, "module": removed.weights_digest}, as_json)
+        tell({"withdrawn": owner, "module": removed.weights_digest}, as_json)
 
 
 def _list(folder: Path, as_json: bool) -> None:
     manifest = read_manifest(folder)
     cards = read_cards(folder)
     if as_json:
-        told = {"base": manifest.base_digest, "modules": [_summary(card) for card in cards]}
+        told = {"base": manifest.base_digest, "modules": [module_facts(card) for card in cards]}
         typer.echo(json.dumps(told, indent=2))
         return
     table = Table("owner", "experts", "privacy", "data", "licence", "module", box=None)
@@ -168,7 +169,8 @@ def _list(folder: Path, as_json: bool) -> None:
     (console if console.is_terminal else Console(width=120)).print(table)
 
 
-def _summary(card: Card) -> dict[str, Any]:
+def module_facts(card: Card) -> dict[str, Any]:
+    """What a command says of a module."""
     claim = card.privacy
     return {
         "owner": card.owner,
@@ -188,7 +190,8 @@ def _claim(card: Card) -> str:
     return f"ε = {epsilon:g}, δ = {delta:g} per {claim.unit}"
 
 
-def _tell(values: dict[str, Any], as_json: bool) -> None:
+def tell(values: dict[str, Any], as_json: bool) -> None:
+    """Print a command's result, for programs or for people."""
     if as_json:
         typer.echo(json.dumps(values, indent=2))
         return

@@ -3,10 +3,10 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from client.config import NodeConfig, NodeError
@@ -73,6 +73,16 @@ class ExpertsOrder(BaseModel):
     run: str = "owned-experts"
     data: Statement
     licence: Statement
+
+
+def parse_order(**values: Any) -> ExpertsOrder:
+    """Check an order's values; raise NodeError that names the first bad one."""
+    try:
+        return ExpertsOrder(**values)
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        name = ".".join(map(str, first["loc"]))
+        raise NodeError(f"Expected a possible {name}: {first['msg']}. Correct it.") from error
 
 
 def train_experts(

@@ -52,7 +52,8 @@ class Home:
         return train_experts(self.path, order, self.public, runtime=runtime)
 
     def bodies(self, kind: str) -> list[dict[str, Any]]:
-        lines = (self.path / "ledger" / "entries.jsonl").read_text().splitlines()
+        path = self.path / "ledger" / "entries.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
         entries = [json.loads(line) for line in lines]
         return [entry["body"] for entry in entries if entry["kind"] == kind]
 
