@@ -98,7 +98,8 @@ class NodeBooks:
             Index of the reservation's entry.
 
         Raises:
-            PlanRefused: as `reserve`.
+            PlanRefused: the run was reserved for another job or mechanism, is closed, or made its
+                module.
 
         """
         wanted = self._experts_reservation(job, epsilon)
@@ -114,8 +115,8 @@ class NodeBooks:
             raise PlanRefused(
                 PlanCode.WRONG_EVENT,
                 "",
-                f"Expected the mechanism that run {wanted.run!r} reserved, got another. A run "
-                "keeps its mechanism; start a new run for another one.",
+                f"Expected what run {wanted.run!r} reserved, got another mechanism or job. A run "
+                "keeps both; start a new run for another one.",
             )
         if run.closed or run.debits >= run.reserved.releases:
             raise PlanRefused(
@@ -195,6 +196,7 @@ class NodeBooks:
             unit=job.plan.step.unit,
             data_set=self._consent.data_set,
             noise=noise_label(job),
+            job=job.digest().hex(),
         )
 
     def _write(self, kind: str, body: Body) -> None:

@@ -75,8 +75,8 @@ def check_node_entries(entries: Sequence[Entry]) -> Findings:
     1. Only a node's kinds of entry occur. 2. The first says which federation it joined. 3. A run
     is reserved once. 4. Its epsilon is no lower than the accountant's for that schedule. 5. A
     debit follows its run's reservation, of the same event and noise. 6. There are no more debits
-    than were reserved. 7. (round, attempt) grows. 8. A closed run makes no release. 9. A module is
-    the one release of its run, and no module is debited twice.
+    than were reserved. 7. (round, attempt) grows. 8. A closed run makes no release. 9. A module
+    comes from the job that its run reserved, rounds from a run of rounds, and no module twice.
 
     Args:
         entries: well-formed entries in order.
@@ -139,6 +139,8 @@ class _NodeReader:
         run = self._debit(entry, body)
         if run is None:
             return
+        if run.reserved.job is not None:  # 9
+            self._fail(entry, f"run {body.run!r} releases a round, and reserved a module")
         if (body.round, body.attempt) <= run.last:  # 7
             self._fail(
                 entry,
@@ -149,8 +151,8 @@ class _NodeReader:
 
     def _debit_experts(self, entry: Entry, body: ExpertsDebited) -> None:
         run = self._debit(entry, body)
-        if run is not None and run.reserved.releases != 1:  # 9
-            self._fail(entry, f"run {body.run!r} releases a module, and reserved rounds")
+        if run is not None and body.plan_digest != run.reserved.job:  # 9
+            self._fail(entry, f"run {body.run!r} releases a module of a job it never reserved")
         if body.sealed_digest in self._found.modules:  # 9
             self._fail(entry, f"module {body.sealed_digest[:12]} is debited a second time")
         charged = (run.reserved.epsilon_micro, run.reserved.delta_1e15) if run else (0, 0)

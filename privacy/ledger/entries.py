@@ -60,6 +60,7 @@ class RunReserved(Body):
         epsilon_micro: the schedule's epsilon in millionths, rounded up; None is a run without
             noise, for which no epsilon holds.
         delta_1e15: its delta in units of 1e-15, rounded up.
+        job: digest of the one job that makes a module of owned experts; None for rounds.
 
     """
 
@@ -72,6 +73,7 @@ class RunReserved(Body):
     unit: Text
     data_set: Text
     noise: Noise
+    job: Digest | None = None
 
 
 class ReleaseDebited(Body):

@@ -81,7 +81,7 @@ PLAN = LocalPlan(
 def reserved_experts(**changes: Any) -> tuple[str, dict[str, Any]]:
     event = PLAN.event_json()
     cost = schedule_epsilon_micro(event, 1, DELTA_1E15)
-    values = {"event": event, "releases": 1, "epsilon_micro": cost}
+    values = {"event": event, "releases": 1, "epsilon_micro": cost, "job": digest(300)}
     return reserved("experts", **{**values, **changes})
 
 

@@ -97,7 +97,18 @@ CHEATS: dict[str, tuple[Callable[[Make, Any], list[Any]], str]] = {
     ),
     "a module on top of rounds": (
         lambda m, debit: [m.reserved("experts"), debit],
-        "releases a module, and reserved rounds",
+        "releases a module of a job it never reserved",
+    ),
+    "another job": (
+        lambda m, debit: [m.reserved_experts(job=m.digest(301)), debit],
+        "releases a module of a job it never reserved",
+    ),
+    "a round on top of a module": (
+        lambda m, debit: [
+            m.reserved_experts(),
+            m.debit(1, "experts", event=m.PLAN.event_json()),
+        ],
+        "releases a round, and reserved a module",
     ),
     "after the close": (
         lambda m, debit: [m.reserved_experts(), ("run-closed", {"run": "experts"}), debit],
