@@ -251,6 +251,27 @@ def test_different_weights_are_refused(gang: Gang) -> None:
     assert gang.run(differing) == ["refused"] * 2
 
 
+def other_order(world: World) -> str:
+    """Index 0 is one unit here and another there: drawn 0 and 6, one unit would count twice."""
+    rows = units().rows if world.is_first else units().rows[::-1]
+    with pytest.raises(ParallelError, match="same units"):
+        ShardedTrainer(model("full"), UnitRows(rows), RECIPES["full"], world)
+    return "refused"
+
+
+def other_layout(world: World) -> str:
+    with pytest.raises(ParallelError, match="same units, recipe and chunks"):
+        ShardedTrainer(
+            model("full"), units(), RECIPES["full"], world, chunk_sequences=4 + 4 * world.rank
+        )
+    return "refused"
+
+
+@pytest.mark.parametrize("differing", [other_order, other_layout])
+def test_different_units_or_chunks_are_refused(gang: Gang, differing: Any) -> None:
+    assert gang.run(differing) == ["refused"] * 2
+
+
 def untied(world: World) -> np.ndarray:
     trainer = ShardedTrainer(
         model("full", tied=False), units(), RECIPES["full"], world, chunk_sequences=4
