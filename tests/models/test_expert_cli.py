@@ -115,6 +115,9 @@ def test_from_modules_to_a_model_and_back(place: Path, tmp_path: Path) -> None:
         model, _ = load_model(tmp_path / "both")
         assert shown["parameters"] == sum(p.numel() for p in model.parameters())
     assert json.loads(both.stdout)["experts"] == 6
+    shown = RUNNER.invoke(app, ["model", "show", str(tmp_path / "both"), "--json"])
+    owners = {"public": 2, "clinic": 2, "court": 2}
+    assert json.loads(shown.stdout)["expert_owners"] == owners
     one = expert("compose", folder, "--without", "court", "--out", tmp_path / "one", "--json")
     assert json.loads(one.stdout)["owners"] == ["clinic"]
     gone = expert("withdraw", folder, "court", "--json")
