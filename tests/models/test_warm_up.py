@@ -41,11 +41,25 @@ def loss_with(model: Decoder, activation: Activation) -> float:
 
 
 def test_random_activation_makes_one_checkpoint_serve_few_experts() -> None:
-    few = Activation(1)
-    usual, _ = trained()
-    varied, _ = trained(random_activation=True)
-    assert loss_with(varied, few) < 0.85 * loss_with(usual, few)
-    assert loss_with(varied, Activation()) < loss_with(usual, Activation()) + 0.1
+    """Means over three seeds: one short training by itself is a matter of rounding."""
+    dense = CONFIG.model_copy(
+        update={"experts": 8, "experts_per_token": 8, "expert_hidden_size": 16}
+    )
+    few, every = Activation(1), Activation()
+    losses = {}
+    for varied in (False, True):
+        settings = STEPS.model_copy(update={"random_activation": varied, "learning_rate": 5e-3})
+        for seed in range(3):
+            model = Decoder(dense, torch.Generator().manual_seed(seed))
+            warm_up(model, STREAM, settings, torch.Generator().manual_seed(seed))
+            for activation in (few, every):
+                losses[varied, activation, seed] = loss_with(model, activation)
+    mean = {
+        (varied, activation): sum(losses[varied, activation, seed] for seed in range(3)) / 3
+        for varied, activation, _ in losses
+    }
+    assert mean[True, few] < 0.85 * mean[False, few]
+    assert mean[True, every] < mean[False, every] + 0.1
 
 
 def test_bf16_learns_as_fp32_does_and_leaves_fp32_weights() -> None:
