@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from models.ops import Slots
+from models.ops import Slots, apply
 
 # Rows of one piece of an elementwise pass: a piece of 1-4 KB rows stays in a core's L2 cache
 # between the operations that touch it.
@@ -73,7 +73,7 @@ def make_dispatch(
 
 def gather(x_ND: Tensor, dispatch: Dispatch) -> Tensor:
     """Return the input of every slot, [M, D]."""
-    return _apply(_Gather, x_ND, dispatch)
+    return apply(_Gather, x_ND, dispatch)
 
 
 def combine(y_MD: Tensor, weight_M: Tensor, dispatch: Dispatch) -> Tensor:
@@ -83,17 +83,12 @@ def combine(y_MD: Tensor, weight_M: Tensor, dispatch: Dispatch) -> Tensor:
         y_MD: outputs in expert order. weight_M: weights in token order, of y's dtype.
 
     """
-    return _apply(_Combine, y_MD, weight_M, dispatch)
+    return apply(_Combine, y_MD, weight_M, dispatch)
 
 
 def swiglu(gate_up_MX: Tensor) -> Tensor:
     """Return silu(gate) * up of [M, 2 G] that holds both halves, [M, G] (arXiv 2002.05202)."""
-    return _apply(_SwiGLU, gate_up_MX)
-
-
-def _apply(function: type[Function], *args: Any) -> Tensor:
-    result: Tensor = function.apply(*args)  # type: ignore[no-untyped-call]
-    return result
+    return apply(_SwiGLU, gate_up_MX)
 
 
 def _bag_sum(y_MD: Tensor, dispatch: Dispatch, weight_M: Tensor | None = None) -> Tensor:

@@ -7,6 +7,7 @@ Shapes: B sequences, T positions, N = B*T tokens, D hidden, E experts, K experts
 M slots (at most N*K), G expert hidden width.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -155,19 +156,20 @@ class SparseExperts(ExpertBank):
         # The softmax over the chosen is the renormalised softmax over all, without a trace of the
         # others: leaving out an expert that nobody chose changes no bit (models.composition).
         chosen_BTK, expert_BTK = logits_BTE.topk(per_token, -1)
-        weight_BTK = chosen_BTK.softmax(-1)
         kept_BTK = None
         if activation.threshold > 0:
-            kept_BTK = weight_BTK >= activation.threshold * weight_BTK[..., :1]
-            weight_BTK = weight_BTK.where(kept_BTK, 0.0)
-        weight_BTK = weight_BTK / weight_BTK.sum(-1, keepdim=True)
-        return Routing(expert_BTK, weight_BTK, kept_BTK, logits_BTE)
+            # w_j >= tau w_1, said of the logits.
+            kept_BTK = chosen_BTK >= chosen_BTK[..., :1] + math.log(activation.threshold)
+            chosen_BTK = chosen_BTK.where(kept_BTK, -math.inf)
+        return Routing(expert_BTK, chosen_BTK.softmax(-1), kept_BTK, logits_BTE)
 
     def forward(
         self, x_BTD: Tensor, activation: Activation = ALL_EXPERTS
     ) -> tuple[Tensor, Routing]:
         """Return ([B, T, D], the routing)."""
         routing = self.route(x_BTD, activation)
+        if x_BTD.shape[:2] == (1, 1) and x_BTD.is_cpu and not torch.is_grad_enabled():
+            return self._one_token(x_BTD[0], routing)[None], routing
         kept_NK = None if routing.kept_BTK is None else routing.kept_BTK.flatten(0, 1)
         experts = routing.logits_BTE.shape[-1]
         dispatch = make_dispatch(routing.expert_BTK.flatten(0, 1), kept_NK, experts, x_BTD.shape[1])
@@ -175,6 +177,20 @@ class SparseExperts(ExpertBank):
         weight_M = routing.weight_BTK.flatten()[dispatch.source_M].to(x_MD)
         y_ND = combine(self._all_banks(x_MD, dispatch.slots), weight_M, dispatch)
         return y_ND.view_as(x_BTD), routing
+
+    def _one_token(self, x_1D: Tensor, routing: Routing) -> Tensor:
+        """Return a single token's sum over its experts, [1, D]: nothing to sort, gather or sum."""
+        weights = dict(
+            zip(
+                routing.expert_BTK.view(-1).tolist(),
+                routing.weight_BTK.view(-1).tolist(),
+                strict=True,
+            )
+        )
+        chosen = sorted(expert for expert, weight in weights.items() if weight > 0)
+        slots = ops.Slots.of_one_token(chosen, routing.logits_BTE.shape[-1], x_1D.device)
+        y_MD = self._all_banks(x_1D.expand(len(chosen), -1), slots)
+        return x_1D.new_tensor([[weights[expert] for expert in chosen]]) @ y_MD
 
     def _all_banks(self, x_MD: Tensor, slots: ops.Slots) -> Tensor:
         if self.owned is None:

@@ -6,7 +6,6 @@ G query heads per key/value head, S cached positions, I inputs, O outputs, R LoR
 
 import math
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -71,18 +70,24 @@ class Rotary(nn.Module):
     def forward(self, x_BHTF: Tensor) -> Tensor:
         """Rotate each head of positions 0..T-1."""
         positions = x_BHTF.shape[-2]
-        return _rotate(x_BHTF, self.cos_TF[:positions], self.sin_TF[:positions])
+        return _rotation(self.cos_TF[:positions], self.sin_TF[:positions])(x_BHTF)
 
     def at(self, position_B: Tensor) -> Rotation:
         """Return the rotation of each row's single position, for heads [B, H, 1, F]."""
-        cos_BF, sin_BF = self.cos_TF[position_B], self.sin_TF[position_B]
-        return partial(_rotate, cos_TF=cos_BF[:, None, None], sin_TF=sin_BF[:, None, None])
+        index_B11 = position_B[:, None, None]
+        return _rotation(self.cos_TF[index_B11], self.sin_TF[index_B11])
 
 
-def _rotate(x_BHTF: Tensor, cos_TF: Tensor, sin_TF: Tensor) -> Tensor:
-    first, second = x_BHTF.chunk(2, -1)
-    rotated = torch.cat((-second, first), -1)
-    return x_BHTF * cos_TF.to(x_BHTF) + rotated * sin_TF.to(x_BHTF)
+def _rotation(cos: Tensor, sin: Tensor) -> Rotation:
+    """Return the map (a, b) -> (a cos - b sin, b cos + a sin) of the halves of each head."""
+    first, second = sin.chunk(2, -1)
+    signed = torch.cat((-first, second), -1)
+
+    def rotate(x_BHTF: Tensor) -> Tensor:
+        swapped = torch.cat(x_BHTF.chunk(2, -1)[::-1], -1)
+        return torch.addcmul(x_BHTF * cos.to(x_BHTF), swapped, signed.to(x_BHTF))
+
+    return rotate
 
 
 def _rotary_angles(config: ModelConfig) -> Tensor:

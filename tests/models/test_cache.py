@@ -7,6 +7,7 @@ from models.cache import KeyValueCache
 from models.config import ModelConfig
 from models.decoder import Decoder
 from models.experts import Activation
+from models.lora import add_lora
 
 CONFIG = ModelConfig(
     vocab_size=97, hidden_size=32, layers=3, heads=4, kv_heads=2, head_dim=8, experts=5,
@@ -54,6 +55,19 @@ def test_reading_on_equals_reading_at_once(
     for row, hidden in enumerate(read_in_steps(model, token_BT, prompts, activation)):
         logits = hidden @ model.head.T
         torch.testing.assert_close(logits, expected[row, : len(logits)], rtol=0, atol=1e-5)
+
+
+def test_adapters_are_applied_to_what_is_read_on(generator: torch.Generator) -> None:
+    model = Decoder(CONFIG, generator)
+    add_lora(model, 4, 8.0, generator)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(0.0, 0.1, generator=generator)
+    token_BT = torch.randint(97, (1, 12), generator=generator)
+    with torch.inference_mode():
+        expected = model.hidden(token_BT)[0][0]
+        found = read_in_steps(model, token_BT, [5], Activation())[0]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 @torch.inference_mode()

@@ -64,6 +64,19 @@ def test_layer_equals_every_expert_on_every_token(
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=3e-5)  # routing is in fp32
 
 
+@pytest.mark.parametrize("owned", [0, 2])
+@pytest.mark.parametrize("activation", [Activation(), Activation(2, 0.6), Activation(4, 1.0)])
+def test_a_token_by_itself_equals_every_expert_on_it(
+    generator: torch.Generator, owned: int, activation: Activation
+) -> None:
+    layer = layer_of(generator, owned)
+    for x in torch.randn(9, 1, 1, 16, generator=generator, dtype=torch.float64):
+        with torch.no_grad():
+            found = layer(x, activation)[0]
+        expected = brute_force(layer, x, activation).detach()
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
 def test_weightless_operations_have_right_gradients(generator: torch.Generator) -> None:
     expert_NK = torch.randint(0, 4, (300, 2), generator=generator)
     kept_NK = torch.rand(300, 2, generator=generator) < 0.7
