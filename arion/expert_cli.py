@@ -12,7 +12,8 @@ from rich.table import Table
 from arion.errors import user_errors
 from arion.expert_training import TrainingOrder, train_module
 from arion.progress import make_progress
-from models.expert_module import Card, PrivacyClaim, read_card
+from models.checkpoint import load_model, model_digest
+from models.expert_module import Card, PrivacyClaim, read_card, read_module
 from models.modular import add, compose_folder, create, read_cards, read_manifest, withdraw
 from models.owned import OwnedError
 
@@ -96,6 +97,9 @@ def add_command(
     with user_errors():
         if module is None and base is None:
             raise OwnedError("Expected a module or --base, got neither. Name what to add.")
+        if base is not None and module is not None:
+            model, _ = load_model(base)
+            read_module(module, model.config, model_digest(model))  # before anything is written
         if base is not None:
             create(folder, base)
         if module is not None:

@@ -59,13 +59,13 @@ def choose_recipe(run: RunFile, unit: str, base: Path) -> Recipe:
 
     Args:
         run: what the user chose. unit: of privacy.
-        base: model folder that the run starts from.
+        base: model folder that the run starts from, or the name of a preset.
 
     """
     training = run.training
     cap = training.sequences_per_unit or (1 if unit == "record" else _SEQUENCES_PER_UNIT)
     return Recipe(
-        kind=training.kind or ("full" if is_ours(base) else "lora"),
+        kind=training.kind or ("lora" if base.is_dir() and not is_ours(base) else "full"),
         lora_rank=training.lora_rank,
         lora_alpha=training.lora_alpha,
         sequence_length=training.sequence_length,

@@ -13,6 +13,7 @@ from arion.expert_cli import expert_app
 from arion.generate_cli import generate_command
 from arion.import_cli import import_command
 from arion.model_facts import ModelFacts, facts_of, preset_facts
+from arion.pretrain_cli import pretrain_command
 from models.config import preset_names
 from models.counts import weight_bytes
 
@@ -24,6 +25,7 @@ model_app.add_typer(expert_app, name="expert")
 model_app.command("evaluate")(evaluate_command)
 model_app.command("generate")(generate_command)
 model_app.command("import")(import_command)
+model_app.command("pretrain")(pretrain_command)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from arion.budget_cli import budget_command, calibrate_command, epsilon_command, plan_command
 from arion.errors import user_errors
 from privacy.canonical import JsonValue
 from privacy.consent import explain, load_consent
@@ -25,13 +26,19 @@ from privacy.ledger.verify import LedgerReport, verify_tree
 PIPED_WIDTH = 160
 DIGEST_DIGITS = 64
 
-privacy_app = typer.Typer(no_args_is_help=True, help="Check ledgers, explain consents, offline.")
+privacy_app = typer.Typer(
+    no_args_is_help=True, help="Plan budgets, check ledgers, explain consents, offline."
+)
 ledger_app = typer.Typer(
     no_args_is_help=True, help="Budgets and rounds, as they were written down."
 )
 consent_app = typer.Typer(no_args_is_help=True, help="What an institution agreed to.")
 privacy_app.add_typer(ledger_app, name="ledger")
 privacy_app.add_typer(consent_app, name="consent")
+privacy_app.command("plan")(plan_command)
+privacy_app.command("budget")(budget_command)
+privacy_app.command("calibrate")(calibrate_command)
+privacy_app.command("epsilon")(epsilon_command)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder with ledgers, at any depth.")]

@@ -125,7 +125,7 @@ class ExpertsTraining:
         )
 
     def _embeddings(self) -> Iterator[Tensor]:
-        """Each unit's embedding, computed alone in a fixed shape: no other unit can move it."""
+        """Each unit's embedding, computed alone: no other unit can move it, not in the last bit."""
         for rows in self._trainer.units.rows:
             token_BT, target_BT = stack_rows(rows, self._job.sequence_length)
             found_BLD = sequence_embeddings(self._base, token_BT, target_BT, self._public.centre_LD)

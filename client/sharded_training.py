@@ -7,6 +7,7 @@ key. Every rank holds the institution's units.
 Shapes: D coordinates of the trainable vector.
 """
 
+import hashlib
 import json
 import math
 from typing import Any
@@ -36,7 +37,7 @@ class ShardedTrainer(LocalTrainer):
         world: two processes or more.
 
     Raises:
-        ParallelError: the ranks hold different weights.
+        ParallelError: the ranks hold different weights, units or settings, or compute on GPUs.
 
     """
 
@@ -52,6 +53,7 @@ class ShardedTrainer(LocalTrainer):
     ) -> None:
         super().__init__(model, units, recipe, chunk_sequences=chunk_sequences, pad_draws=pad_draws)
         self._world, self._usable = world, True
+        self._check()
         self._weights = shard(model, world)
 
     def clipped_sum(self, drawn: NDArray[np.int64], step: PrivateStep) -> NDArray[np.float32]:
@@ -88,6 +90,23 @@ class ShardedTrainer(LocalTrainer):
         """Work for rank 0 until it closes: what every other rank does."""
         while (order := json.loads(self._world.from_first()))["do"] != "end":
             self._obey(order, torch.zeros(vector_length(self.model)))
+
+    def _check(self) -> None:
+        """A unit's index must mean the same unit everywhere: else one might be summed twice."""
+        if self._world.device.type != "cpu":
+            raise ParallelError(
+                "Expected processes that compute on CPU, got GPUs: private training has not been "
+                "tried there. Set CUDA_VISIBLE_DEVICES to nothing."
+            )
+        settings = (self.recipe, self._chunk_units, self._pad_draws)
+        digest = hashlib.sha256(repr(settings).encode())
+        for rows in self.units.rows:
+            digest.update(repr(rows).encode())
+        if not self._world.agrees(digest.digest()):
+            raise ParallelError(
+                "Expected the same units, recipe and chunks in every process, got different ones. "
+                "Read one shard with one node.toml in all of them."
+            )
 
     def _together(self, order: dict[str, Any], vector_D: Tensor | None = None) -> Tensor:
         """Send an order to the other ranks and obey it here; a failure leaves all unusable."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from models.checkpoint import save_model
 from models.decoder import Decoder
@@ -56,6 +56,13 @@ class Ownership(BaseModel):
     format: Literal[1] = 1
     base_digest: Digest
     shares: tuple[OwnedShare, ...]
+
+    @model_validator(mode="after")
+    def _without_gaps(self) -> "Ownership":
+        ends = [0, *(share.first + share.count for share in self.shares)]
+        if [share.first for share in self.shares] != ends[:-1]:
+            raise ValueError("shares follow each other without gaps, from expert 0")
+        return self
 
 
 def compose(base: Decoder, modules: Sequence[ExpertModule]) -> Decoder:

@@ -62,7 +62,7 @@ class ModelConfig(BaseModel):
     rms_norm_eps: float = Field(default=1e-6, gt=0, allow_inf_nan=False)
     tie_embeddings: bool = True
     qk_norm: Literal["head", "none"] = "head"
-    initializer_range: float = Field(default=0.02, gt=0)
+    initializer_range: float = Field(default=0.02, gt=0, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _consistent(self) -> "ModelConfig":

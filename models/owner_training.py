@@ -68,9 +68,14 @@ def train_owner(
         model, direction_LD, recipe.sources, seen, gain=recipe.gain, margin=recipe.margin
     )
     branch(model, recipe.sources, rows_LND, train_rows=recipe.train_rows)
-    added = round(len(own) * recipe.public_share / (1 - recipe.public_share))
-    stream = torch.cat((own, public.repeat(-(-added // len(public)))[:added]))
+    stream = with_public(own, public, recipe.public_share)
     return warm_up(model, stream, recipe.training, generator, progress)
+
+
+def with_public(own: Tensor, public: Tensor, share: float) -> Tensor:
+    """Append public tokens, repeated where too few, until they are `share` of all."""
+    added = round(len(own) * share / (1 - share))
+    return torch.cat((own, public.repeat(-(-added // len(public)))[:added]))
 
 
 def domain_direction(model: Decoder, token_BT: Tensor, public: PublicInputs) -> Tensor:

@@ -84,6 +84,10 @@ class World:
         distributed.broadcast(payload, 0, group=self._patient)
         return payload.numpy().tobytes()
 
+    def agrees(self, data: bytes) -> bool:
+        """Whether every rank passes the same bytes; the same answer at every rank."""
+        return bool(self.mean(torch.tensor(float(self.from_first(data) == data))) == 1.0)
+
     def mean(self, value: Tensor) -> Tensor:
         """Mean of a tensor over the processes, the same at every rank."""
         if self.size == 1:
@@ -149,7 +153,12 @@ def shard(model: Decoder, world: World, compute: torch.dtype | None = None) -> M
 
     """
     assert world.mesh is not None, "one process has nothing to shard"
-    _check_same_weights(model, world)
+    # FSDP takes rank r's shard from rank r's own copy: different copies would make a chimera.
+    if not world.agrees(model_digest(model).encode()):
+        raise ParallelError(
+            "Expected the same weights in every process, got different ones. Load one model "
+            "folder, or draw the first weights from one seed."
+        )
     model.to(world.device)
     names: dict[int, str] = {}
     policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
@@ -204,16 +213,6 @@ def _device() -> torch.device:
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     torch.cuda.set_device(device)
     return device
-
-
-def _check_same_weights(model: Decoder, world: World) -> None:
-    """FSDP takes rank r's shard from rank r's own copy: different copies would make a chimera."""
-    own = bytes.fromhex(model_digest(model))
-    if world.mean(torch.tensor(float(world.from_first(own) == own))) != 1.0:
-        raise ParallelError(
-            "Expected the same weights in every process, got different ones. Load one model "
-            "folder, or draw the first weights from one seed."
-        )
 
 
 def _told_once(error: Exception, store: Store, rank: int, size: int) -> Exception:

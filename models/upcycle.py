@@ -30,7 +30,8 @@ def upcycle(
         experts: E >= 2. experts_per_token: of them, per token.
         generator: source of router rows and noise.
         noise: standard deviation of a perturbation of all experts but the first, relative to that
-            of each of their matrices. 0 keeps the function; anything else changes it.
+            of the gate and up matrices together, and of the down matrix. 0 keeps the function;
+            anything else changes it.
 
     Returns:
         A new model; shared weights are copied.

@@ -142,8 +142,9 @@ def _rope(hf: Mapping[str, Any], family: Family) -> dict[str, Any]:
         )
     if kind == "default":
         return {"rope_theta": theta}
-    fallback = {"original_max_position_embeddings": hf.get("max_position_embeddings")}
-    values = {ours: _needed({**fallback, **rope}, theirs) for ours, theirs in _SCALING.items()}
+    key = _SCALING["original_max_positions"]
+    first = hf.get(key) or rope.get(key) or hf.get("max_position_embeddings")
+    values = {ours: _needed({**rope, key: first}, theirs) for ours, theirs in _SCALING.items()}
     return {"rope_theta": theta, "rope_scaling": RopeScaling(**values)}
 
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from models.config import ModelConfig
 from models.decoder import Decoder
 from models.lora import add_lora
+from models.owned import banks, branch
 from privacy.dp import clipping
 from privacy.dp.clipping import Chunk, add_clipped_gradients
 from privacy.dp.records import EmbeddingRecord, GroupedRecord, LinearRecord, UnitLayout
@@ -39,6 +40,11 @@ def build(variant: str) -> Decoder:
         for name, parameter in model.named_parameters():
             if name.endswith("lora_B"):
                 parameter.data.normal_(0, 0.1, generator=generator)
+    if variant == "owned":
+        branch(model, (1, 3), train_rows=True)
+        for bank in banks(model):
+            for weight in bank.parameters():
+                weight.data.add_(0.1 * torch.randn(weight.shape, generator=generator))
     return model
 
 
@@ -71,7 +77,7 @@ def changes(model: Decoder, clip: float, sequences: int) -> list[float]:
     return [float((whole - rest).norm()) / clip for rest in sums]
 
 
-@pytest.mark.parametrize("variant", ["tied", "untied", "lora"])
+@pytest.mark.parametrize("variant", ["tied", "untied", "lora", "owned"])
 @pytest.mark.parametrize("sequences", [1, 2], ids=["records", "patients"])
 def test_dropping_a_unit_moves_the_sums_by_at_most_the_sensitivity(
     variant: str, sequences: int

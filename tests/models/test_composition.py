@@ -123,9 +123,11 @@ def test_transformers_loads_a_composed_folder(
     with pytest.raises(OwnedError, match="yet"):
         save_composed(composed, tokenizer, owners, tmp_path / "m")
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
-    (tmp_path / "m" / "experts.json").write_text("{}")
-    with pytest.raises(OwnedError, match="Compose the model again"):
-        read_ownership(tmp_path / "m")
+    gap = owners.model_copy(update={"shares": owners.shares[1:]}).model_dump_json()
+    for damaged in ("{}", "[", gap):
+        (tmp_path / "m" / "experts.json").write_text(damaged)
+        with pytest.raises(OwnedError, match="Compose the model again"):
+            read_ownership(tmp_path / "m")
 
 
 @torch.no_grad()

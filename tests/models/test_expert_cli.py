@@ -115,6 +115,9 @@ def test_from_modules_to_a_model_and_back(place: Path, tmp_path: Path) -> None:
         model, _ = load_model(tmp_path / "both")
         assert shown["parameters"] == sum(p.numel() for p in model.parameters())
     assert json.loads(both.stdout)["experts"] == 6
+    shown = RUNNER.invoke(app, ["model", "show", str(tmp_path / "both"), "--json"])
+    owners = {"public": 2, "clinic": 2, "court": 2}
+    assert json.loads(shown.stdout)["expert_owners"] == owners
     one = expert("compose", folder, "--without", "court", "--out", tmp_path / "one", "--json")
     assert json.loads(one.stdout)["owners"] == ["clinic"]
     gone = expert("withdraw", folder, "court", "--json")
@@ -132,3 +135,13 @@ def test_from_modules_to_a_model_and_back(place: Path, tmp_path: Path) -> None:
     refused = expert("compose", folder, "--without", "court", "--out", tmp_path / "x")
     assert refused.exit_code == 2
     assert expert("add", folder).exit_code == 2
+
+
+def test_a_module_of_another_base_makes_no_folder(place: Path, tmp_path: Path) -> None:
+    other = Decoder(CONFIG, torch.Generator().manual_seed(9))
+    save_model(other, load_model(place / "base")[1], tmp_path / "other")
+    new = tmp_path / "federation"
+    result = expert("add", new, module(place, "court"), "--base", tmp_path / "other")
+    assert result.exit_code == 2
+    assert "of base" in result.stderr
+    assert not new.exists()

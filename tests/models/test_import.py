@@ -184,16 +184,35 @@ def test_rotary_tables_are_transformers_bit_for_bit(scaled: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3_moe", "mixtral"])
-@pytest.mark.parametrize("spelling", ["old", "new"])
-def test_both_spellings_of_renamed_keys_are_read(kind: str, spelling: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("spelling", ["oldest", "old", "new"])
+def test_all_spellings_of_renamed_keys_are_read(kind: str, spelling: str, tmp_path: Path) -> None:
     theirs = make_folder(tmp_path, kind, rope_parameters=LLAMA3)
     scaling = {key: value for key, value in LLAMA3.items() if key != "rope_theta"}
+    if spelling == "oldest":
+        scaling["type"] = scaling.pop("rope_type")
     renamed = ("rope_parameters", "rope_theta", "num_experts", "num_local_experts")
-    if spelling == "old":
-        edit_config(tmp_path, renamed, rope_theta=10_000, rope_scaling=scaling, num_experts=4)
-    else:
+    if spelling == "new":
         edit_config(tmp_path, renamed, rope_parameters=LLAMA3, num_local_experts=4)
+    else:
+        edit_config(tmp_path, renamed, rope_theta=10_000, rope_scaling=scaling, num_experts=4)
     assert_same_function(load_model(tmp_path)[0], theirs)
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert_same_function(again, theirs)  # they read that spelling likewise
+
+
+@pytest.mark.parametrize("place", ["beside", "nowhere"])
+def test_positions_of_the_first_training_stand_where_transformers_looks(
+    place: str, tmp_path: Path
+) -> None:
+    make_folder(tmp_path, "llama")
+    rope = {k: v for k, v in LLAMA3.items() if k != "original_max_position_embeddings"}
+    beside = {"original_max_position_embeddings": 24} if place == "beside" else {}
+    edit_config(tmp_path, rope_parameters=rope, **beside)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    ours, _ = load_model(tmp_path)
+    assert ours.config.rope_scaling is not None
+    assert ours.config.rope_scaling.original_max_positions == (24 if beside else 64)
+    assert_same_function(ours, theirs)
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.model_type)

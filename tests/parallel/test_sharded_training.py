@@ -39,6 +39,7 @@ RECIPES = {
     "full": Recipe(sequence_length=12, sequences_per_unit=2),
     "lora": Recipe(kind="lora", lora_rank=3, sequence_length=12, sequences_per_unit=2),
 }
+RECIPES["lora on bf16"] = RECIPES["lora"]
 
 
 def units() -> UnitRows:
@@ -59,6 +60,9 @@ def model(kind: str, tied: bool = True) -> Decoder:
     config = CONFIG.model_copy(update={"tie_embeddings": tied})
     decoder = Decoder(config, torch.Generator().manual_seed(1))
     prepare(decoder, RECIPES[kind])
+    for parameter in decoder.parameters():
+        if kind == "lora on bf16" and not parameter.requires_grad:
+            parameter.data = parameter.data.bfloat16()
     return decoder
 
 
@@ -104,7 +108,7 @@ def alone(kind: str, pad: bool, place: int, step: PrivateStep) -> np.ndarray:
 
 
 @pytest.mark.parametrize("pad", [True, False], ids=["padded", "tight"])
-@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("kind", ["full", "lora", "lora on bf16"])
 def test_two_processes_equal_one(gang: Gang, kind: str, pad: bool) -> None:
     asked = [(place, NOISY) for place in range(len(DRAWS))] + [(2, UNCLIPPED), (2, PLAIN)]
     found, nothing = gang.run(sums, kind, pad, [(DRAWS[place], step) for place, step in asked])
@@ -248,6 +252,27 @@ def differing(world: World) -> str:
 
 
 def test_different_weights_are_refused(gang: Gang) -> None:
+    assert gang.run(differing) == ["refused"] * 2
+
+
+def other_order(world: World) -> str:
+    """Index 0 is one unit here and another there: drawn 0 and 6, one unit would count twice."""
+    rows = units().rows if world.is_first else units().rows[::-1]
+    with pytest.raises(ParallelError, match="same units"):
+        ShardedTrainer(model("full"), UnitRows(rows), RECIPES["full"], world)
+    return "refused"
+
+
+def other_layout(world: World) -> str:
+    with pytest.raises(ParallelError, match="same units, recipe and chunks"):
+        ShardedTrainer(
+            model("full"), units(), RECIPES["full"], world, chunk_sequences=4 + 4 * world.rank
+        )
+    return "refused"
+
+
+@pytest.mark.parametrize("differing", [other_order, other_layout])
+def test_different_units_or_chunks_are_refused(gang: Gang, differing: Any) -> None:
     assert gang.run(differing) == ["refused"] * 2
 
 

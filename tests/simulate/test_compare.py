@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from arion.arms import POOLED, Job, Setting, arm_losses, train
-from arion.base_model import at_most_one_pass
 from arion.compare import Comparison, over_seeds, search_rate
 from arion.corpus import open_corpus
 from arion.evaluation import Evaluator
 from arion.mechanism import choose_cohort, choose_recipe, choose_step, spare_releases
+from arion.pretraining import at_most
 from arion.progress import Silent
 from arion.run_file import RunFile
 from models.checkpoint import load_model
@@ -50,7 +50,7 @@ def test_the_rate_of_the_lowest_loss_is_found(best: float) -> None:
 
 @pytest.mark.parametrize(("tokens", "steps"), [(10, 1), (64_000, 31), (10**7, 900)])
 def test_a_warm_up_passes_over_little_text_once(tokens: int, steps: int) -> None:
-    assert at_most_one_pass(WarmUp(steps=900), tokens).steps == steps
+    assert at_most(WarmUp(steps=900), tokens).steps == steps
 
 
 def test_means_and_deviations_over_seeds() -> None:

@@ -1,0 +1,254 @@
+"""`arion privacy plan | calibrate | epsilon | budget`: what runs cost, before and after them."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from arion.errors import user_errors
+from arion.planner import Outlook, Verdict, consider, plan_run
+from arion.run_file import load_run_file
+from client.node import CONSENT_FILE, LEDGER_FOLDER
+from privacy.consent import Consent, load_consent
+from privacy.dp.accountant import AccountantError, calibrate_noise_multiplier, epsilon_after
+from privacy.dp.plan import PrivateStep
+from privacy.ledger.budget import RunSpend, check_node_entries, compose_spends, format_micro
+from privacy.ledger.entries import DELTA_UNITS, EPSILON_UNITS, LedgerError, parse_entry
+from privacy.ledger.files import read_lines
+from privacy.ledger.log import ENTRIES_FILE
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Delta = Annotated[float, typer.Option(help="Delta of the whole schedule.")]
+Rounds = Annotated[int, typer.Option(help="Releases of the schedule, T.", min=1)]
+Sampling = Annotated[float, typer.Option(help="Chance q that a unit is drawn into a round.")]
+Length = Annotated[
+    int, typer.Option(help="Coordinates of a release; 0 leaves rounding out.", min=0)
+]
+
+
+def calibrate_command(  # noqa: PLR0917  (its options are its interface)
+    epsilon: Annotated[float, typer.Option(help="Epsilon that the schedule may cost.")],
+    delta: Delta,
+    rounds: Rounds,
+    sampling: Sampling,
+    vector_length: Length = 0,
+    as_json: Json = False,
+) -> None:
+    """Find the least noise multiplier that keeps a schedule within an epsilon.
+
+    Example: arion privacy calibrate --epsilon 8 --delta 1e-6 --rounds 300 --sampling 0.01
+    """
+    with user_errors():
+        noise = calibrate_noise_multiplier(
+            epsilon, delta, sampling, rounds, vector_length=vector_length
+        )
+    _tell(as_json, {"noise_multiplier": noise}, f"noise_multiplier = {noise:g}")
+
+
+def epsilon_command(  # noqa: PLR0917  (its options are its interface)
+    noise_multiplier: Annotated[float, typer.Option(help="Noise over sensitivity, z.")],
+    delta: Delta,
+    rounds: Rounds,
+    sampling: Sampling,
+    vector_length: Length = 0,
+    as_json: Json = False,
+) -> None:
+    """Compute the epsilon of a schedule: the inverse of `calibrate`.
+
+    Example: arion privacy epsilon --noise-multiplier 0.8 --delta 1e-5 --rounds 1000 --sampling 0.01
+    """
+    with user_errors():
+        if not noise_multiplier > 0:
+            raise AccountantError(
+                f"Expected a noise multiplier > 0, got {noise_multiplier}. Without noise there is "
+                "no epsilon."
+            )
+        step = PrivateStep(
+            clipping_norm=1.0,
+            noise_multiplier=noise_multiplier,
+            sampling_probability=sampling,
+            expected_batch=1.0,
+            honest_survivors=1,
+            releases=rounds,
+            unit="record",
+        )
+        spent = epsilon_after(step, rounds, delta, vector_length=vector_length, contributors=1)
+    _tell(
+        as_json, {"epsilon": spent, "delta": delta}, f"epsilon = {spent:.4f} at delta = {delta:g}"
+    )
+
+
+def plan_command(  # noqa: PLR0917  (its options are its interface)
+    run_file: Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run.")],
+    units_per_node: Annotated[
+        int, typer.Option(help="Privacy units that each member trains on.", min=1)
+    ],
+    nodes: Annotated[int | None, typer.Option(help="Members; default: federation.nodes.")] = None,
+    unit: Annotated[str, typer.Option(help="The privacy unit.")] = "record",
+    consent: Annotated[
+        list[Path] | None, typer.Option(help="A consent.toml to hold the run against; repeatable.")
+    ] = None,
+    target: Annotated[
+        float, typer.Option(help="Noise-to-signal ratio to find the cohort for.", min=1e-6)
+    ] = 1.0,
+    as_json: Json = False,
+) -> None:
+    """Work out what a run costs and how noisy it is, before anyone consents. Reads no data.
+
+    Exit code 1: a given consent would refuse the run.
+
+    Example: arion privacy plan run.toml --nodes 7 --units-per-node 1800 --consent a/consent.toml
+    """
+    with user_errors():
+        run = load_run_file(run_file, {})
+        members = nodes or run.federation.nodes
+        if members is None:
+            raise ValueError(
+                "Expected the number of members, got neither --nodes nor federation.nodes. "
+                "Give --nodes."
+            )
+        outlook = plan_run(
+            run, nodes=members, units_per_node=units_per_node, unit=unit, target=target
+        )
+        verdicts = {str(path): consider(outlook, load_consent(path)) for path in consent or ()}
+    if as_json:
+        found = {path: asdict(verdict) for path, verdict in verdicts.items()}
+        typer.echo(json.dumps({**_outlook_json(outlook), "consents": found}, indent=1))
+    else:
+        _print_outlook(outlook, verdicts)
+    raise typer.Exit(1 if any(verdict.refused for verdict in verdicts.values()) else 0)
+
+
+@dataclass(frozen=True)
+class _Account:
+    """What the life of one data set's units has been charged at one node."""
+
+    node: str
+    consent: Consent
+    runs: tuple[RunSpend, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        epsilon, delta = compose_spends(self.runs)
+        spent = None if epsilon is None else epsilon / EPSILON_UNITS
+        left = 0.0 if spent is None else max(0.0, self.consent.epsilon - spent)
+        return {
+            "node": self.node,
+            "data_set": self.consent.data_set,
+            "unit": self.consent.unit,
+            "epsilon": self.consent.epsilon,
+            "delta": self.consent.delta,
+            "spent_epsilon": spent,
+            "spent_delta": delta / DELTA_UNITS,
+            "left_epsilon": left,
+            "left_delta": max(0.0, self.consent.delta - delta / DELTA_UNITS),
+            "next_run_at_most": min(left, self.consent.epsilon_per_run),
+            "full_runs_left": int(left / self.consent.epsilon_per_run),
+            "runs": [asdict(run) for run in self.runs],
+        }
+
+
+def budget_command(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Node homes, at any depth.")],
+    as_json: Json = False,
+) -> None:
+    """Show what each data set's units were charged, what is left, and what a next run may cost.
+
+    Reads the books of every node below DIR; `arion privacy ledger verify` checks them.
+
+    Example: arion privacy budget runs/demo/nodes/hospital-a
+    """
+    with user_errors():
+        accounts = [_account(path.parent) for path in sorted(directory.rglob(CONSENT_FILE))]
+        if not accounts:
+            raise LedgerError(
+                f"Expected a node's home with {CONSENT_FILE} below {directory}, got none. Check "
+                "the path."
+            )
+    if as_json:
+        typer.echo(json.dumps([account.as_json() for account in accounts], indent=1))
+        return
+    for account in accounts:
+        _print_account(account)
+
+
+def _account(home: Path) -> _Account:
+    consent = load_consent(home / CONSENT_FILE)
+    ledger = home / LEDGER_FOLDER
+    if not (ledger / ENTRIES_FILE).is_file():
+        return _Account(home.name, consent, ())
+    # Read only, so that a node may go on writing.
+    entries = [parse_entry(line) for line in read_lines(ledger / ENTRIES_FILE).complete]
+    findings = check_node_entries(entries)
+    if findings.failures:
+        raise LedgerError(
+            f"Expected books that add up in {ledger}, got: {findings.failures[0]}. Run "
+            "`arion privacy ledger verify` on them."
+        )
+    return _Account(home.name, consent, tuple(findings.runs))
+
+
+def _print_account(account: _Account) -> None:
+    told = account.as_json()
+    title = f"{account.node}: {told['data_set']}, unit {told['unit']}"
+    table = Table("run", "releases", "made", "epsilon", "delta", title=title, box=None)
+    for run in account.runs:
+        table.add_row(
+            run.run,
+            str(run.releases),
+            str(run.debits),
+            format_micro(run.epsilon_micro),
+            f"{run.delta_1e15 / DELTA_UNITS:.3g}",
+        )
+    Console().print(table)
+    spent = told["spent_epsilon"]
+    typer.echo(
+        f"spent epsilon {'unbounded' if spent is None else f'{spent:.4f}'} of {told['epsilon']:g}, "
+        f"delta {told['spent_delta']:.3g} of {told['delta']:g}; left {told['left_epsilon']:.4f}"
+    )
+    typer.echo(
+        f"a next run may cost at most {told['next_run_at_most']:.4f}; "
+        f"{told['full_runs_left']} runs at the full cap fit"
+    )
+
+
+def _outlook_json(outlook: Outlook) -> dict[str, Any]:
+    told = asdict(outlook)
+    return {
+        **told,
+        "step": outlook.step.model_dump(),
+        "epsilon": [{"rounds": rounds, "epsilon": value} for rounds, value in outlook.epsilon],
+    }
+
+
+def _print_outlook(outlook: Outlook, verdicts: dict[str, Verdict]) -> None:
+    step, cohort = outlook.step, outlook.cohort
+    typer.echo(
+        f"{cohort.nodes} members, at least {cohort.n_min} in a sum, {cohort.colluders} may "
+        f"collude; unit {step.unit}"
+    )
+    typer.echo(
+        f"noise multiplier {step.noise_multiplier:g}, sampling {step.sampling_probability:.4g}, "
+        f"batch {step.expected_batch:g}, {outlook.vector_length:,} coordinates"
+    )
+    for rounds, value in outlook.epsilon:
+        typer.echo(f"epsilon after {rounds:>6} releases  {value:8.4f}")
+    typer.echo(f"  the last is charged, whole, at delta = {outlook.delta:g}, before the first")
+    typer.echo(f"epsilon if all others collude    {outlook.epsilon_if_all_others_collude:8.4f}")
+    typer.echo(f"releases until the run's epsilon is spent: {outlook.rounds_in_budget}")
+    typer.echo(
+        f"noise to signal {outlook.noise_to_signal:.3g}; at most {outlook.target:g} takes "
+        f"{outlook.members_needed} such members"
+    )
+    for path, verdict in verdicts.items():
+        if not verdict.refused:
+            typer.echo(f"{path}: agrees; {verdict.runs_in_life} such runs in the data's life")
+        for reason in verdict.refused:
+            typer.echo(f"{path}: refuses by {reason}")
+
+
+def _tell(as_json: bool, values: dict[str, Any], text: str) -> None:
+    typer.echo(json.dumps(values) if as_json else text)

@@ -1,0 +1,208 @@
+"""What a run would cost and could teach, before anyone consents: no data is read.
+
+Only the run file and counts that are known in advance decide: members, privacy units per member,
+coordinates of a release. The figures are those that a node recomputes and charges.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from arion.mechanism import Cohort, choose_cohort, choose_recipe, choose_step
+from arion.run_file import RunFile, RunFileError
+from models.config import preset
+from models.decoder import Decoder
+from models.folders import open_model
+from models.language_model import LanguageModel
+from models.recipe import Recipe, prepare
+from models.vector import trainable_layout
+from privacy.budget_clauses import run_delta
+from privacy.consent import Consent
+from privacy.dp.accountant import epsilon_after, epsilon_if_all_others_collude
+from privacy.dp.plan import PrivateStep
+
+_MOST_ROUNDS = 100_000
+_PARTS = 4
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """A run before it is run.
+
+    Attributes:
+        cohort: who must be in a sum.
+        step: the mechanism of every round.
+        vector_length: coordinates of a release.
+        delta: of the whole run.
+        epsilon: (rounds, epsilon after them), at quarters of the schedule; the last is charged.
+        epsilon_if_all_others_collude: of the whole schedule.
+        rounds_in_budget: rounds that this step could make before the run's epsilon is spent.
+        noise_to_signal: length of the noise in a sum over the largest length of the clipped sum,
+            B C; the mean gradient's own length is less than C, so the true ratio is larger.
+        members_needed: members of this size at which noise_to_signal is at most `target`.
+
+    """
+
+    cohort: Cohort
+    step: PrivateStep
+    vector_length: int
+    delta: float
+    epsilon: tuple[tuple[int, float], ...]
+    epsilon_if_all_others_collude: float
+    rounds_in_budget: int
+    noise_to_signal: float
+    target: float
+    members_needed: int
+
+
+def plan_run(run: RunFile, *, nodes: int, units_per_node: int, unit: str, target: float) -> Outlook:
+    """Work out a run's privacy and noise.
+
+    Args:
+        run: the run file; its budget, batch, rounds, model and recipe decide.
+        nodes: members of the federation.
+        units_per_node: privacy units that a member trains on.
+        unit: name of the privacy unit.
+        target: noise_to_signal to ask members_needed for, > 0.
+
+    Raises:
+        RunFileError: a run without noise, or numbers that do not fit together.
+        AccountantError: a budget that cannot be reached.
+
+    """
+    if not run.privacy.enabled:
+        raise RunFileError(
+            "Expected a run with noise, got privacy.enabled = false: no epsilon holds for it. "
+            "Set privacy.enabled = true."
+        )
+    cohort = choose_cohort(run.federation, nodes)
+    length = vector_length(run, unit)
+    step = choose_step(run, unit, nodes * units_per_node, cohort, length)
+    delta = run.privacy.delta
+    rounds = sorted({math.ceil(step.releases * part / _PARTS) for part in range(1, _PARTS + 1)})
+    ratio = noise_to_signal(step, cohort, length)
+    return Outlook(
+        cohort=cohort,
+        step=step,
+        vector_length=length,
+        delta=delta,
+        epsilon=tuple((r, _epsilon(step, r, delta, length, cohort)) for r in rounds),
+        epsilon_if_all_others_collude=epsilon_if_all_others_collude(
+            step, delta, vector_length=length
+        ),
+        rounds_in_budget=_rounds_in(run.privacy.epsilon, step, delta, length, cohort),
+        noise_to_signal=ratio,
+        target=target,
+        members_needed=members_needed(ratio, cohort, target),
+    )
+
+
+def vector_length(run: RunFile, unit: str) -> int:
+    """Return the coordinates of a release, without allocating a preset's weights."""
+    base = Path(run.model.base)
+    if base.is_dir():
+        return _trainable(open_model(base)[0], choose_recipe(run, unit, base))
+    with torch.device("meta"):
+        model = Decoder(preset(run.model.base))
+    return _trainable(model, choose_recipe(run, unit, base))
+
+
+def noise_to_signal(step: PrivateStep, cohort: Cohort, length: int) -> float:
+    """Return the noise's expected length in a sum of all members, over B C."""
+    noise = step.node_noise_std * math.sqrt(cohort.nodes * length)
+    return noise / (step.expected_batch * step.clipping_norm)
+
+
+def members_needed(ratio: float, cohort: Cohort, target: float) -> int:
+    """Return the members at which the ratio is at most `target`, all else per member equal.
+
+    The batch grows with the members, n B / nodes. The members that a sum may miss, d, and the
+    colluders, c, stay as many, so the noise grows as sqrt(n / (n - d - c)).
+    """
+    away = cohort.nodes - cohort.n_min + cohort.colluders
+    # ratio(n) = k / sqrt(n (n - away)), so n solves n (n - away) = (k / target)^2.
+    k = ratio * math.sqrt(cohort.nodes * (cohort.nodes - away))
+    members = (away + math.sqrt(away**2 + 4 * (k / target) ** 2)) / 2
+    return max(3, away + 1, math.ceil(members - 1e-9))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether one consent would let the run through: the clauses that would not, in words."""
+
+    refused: tuple[str, ...]
+    runs_in_life: int
+
+
+def consider(outlook: Outlook, consent: Consent) -> Verdict:
+    """Compare an outlook with a consent's clauses; the node decides by the same clauses.
+
+    Epsilon is computed anew at the delta that the consent gives a run.
+    """
+    delta = run_delta(consent)
+    step, length = outlook.step, outlook.vector_length
+    charged = _epsilon(step, step.releases, delta, length, outlook.cohort)
+    collude = epsilon_if_all_others_collude(step, delta, vector_length=length)
+    checks = (
+        ("unit", step.unit == consent.unit, f"the run's unit is {step.unit!r}"),
+        (
+            "smallest_cohort",
+            outlook.cohort.n_min >= consent.smallest_cohort,
+            f"a sum may have {outlook.cohort.n_min} members",
+        ),
+        (
+            "tolerated_colluders",
+            outlook.cohort.colluders >= consent.tolerated_colluders,
+            f"the noise bears {outlook.cohort.colluders} colluders",
+        ),
+        ("epsilon_per_run", charged <= consent.epsilon_per_run, f"the run costs {charged:.4g}"),
+        (
+            "epsilon_if_all_others_collude",
+            collude <= consent.epsilon_if_all_others_collude,
+            f"it costs {collude:.4g} if all others collude",
+        ),
+    )
+    refused = tuple(
+        f"{clause} = {getattr(consent, clause)}: {got}"
+        for clause, holds, got in checks
+        if not holds
+    )
+    return Verdict(refused, int(consent.epsilon / charged) if charged else 0)
+
+
+def _trainable(model: LanguageModel, recipe: Recipe) -> int:
+    if recipe.kind == "lora":
+        return sum(_adapter(layer.weight.shape, recipe) for _, layer in model.adapted_layers())
+    prepare(model, recipe)
+    return sum(size for _, size in trainable_layout(model))
+
+
+def _adapter(shape: Sequence[int], recipe: Recipe) -> int:
+    *experts, outputs, inputs = shape
+    return math.prod(experts) * recipe.lora_rank * (outputs + inputs)
+
+
+def _epsilon(step: PrivateStep, rounds: int, delta: float, length: int, cohort: Cohort) -> float:
+    return epsilon_after(step, rounds, delta, vector_length=length, contributors=cohort.nodes)
+
+
+def _rounds_in(budget: float, step: PrivateStep, delta: float, length: int, cohort: Cohort) -> int:
+    """Return the most rounds of this step within the budget, by bisection."""
+    longer = step.model_copy(update={"releases": _MOST_ROUNDS})
+
+    def fits(rounds: int) -> bool:
+        return _epsilon(longer, rounds, delta, length, cohort) <= budget
+
+    low, high = step.releases, 2 * step.releases
+    if not fits(low):
+        low, high = 0, step.releases
+    while high < _MOST_ROUNDS and fits(high):
+        low, high = high, 2 * high
+    high = min(high, _MOST_ROUNDS)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low

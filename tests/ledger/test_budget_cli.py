@@ -1,0 +1,75 @@
+"""`arion privacy budget`: what a ledger says was spent, beside what the consent allows."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from arion.privacy_cli import privacy_app
+from privacy.ledger.pins import Pins
+from privacy.ledger.verify import verify_tree
+
+CONSENT = """
+federation = "clinics"
+coordinator_key = "{hub}"
+members = {{ hospital-a = "{a}", hospital-b = "{b}" }}
+purposes = ["answering questions"]
+data_set = "notes"
+unit = "patient"
+accountant = "schedule"
+epsilon = 8.0
+delta = 1e-4
+epsilon_per_run = 3.0
+epsilon_if_all_others_collude = 100.0
+smallest_cohort = 2
+tolerated_colluders = 1
+trainable = ["*"]
+runtimes = ["simulate"]
+expires = "2030-12-31"
+""".format(hub="01" * 32, a="02" * 32, b="03" * 32)
+
+
+@pytest.fixture
+def home(tmp_path: Path, node_dir: Path) -> Path:
+    home = tmp_path / "nodes" / "hospital-a"
+    home.mkdir(parents=True)
+    node_dir.rename(home / "ledger")
+    (home / "consent.toml").write_text(CONSENT)
+    return home
+
+
+def budget(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(privacy_app, ["budget", *(str(a) for a in arguments)])
+
+
+def test_the_account_is_what_the_ledger_verifies_to(home: Path, pins: Pins) -> None:
+    result = budget(home, "--json")
+    assert result.exit_code == 0, result.output
+    (account,) = json.loads(result.output)
+    (report,) = verify_tree(home, pins)
+    spent = report.epsilon_micro / 1e6
+    assert account["spent_epsilon"] == pytest.approx(spent)
+    assert account["left_epsilon"] == pytest.approx(8.0 - spent)
+    assert account["spent_delta"] == pytest.approx(1e-5)
+    assert account["next_run_at_most"] == pytest.approx(min(3.0, 8.0 - spent))
+    assert account["full_runs_left"] == int((8.0 - spent) / 3.0)
+    assert (account["data_set"], account["unit"]) == ("notes", "patient")
+
+
+def test_people_read_the_same(home: Path) -> None:
+    out = budget(home.parent).output
+    assert "hospital-a: notes, unit patient" in out
+    assert "runs at the full cap fit" in out
+
+
+def test_a_node_that_released_nothing_has_all_of_it(home: Path) -> None:
+    (home / "ledger").rename(home / "elsewhere")
+    (account,) = json.loads(budget(home, "--json").output)
+    assert (account["spent_epsilon"], account["left_epsilon"]) == (0.0, 8.0)
+
+
+def test_no_home_is_one_line(tmp_path: Path) -> None:
+    result = budget(tmp_path)
+    assert result.exit_code == 2
+    assert "consent.toml" in result.output
