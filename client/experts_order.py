@@ -5,26 +5,23 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from client.config import NodeConfig, NodeError
 from client.entropy import Entropy
-from client.experts_training import ExpertsTraining
+from client.experts_training import ExpertsTraining, bank_layout
 from client.module_outbox import SealedModule
 from client.node import Node
 from client.training import LocalTrainer, unit_rows
 from client.training_records import training_records
 from models.checkpoint import load_model, model_digest
-from models.config import ModelConfig
 from models.decoder import Decoder
 from models.optimiser import OptimiserSettings
-from models.owned import branch, public_inputs
+from models.owned import public_inputs
 from models.pretrain import token_stream
 from models.recipe import Recipe
 from models.tokenizer import Tokenizer
-from models.vector import trainable_layout
 from privacy.consent import Consent
 from privacy.dp.local_plan import calibrate_local_plan
 from privacy.experts_job import ExpertsJob
@@ -178,16 +175,6 @@ def make_job(
         delta_1e15=delta_1e15,
         seeded=config.seed is not None,
     )
-
-
-def bank_layout(
-    config: ModelConfig, sources: tuple[int, ...], *, train_rows: bool
-) -> tuple[tuple[str, int], ...]:
-    """(name, element count) of the tensors that a branched model trains; no weight is allocated."""
-    with torch.device("meta"):
-        shape = Decoder(config)
-        branch(shape, sources, train_rows=train_rows)
-    return trainable_layout(shape)
 
 
 def public_tokens(documents: Sequence[str], tokenizer: Tokenizer, length: int) -> Tensor:

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from client.entropy import Entropy
 from client.training import LocalTrainer
+from models.checkpoint import model_digest
+from models.config import ModelConfig
 from models.decoder import Decoder
 from models.optimiser import OptimiserState, adam_step
 from models.owned import PublicInputs, branch, owned_tensors, router_rows, sequence_embeddings
@@ -45,7 +47,7 @@ class ExpertsTraining:
         watch: told how many steps are done; nothing that depends on the data.
 
     Raises:
-        PlanRefused: the base or its bank is not what the job names.
+        PlanRefused: the base, its bank or its embedding is not what the job was charged for.
 
     """
 
@@ -61,6 +63,7 @@ class ExpertsTraining:
         watch: Callable[[int], None] = lambda done: None,
     ) -> None:
         assert isinstance(trainer.model, Decoder), "only a Decoder can be branched"
+        _check_base(job, trainer.model)
         self._job, self._trainer, self._base = job, trainer, trainer.model
         self._public, self._workshop, self._entropy = public, workshop, entropy
         self._save_every, self._watch = save_every, watch
@@ -73,7 +76,7 @@ class ExpertsTraining:
         interruptions do not depend on the data (docs/privacy.md, "Owned experts").
 
         """
-        self._branch(self._rows())
+        branch(self._base, self._job.sources, self._rows(), train_rows=self._job.train_rows)
         state = self._resumed()
         while state.step < self._job.plan.step.releases:
             state = self._step(state)
@@ -92,16 +95,6 @@ class ExpertsTraining:
         clipped_D = self._trainer.clipped_sum(drawn, step)
         sum_D = torch.from_numpy(noised_sum(clipped_D, step, self._entropy.gaussian(*place)))
         return adam_step(state, sum_D, step.expected_batch, self._job.optimiser, step.releases)
-
-    def _branch(self, rows_LND: Tensor) -> None:
-        job = self._job
-        branch(self._base, job.sources, rows_LND, train_rows=job.train_rows)
-        if trainable_layout(self._base) != job.trainable:
-            raise PlanRefused(
-                PlanCode.NOT_TRAINABLE,
-                "trainable",
-                "Expected the bank that the job was charged for, got another. Order it again.",
-            )
 
     def _rows(self) -> Tensor:
         """Router rows from the one release of the embedding, [L, N, D]."""
@@ -139,3 +132,25 @@ class ExpertsTraining:
 
     def _place(self) -> tuple[str, str, str]:
         return self._job.owner, self._job.run, self._job.digest().hex()
+
+
+def bank_layout(
+    config: ModelConfig, sources: tuple[int, ...], *, train_rows: bool
+) -> tuple[tuple[str, int], ...]:
+    """(name, element count) of the tensors that a branched model trains; no weight is allocated."""
+    with torch.device("meta"):
+        shape = Decoder(config)
+        branch(shape, sources, train_rows=train_rows)
+    return trainable_layout(shape)
+
+
+def _check_base(job: ExpertsJob, base: Decoder) -> None:
+    config = base.config
+    charged = (job.base_digest, job.trainable, job.plan.embedding_length)
+    layout = bank_layout(config, job.sources, train_rows=job.train_rows)
+    if charged != (model_digest(base), layout, config.layers * config.hidden_size):
+        raise PlanRefused(
+            PlanCode.WRONG_MODEL,
+            "trainable",
+            "Expected the base, bank and embedding that the job names, got others. Order it again.",
+        )

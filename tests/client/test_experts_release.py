@@ -1,6 +1,7 @@
 """Owned experts leave under the consent, the budget and a debit, or not at all."""
 
 import json
+from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from client.experts_order import bank_layout, make_job, public_tokens
+from client.experts_order import make_job, public_tokens
+from client.experts_training import bank_layout
 from client.module_outbox import ModuleError
 from client.node import FORK_FILE, Node
 from models.checkpoint import load_model, model_digest
@@ -19,7 +21,7 @@ from privacy.canonical import canonical_bytes
 from privacy.dp.local_plan import LocalPlan
 from privacy.experts_job import ExpertsJob
 from privacy.ledger.budget import schedule_epsilon_micro
-from privacy.round_plan import PlanRefused
+from privacy.round_plan import PlanCode, PlanRefused
 from tests.experts_release import ORDER, OWNER, Home, Make
 from tests.small_federation import Ground
 
@@ -129,38 +131,58 @@ def test_the_life_of_the_data_bounds_all_modules_together(make_home: Make) -> No
     assert len(home.bodies("run-reserved")) == 1
 
 
+@pytest.fixture
+def node(home: Home) -> Iterator[Node]:
+    opened = Node(home.path, "simulate")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def job(home: Home, node: Node, ground: Ground) -> ExpertsJob:
+    """The job that the command would write."""
+    base, tokenizer = load_model(ground.base_model)
+    token_BT = public_tokens(home.public, tokenizer, ORDER.sequence_length)
+    return make_job(ORDER, node.config, node.consent, base, token_BT)
+
+
+def with_unit(job: ExpertsJob, unit: str) -> LocalPlan:
+    parts = ("embedding", "step")
+    changed = {name: getattr(job.plan, name).model_copy(update={"unit": unit}) for name in parts}
+    return LocalPlan(**{**dict(job.plan), **changed})
+
+
 @pytest.mark.parametrize(
     ("change", "clause"),
     [
-        ({"owner": "south"}, "members"),
-        ({"unit": "record"}, "unit"),
-        ({"trainable": ()}, "trainable"),
+        (lambda job: {"owner": "south"}, "members"),
+        (lambda job: {"plan": with_unit(job, "record")}, "unit"),
+        (lambda job: {"trainable": job.trainable[:-1]}, "trainable"),
+        (lambda job: {"trainable": (job.trainable[0],) * 4}, "trainable"),
     ],
+    ids=["another owner", "another unit", "fewer tensors", "one tensor four times"],
 )
 def test_a_job_that_the_command_would_not_write(
-    home: Home, ground: Ground, change: dict[str, Any], clause: str
+    home: Home, node: Node, job: ExpertsJob, change: Callable[[ExpertsJob], Any], clause: str
 ) -> None:
     """The gate decides on the job it is given, not on the command that made it."""
-    node = Node(home.path, "simulate")
-    try:
-        base, tokenizer = load_model(ground.base_model)
-        token_BT = public_tokens(home.public, tokenizer, ORDER.sequence_length)
-        job = make_job(ORDER, node.config, node.consent, base, token_BT)
-        if "unit" in change:
-            parts = {
-                name: getattr(job.plan, name).model_copy(update=change)
-                for name in ("embedding", "step")
-            }
-            change = {"plan": LocalPlan(**{**dict(job.plan), **parts})}
-        if "trainable" in change:
-            change = {"trainable": job.trainable[:-1]}
-        with pytest.raises(PlanRefused) as caught:
-            node.release_experts(
-                job.model_copy(update=change), lambda _: pytest.fail("nothing may be opened")
-            )
-        assert caught.value.clause == clause
-    finally:
-        node.close()
+    foul = job.model_copy(update=change(job))
+    with pytest.raises(PlanRefused) as caught:
+        node.release_experts(foul, lambda _: pytest.fail("nothing may be opened"))
+    assert caught.value.clause == clause
+    assert home.bodies("refusal")[-1]["plan_digest"] == foul.digest().hex()
+
+
+def test_a_refusal_on_opening_is_written_down_and_charges_nothing(
+    home: Home, node: Node, job: ExpertsJob
+) -> None:
+    def refuse(_: Path) -> Any:
+        raise PlanRefused(PlanCode.WRONG_MODEL, "trainable", "another base")
+
+    with pytest.raises(PlanRefused, match="another base"):
+        node.release_experts(job, refuse)
+    assert home.bodies("refusal")[0]["code"] == "wrong-model"
+    assert not home.bodies("run-reserved")
 
 
 def test_real_entropy_is_used_without_a_seed(make_home: Make, ground: Ground) -> None:

@@ -20,6 +20,7 @@ import client.experts_training
 from client.entropy import Entropy
 from client.experts_training import STATE_FILE, ExpertsTraining
 from client.training import LocalTrainer, UnitRows
+from models.checkpoint import model_digest
 from models.config import ModelConfig
 from models.decoder import Decoder
 from models.optimiser import OptimiserSettings, OptimiserState, adam_step
@@ -98,6 +99,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
         **changes: Any,
     ) -> Watched:
         base = base or Decoder(CONFIG, torch.Generator().manual_seed(1))
+        changes = {"base_digest": model_digest(base)} | changes
         job = job_of(PrivateStep(**{**dict(STEP), **(step or {})}), **changes)
         trainer = LocalTrainer(base, units or unit_rows_of(), RECIPE, pad_draws=False)
         public = public_inputs(base, PUBLIC)
@@ -352,9 +354,27 @@ def test_rows_move_only_where_the_job_says_so(start: Start, train_rows: bool) ->
     assert any("router" in name for name in moved) is train_rows
 
 
-def test_another_bank_than_was_charged_is_refused(start: Start) -> None:
-    with pytest.raises(PlanRefused, match="the bank that the job was charged for"):
-        start(sources=(1,), trainable=job_of(STEP).trainable).train()
+SHORT = LocalPlan(embedding=EMBEDDING, step=STEP, embedding_length=32, vector_length=9216)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sources": (1,)},
+        {"train_rows": True},
+        {"base_digest": "0" * 64},
+        {
+            "plan": LocalPlan(
+                embedding=EMBEDDING, step=STEP, embedding_length=32, vector_length=9216
+            )
+        },
+    ],
+    ids=["fewer experts", "rows too", "another base", "shorter embedding"],
+)
+def test_another_model_than_was_charged_is_refused(start: Start, change: dict[str, Any]) -> None:
+    """Refused before a reservation: the gate opens the training first."""
+    with pytest.raises(PlanRefused, match="base, bank and embedding that the job names"):
+        start(**{"trainable": job_of(STEP).trainable} | change)
 
 
 class Stopped(BaseException):
