@@ -9,8 +9,9 @@ import typer
 from arion.errors import user_errors
 from arion.expert_cli import Json, module_facts, tell
 from arion.institutions import read_public
-from arion.progress import make_progress
+from arion.progress import Progress, make_progress
 from client.experts_order import parse_order, train_experts
+from client.experts_training import Watch
 from models.expert_module import read_card
 
 
@@ -77,9 +78,19 @@ def train_private_command(
         )
         documents = read_public(public)
         with closing(make_progress()) as progress:
-            progress.stage("owned experts", steps)
-            sealed = train_experts(
-                home, order, documents, watch=lambda done: progress.step(done, "")
-            )
+            sealed = train_experts(home, order, documents, watch=_watch(progress))
         weights = sealed.publish(out)
         tell({"module": str(weights), **module_facts(read_card(weights))}, as_json)
+
+
+def _watch(progress: Progress) -> Watch:
+    """Show each part of the work as a stage of its own."""
+    shown: list[str] = []
+
+    def watch(what: str, done: int, total: int) -> None:
+        if what not in shown:
+            shown.append(what)
+            progress.stage(what, total)
+        progress.step(done, "")
+
+    return watch

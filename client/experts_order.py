@@ -1,7 +1,7 @@
 """An institution's order for experts of its own, turned into a job that its gate can decide on."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from client.config import NodeConfig, NodeError
 from client.entropy import Entropy
-from client.experts_training import ExpertsTraining, bank_layout
+from client.experts_training import ExpertsTraining, Watch, bank_layout, silent
 from client.module_outbox import SealedModule
 from client.node import Node
 from client.training import LocalTrainer, unit_rows
@@ -88,7 +88,7 @@ def train_experts(
     public: Sequence[str],
     *,
     runtime: str = LOCAL,
-    watch: Callable[[int], None] = lambda done: None,
+    watch: Watch = silent,
 ) -> SealedModule:
     """Train experts of a node's own under its consent and budget, and seal them as a module.
 
@@ -97,7 +97,7 @@ def train_experts(
         order: what is asked for.
         public: public documents that router rows are calibrated on.
         runtime: "simulate" in a simulation; seeded noise is refused elsewhere.
-        watch: told how many steps are done.
+        watch: see `client.experts_training.ExpertsTraining`.
 
     Raises:
         PlanRefused: the consent or what is left of the budget does not allow it.

@@ -9,6 +9,7 @@ Shapes: L layers, N owned experts per layer, D hidden (rows) or coordinates of t
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from safetensors.torch import load, save
@@ -33,6 +34,12 @@ from privacy.round_plan import PlanCode, PlanRefused
 ROWS_FILE = "rows.safetensors"
 STATE_FILE = "state.safetensors"
 
+Watch: TypeAlias = Callable[[str, int, int], None]
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Tell nobody."""
+
 
 class ExpertsTraining:
     """One job's training, from the start or from where a crash left it.
@@ -44,7 +51,7 @@ class ExpertsTraining:
         workshop: folder of the durable state, of this job alone.
         entropy: seeded only where the job is.
         save_every: steps between durable states.
-        watch: told how many steps are done; nothing that depends on the data.
+        watch: told of what, how much is done, out of how much; for the node's own eyes.
 
     Raises:
         PlanRefused: the base, its bank or its embedding is not what the job was charged for.
@@ -60,7 +67,7 @@ class ExpertsTraining:
         entropy: Entropy,
         *,
         save_every: int = 10,
-        watch: Callable[[int], None] = lambda done: None,
+        watch: Watch = silent,
     ) -> None:
         assert isinstance(trainer.model, Decoder), "only a Decoder can be branched"
         _check_base(job, trainer.model)
@@ -82,7 +89,7 @@ class ExpertsTraining:
             state = self._step(state)
             if state.step % self._save_every == 0:
                 replace_durably(self._workshop / STATE_FILE, state.to_bytes())
-            self._watch(state.step)
+            self._watch("steps", state.step, self._job.plan.step.releases)
         write_vector(self._base, state.vector_D)
         return owned_tensors(self._base)
 
@@ -119,10 +126,11 @@ class ExpertsTraining:
 
     def _embeddings(self) -> Iterator[Tensor]:
         """Each unit's embedding, computed alone: no other unit can move it, not in the last bit."""
-        for rows in self._trainer.units.rows:
+        for done, rows in enumerate(self._trainer.units.rows, start=1):
             token_BT, target_BT = stack_rows(rows, self._job.sequence_length)
             found_BLD = sequence_embeddings(self._base, token_BT, target_BT, self._public.centre_LD)
             yield found_BLD.sum(0)
+            self._watch("embedding", done, self._trainer.unit_count)
 
     def _resumed(self) -> OptimiserState:
         path = self._workshop / STATE_FILE

@@ -391,8 +391,8 @@ def test_a_training_goes_on_from_its_durable_state(
         path.unlink()
     first = start()
 
-    def stop(done: int) -> None:
-        if done == steps:
+    def stop(what: str, done: int, total: int) -> None:
+        if (what, done, total) == ("steps", steps, 4):
             raise Stopped
 
     first.training._watch = stop
@@ -408,8 +408,8 @@ def test_what_is_drawn_anew_gets_new_noise(start: Start) -> None:
     """Under the system's entropy no two drawings of one step share noise or sample."""
     first = start(seed=None, seeded=False)
 
-    def stop(done: int) -> None:
-        if done == 1:
+    def stop(what: str, done: int, total: int) -> None:
+        if what == "steps":
             raise Stopped
 
     first.training._watch = stop
