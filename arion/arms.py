@@ -29,7 +29,7 @@ from client.data import Record
 from client.training import LocalTrainer, UnitRows, unit_rows
 from coordinator.outcome import Observer
 from models.folders import open_model
-from models.optimiser import OptimiserSettings, OptimiserState, adam_step
+from models.optimiser import OptimiserState, adam_step
 from models.recipe import Recipe, prepare
 from models.vector import read_vector, write_vector
 from privacy.dp.keystream import derive_seeded_key
@@ -131,13 +131,16 @@ def _train_alone(job: Job, setting: Setting, records: list[Record], label: str) 
     units = unit_rows(records, tokenizer, setting.recipe)
     trainer = LocalTrainer(model, units, setting.recipe, pad_draws=False)
     step = _step_alone(job, setting.step, units)
-    optimiser = OptimiserSettings(learning_rate=job.learning_rate)
+    optimiser = setting.run.training.optimiser(job.learning_rate)
     state, rounds = OptimiserState.start(read_vector(model)), setting.run.training.rounds
     for number in range(1, rounds + 1):
         sum_D = _noised_sum(trainer, step, (job.seed, label, number))
-        state = adam_step(state, sum_D, step.expected_batch, optimiser, rounds)
+        variance = step.sum_noise_variance(1)
+        state = adam_step(
+            state, sum_D, step.expected_batch, optimiser, rounds, noise_variance=variance
+        )
         write_vector(model, state.vector_D)
-    return state.vector_D
+    return state.average_D
 
 
 def _step_alone(job: Job, step: PrivateStep, units: UnitRows) -> PrivateStep:
@@ -183,7 +186,7 @@ def _train_federated(job: Job, setting: Setting, home: Path, observer: Observer)
             "rounds": run.training.rounds,
             "step": step,
             "recipe": setting.recipe,
-            "optimiser": OptimiserSettings(learning_rate=job.learning_rate),
+            "optimiser": run.training.optimiser(job.learning_rate),
             "base_model": setting.base,
             "runtime": "simulate",
             "seeded": True,

@@ -37,14 +37,14 @@ def run_federation(homes: Homes, observer: Observer, *, drop: float = 0.0, seed:
 
 
 def final_vector(homes: Homes) -> torch.Tensor:
-    """The trainable parameters after a run's last round, fp32 [D]."""
+    """The trainable parameters that a run hands out after its last round, fp32 [D]."""
     store = RunStore(homes.coordinator)
     try:
         state = store.load_state(load_settings(homes.coordinator).rounds)
     finally:
         store.close()
     assert state is not None, "the run came to its end"
-    return state.vector_D
+    return state.average_D
 
 
 def write_merged_model(

@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from models.optimiser import OptimiserSettings
 from models.pretrain import WarmUp
 
 Arm = Literal["local", "local_dp", "federated", "central", "federated_dp", "central_dp"]
@@ -69,6 +70,8 @@ class TrainingSection(_Section):
         sequence_length: tokens.
         sequences_per_unit: cap; None is 1 where the unit is a record, and 4 elsewhere.
         lora_rank, lora_alpha: of the adapters.
+        bias_correction: take the noise's variance off Adam's second moment.
+        average_decay: of the moving average of the parameters that is handed out; 0 for none.
 
     """
 
@@ -80,6 +83,16 @@ class TrainingSection(_Section):
     sequences_per_unit: int | None = Field(default=None, ge=1, le=64)
     lora_rank: int = Field(default=8, ge=1)
     lora_alpha: float = Field(default=16.0, gt=0)
+    bias_correction: bool = False
+    average_decay: float = Field(default=0.0, ge=0, lt=1)
+
+    def optimiser(self, learning_rate: float) -> OptimiserSettings:
+        """Return the server's optimiser at a rate."""
+        return OptimiserSettings(
+            learning_rate=learning_rate,
+            bias_correction=self.bias_correction,
+            average_decay=self.average_decay,
+        )
 
 
 class PrivacySection(_Section):

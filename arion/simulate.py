@@ -25,7 +25,6 @@ from coordinator.settings import load_settings
 from coordinator.store import RunStore
 from models.folders import open_model
 from models.foreign.model import ForeignModel
-from models.optimiser import OptimiserSettings
 from models.recipe import Recipe, prepare
 from models.vector import read_vector
 from privacy.dp.plan import PrivateStep
@@ -117,7 +116,7 @@ class Simulation:
             "rounds": run.training.rounds,
             "step": step,
             "recipe": recipe,
-            "optimiser": OptimiserSettings(learning_rate=run.training.learning_rate),
+            "optimiser": run.training.optimiser(run.training.learning_rate),
             "base_model": self.base.resolve(),
             "runtime": "simulate",
             "seeded": run.seed is not None,

@@ -88,7 +88,7 @@ class RoundWatch:
         limit = self._run.data.evaluate_each_round
         if limit:
             started = time.monotonic()
-            self._journal.losses[number] = self._evaluator.losses(state.vector_D, "heldout", limit)
+            self._journal.losses[number] = self._evaluator.losses(state.average_D, "heldout", limit)
             self._journal.spend("evaluation", time.monotonic() - started)
 
     def _text(self, number: int) -> str:

@@ -90,7 +90,7 @@ class ExpertsTraining:
             if state.step % self._save_every == 0:
                 replace_durably(self._workshop / STATE_FILE, state.to_bytes())
             self._watch("steps", state.step, self._job.plan.step.releases)
-        write_vector(self._base, state.vector_D)
+        write_vector(self._base, state.average_D)
         return owned_tensors(self._base)
 
     def _step(self, state: OptimiserState) -> OptimiserState:
@@ -101,7 +101,14 @@ class ExpertsTraining:
         write_vector(self._base, state.vector_D)
         clipped_D = self._trainer.clipped_sum(drawn, step)
         sum_D = torch.from_numpy(noised_sum(clipped_D, step, self._entropy.gaussian(*place)))
-        return adam_step(state, sum_D, step.expected_batch, self._job.optimiser, step.releases)
+        return adam_step(
+            state,
+            sum_D,
+            step.expected_batch,
+            self._job.optimiser,
+            step.releases,
+            noise_variance=step.sum_noise_variance(1),
+        )
 
     def _rows(self) -> Tensor:
         """Router rows from the one release of the embedding, [L, N, D]."""

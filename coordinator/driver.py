@@ -195,6 +195,7 @@ class RunDriver:
             plan.step.expected_batch,
             self.settings.optimiser,
             self.settings.rounds,
+            noise_variance=plan.step.sum_noise_variance(len(attempt.survivors)),
         )
         self._store.save_state(self.state)
         write_vector(self._model, self.state.vector_D)
@@ -236,6 +237,7 @@ class RunDriver:
 
     def _finish(self) -> None:
         """Hand the model out, tell the nodes, and have the ledger countersigned a last time."""
+        write_vector(self._model, self.state.average_D)
         self._records.released(model_digest(self._model))
         members = self._in_epoch(None)
         request = Parcel(RunClose(self.settings.federation, self.settings.run))

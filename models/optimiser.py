@@ -20,6 +20,11 @@ class OptimiserSettings(BaseModel):
         beta1, beta2: decay of the moments.
         epsilon: added to the root of the second moment.
         warm_up: share of the rounds in which the rate rises.
+        bias_correction: take the noise's known variance off the second moment, which otherwise
+            measures noise and not gradients.
+        noise_floor: least second moment after the correction, as a share of the noise's variance.
+        average_decay: decay of an exponential moving average of the parameters, which is handed
+            out in their place; 0 hands out the last ones.
 
     """
 
@@ -30,32 +35,46 @@ class OptimiserSettings(BaseModel):
     beta2: float = Field(default=0.95, ge=0, lt=1)
     epsilon: float = Field(default=1e-8, gt=0)
     warm_up: float = Field(default=0.1, ge=0, lt=1)
+    bias_correction: bool = False
+    noise_floor: float = Field(default=0.1, gt=0)
+    average_decay: float = Field(default=0.0, ge=0, lt=1)
 
 
 @dataclass(frozen=True)
 class OptimiserState:
-    """Parameters and moments after `step` rounds, each fp32 [D]."""
+    """Parameters and moments after `step` rounds, each fp32 [D].
+
+    Attributes:
+        average_D: what is handed out: the moving average of the parameters, or the last ones.
+
+    """
 
     step: int
     vector_D: Tensor
     first_D: Tensor
     second_D: Tensor
+    average_D: Tensor
 
     @classmethod
     def start(cls, vector_D: Tensor) -> "OptimiserState":
         """Return the state before the first round."""
-        return cls(0, vector_D, torch.zeros_like(vector_D), torch.zeros_like(vector_D))
+        first_D, second_D = torch.zeros_like(vector_D), torch.zeros_like(vector_D)
+        return cls(0, vector_D, first_D, second_D, vector_D)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "OptimiserState":
         """Read what `to_bytes` wrote."""
         tensors = load(data)
         step = int(tensors["step"])
-        return cls(step, tensors["vector"], tensors["first"], tensors["second"])
+        vector_D = tensors["vector"]
+        average_D = tensors.get("average", vector_D)
+        return cls(step, vector_D, tensors["first"], tensors["second"], average_D)
 
     def to_bytes(self) -> bytes:
         """Return the state as safetensors."""
         parts = {"vector": self.vector_D, "first": self.first_D, "second": self.second_D}
+        if self.average_D is not self.vector_D:
+            parts["average"] = self.average_D
         tensors = {name: tensor.contiguous() for name, tensor in parts.items()}
         return save({**tensors, "step": torch.tensor(self.step)})
 
@@ -66,6 +85,8 @@ def adam_step(
     expected_batch: float,
     settings: OptimiserSettings,
     rounds: int,
+    *,
+    noise_variance: float = 0.0,
 ) -> OptimiserState:
     """Take one step on a released sum.
 
@@ -75,6 +96,7 @@ def adam_step(
         expected_batch: B, the divisor: a run constant, never the drawn size.
         settings: rates.
         rounds: length of the schedule of rates.
+        noise_variance: of the noise in each coordinate of the sum, for `bias_correction`.
 
     Returns:
         A new state; the old one is not changed.
@@ -82,7 +104,8 @@ def adam_step(
     Raises:
         ValueError: a sum that is not finite or of another length.
 
-    Source: Kingma & Ba 2015 (arXiv 1412.6980), Algorithm 1.
+    Source: Kingma & Ba 2015 (arXiv 1412.6980), Algorithm 1; the correction, Tang et al. 2023
+    (arXiv 2312.14334), Algorithm 1; the average, corrected for its start as Adam's moments are.
 
     """
     if sum_D.shape != state.vector_D.shape or not torch.isfinite(sum_D).all():
@@ -95,10 +118,24 @@ def adam_step(
     first_D = torch.lerp(state.first_D, mean_D, 1 - settings.beta1)
     second_D = torch.lerp(state.second_D, mean_D.square(), 1 - settings.beta2)
     corrected_D = first_D / (1 - settings.beta1**step)
-    root_D = (second_D / (1 - settings.beta2**step)).sqrt()
+    moment_D = second_D / (1 - settings.beta2**step)
+    if settings.bias_correction:
+        variance = noise_variance / expected_batch**2
+        moment_D = (moment_D - variance).clamp(min=settings.noise_floor * variance)
     rate = settings.learning_rate * rate_factor(step, rounds, settings.warm_up)
-    vector_D = state.vector_D - rate * corrected_D / (root_D + settings.epsilon)
-    return OptimiserState(step, vector_D, first_D, second_D)
+    vector_D = state.vector_D - rate * corrected_D / (moment_D.sqrt() + settings.epsilon)
+    average_D = _average(state, vector_D, step, settings.average_decay)
+    return OptimiserState(step, vector_D, first_D, second_D, average_D)
+
+
+def _average(state: OptimiserState, vector_D: Tensor, step: int, decay: float) -> Tensor:
+    """Return sum_t decay^(step - t) vector_t over its weights; the start has no weight."""
+    if decay == 0:
+        return vector_D
+    if step == 1:
+        return vector_D.clone()
+    new_share = (1 - decay) / (1 - decay**step)
+    return torch.lerp(state.average_D, vector_D, new_share)
 
 
 def rate_factor(step: int, rounds: int, warm_up: float) -> float:

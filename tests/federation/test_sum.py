@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.stats import chi2
 
-import client.gate
+import client.entropy
 from models.optimiser import OptimiserSettings, OptimiserState, adam_step
 from models.tokenizer import stack_rows
 from models.vector import read_vector
@@ -129,8 +129,8 @@ def test_the_noise_of_the_sum(
     gone: tuple[str, ...],
 ) -> None:
     if weak:
-        monkeypatch.setattr(client.gate, "SeededGaussian", lambda key: Weak(SeededGaussian(key)))
-        monkeypatch.setattr(client.gate, "SecureGaussian", lambda: Weak(SecureGaussian()))
+        monkeypatch.setattr(client.entropy, "SeededGaussian", lambda key: Weak(SeededGaussian(key)))
+        monkeypatch.setattr(client.entropy, "SecureGaussian", lambda: Weak(SecureGaussian()))
     federation = make_federation({"sampling_probability": 1.0}, seed, rounds=1)
     federation.run(lambda name, action: name in gone and action == "train.upload")
     step = federation.settings.step

@@ -82,5 +82,57 @@ def test_a_state_returns_from_its_bytes_exactly() -> None:
     state = adam_step(OptimiserState.start(vector_D), vector_D, 4.0, OptimiserSettings(), 9)
     again = OptimiserState.from_bytes(state.to_bytes())
     assert again.step == state.step == 1
-    for name in ("vector_D", "first_D", "second_D"):
+    for name in ("vector_D", "first_D", "second_D", "average_D"):
         assert torch.equal(getattr(again, name), getattr(state, name))
+
+
+NOISY = OptimiserSettings(
+    learning_rate=0.1, beta1=0.0, beta2=0.999, warm_up=0.0, bias_correction=True, noise_floor=0.05
+)
+
+
+def after_noise(gradient: float, settings: OptimiserSettings, variance: float) -> torch.Tensor:
+    """Steps of the last of 3000 rounds, whose sums are a constant plus noise of std 8."""
+    generator = torch.Generator().manual_seed(2)
+    state = OptimiserState.start(torch.zeros(400))
+    for _ in range(3000):
+        noise = 8 * torch.randn(400, generator=generator, dtype=torch.float64)
+        before, sum_D = state, 16 * gradient + noise
+        state = adam_step(state, sum_D, 16.0, settings, 10**9, noise_variance=variance)
+    return (before.vector_D - state.vector_D) / (0.1 * (sum_D / 16))
+
+
+def test_the_correction_leaves_the_gradient_in_the_second_moment() -> None:
+    """1 / step size = sqrt(E g^2): 0.5 of the gradient alone, sqrt(0.5) with the noise's 0.5^2."""
+    corrected = after_noise(0.5, NOISY, 64.0)
+    usual = after_noise(0.5, NOISY.model_copy(update={"bias_correction": False}), 64.0)
+    assert float(corrected.mean()) == pytest.approx(1 / 0.5, rel=0.03)
+    assert float(usual.mean()) == pytest.approx(1 / math.sqrt(0.5), rel=0.03)
+    wrong = after_noise(0.5, NOISY, 64.0 / 10)  # a tenth of the variance must show
+    assert abs(float(wrong.mean()) - 2) > 0.3
+
+
+def test_where_there_is_only_noise_the_floor_holds() -> None:
+    steps = after_noise(0.0, NOISY, 64.0)
+    floor = math.sqrt(0.05 * 64 / 16**2)
+    assert float(steps.abs().max()) <= 1.001 / floor
+
+
+def test_the_average_is_the_weighted_mean_of_all_steps() -> None:
+    settings = OptimiserSettings(average_decay=0.8)
+    generator = torch.Generator().manual_seed(3)
+    state, found = OptimiserState.start(torch.zeros(5)), []
+    for _ in range(6):
+        state = adam_step(state, torch.randn(5, generator=generator), 4.0, settings, 6)
+        state = OptimiserState.from_bytes(state.to_bytes())
+        found.append(state.vector_D)
+        weight = torch.tensor([0.8**age for age in range(len(found) - 1, -1, -1)])
+        mean_D = (torch.stack(found) * weight[:, None]).sum(0) / weight.sum()
+        torch.testing.assert_close(state.average_D, mean_D)
+
+
+def test_without_an_average_the_last_parameters_are_handed_out() -> None:
+    state = OptimiserState.from_bytes(OptimiserState.start(torch.zeros(2)).to_bytes())
+    assert torch.equal(state.average_D, state.vector_D)
+    state = adam_step(state, torch.ones(2), 1.0, OptimiserSettings(), 3)
+    assert torch.equal(OptimiserState.from_bytes(state.to_bytes()).average_D, state.vector_D)
