@@ -95,7 +95,10 @@ class ModuleOutbox:
 
     def forget_unfinished(self, job_digest: bytes) -> None:
         """Remove a module that was sealed and never debited; the training's state stays."""
-        self._remove(self._sealed(job_digest))
+        place = self._sealed(job_digest)
+        if place.exists():
+            shutil.rmtree(place)
+            sync_directory(place.parent)
 
     def forget_training(self, job_digest: bytes) -> None:
         """Remove a training's state, once its module was debited."""
@@ -106,11 +109,6 @@ class ModuleOutbox:
 
     def _sealed(self, job_digest: bytes) -> Path:
         return self._folder / job_digest.hex() / SEALED_FOLDER
-
-    def _remove(self, place: Path) -> None:
-        if place.exists():
-            shutil.rmtree(place)
-            sync_directory(place.parent)
 
 
 def facts_of(job: ExpertsJob, epsilon_micro: int, ledger: str, entry: int) -> Facts:

@@ -92,7 +92,8 @@ def verify_job(
     tensor may be trained, once, and the plan is for all of them. 5. Seeded noise only in a
     simulation with a clause for it. 6. Delta is within one run's share. 7. The plan's epsilon is
     within one run's, and with delta within what is left of the life's budget. 8. The consent has
-    not expired. That both mechanisms have noise of their own is the plan's own check.
+    not expired. That both mechanisms have noise of their own is the plan's own check, so the figure
+    holds whoever colludes, and `epsilon_if_all_others_collude` is never below `epsilon_per_run`.
 
     Args:
         job: what is to be done.

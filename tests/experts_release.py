@@ -95,7 +95,6 @@ class Home:
             "base_model": str(ground.base_model),
             "heldout": 0.0,
             "validation": 0.0,
-            "pad_draws": False,
             "fields": {"text_fields": ["text"], "unit_field": "person"},
         }
         write_toml(self.path / NODE_FILE, node | ({} if seed is None else {"seed": seed}))

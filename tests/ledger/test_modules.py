@@ -11,6 +11,8 @@ import torch
 
 from models.durable import file_digest
 from models.expert_module import NOT_PRIVATE, Facts, PrivacyClaim, card_path, write_module
+from privacy.canonical import canonical_bytes
+from privacy.ledger.entries import parse_entry
 from privacy.ledger.pins import Pins
 from privacy.ledger.verify import verify_ledger, verify_tree
 
@@ -212,3 +214,13 @@ def test_what_needs_no_debit_is_left_alone(
 ) -> None:
     place(make, tmp_path)
     assert found(tmp_path, pins, make, [make.joined(), make.reserved_experts()]) == ""
+
+
+def test_a_reservation_written_before_jobs_were_named_keeps_its_bytes(make: Make) -> None:
+    """Ledgers of rounds that were signed earlier still hold: the field may be absent."""
+    kind, body = make.reserved()
+    assert "job" not in body
+    line = canonical_bytes({"index": 1, "kind": kind, "body": body})
+    entry = parse_entry(line)
+    assert entry.payload() == line
+    assert entry.parsed().job is None
