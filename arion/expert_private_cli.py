@@ -43,6 +43,12 @@ def train_private_command(
     ] = False,
     clip: Annotated[float, typer.Option(help="Norm that each unit's gradient is cut to.")] = 1.0,
     learning_rate: Annotated[float, typer.Option()] = 2e-3,
+    average_decay: Annotated[
+        float, typer.Option(help="Of a moving average of the weights, which is released; 0: none.")
+    ] = 0.0,
+    bias_correction: Annotated[
+        bool, typer.Option("--bias-correction", help="Take the noise's variance out of Adam's.")
+    ] = False,
     sequence_length: Annotated[int, typer.Option(min=2, help="Tokens of a sequence.")] = 128,
     sequences_per_unit: Annotated[int, typer.Option(min=1, help="The rest is not used.")] = 1,
     run: Annotated[
@@ -71,7 +77,11 @@ def train_private_command(
             train_rows=train_rows,
             sequence_length=sequence_length,
             sequences_per_unit=sequences_per_unit,
-            optimiser={"learning_rate": learning_rate},
+            optimiser={
+                "learning_rate": learning_rate,
+                "average_decay": average_decay,
+                "bias_correction": bias_correction,
+            },
             run=run,
             data=data,
             licence=licence,

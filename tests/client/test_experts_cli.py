@@ -83,6 +83,7 @@ def test_a_refusal_is_one_line_that_names_the_clause(node: Home) -> None:
     [
         ({"epsilon": -1}, "Expected a possible epsilon"),
         ({"rate": 1.5}, "Expected a possible sampling_probability"),
+        ({"average-decay": 1}, "Expected a possible optimiser.average_decay"),
         ({"experts": 9}, "Expected sources between 0 and 3"),
         ({"sequence-length": 64}, "Expected sequence_length <= 32"),
         ({"public": "nowhere"}, "nowhere"),

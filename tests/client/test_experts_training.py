@@ -46,6 +46,7 @@ SEED, UNITS, LENGTH, CLIP = 3, 24, 16, 0.05
 RECIPE = Recipe(sequence_length=LENGTH, sequences_per_unit=2)
 GENERATOR = torch.Generator().manual_seed(9)
 PUBLIC = torch.randint(0, 32, (8, LENGTH), generator=GENERATOR)
+ADAM = OptimiserSettings(learning_rate=1e-2, bias_correction=True, average_decay=0.5)
 SHARED = {"honest_survivors": 1, "unit": "patient", "ring_bits": 32, "clipping_norm": CLIP}
 STEP = PrivateStep(
     noise_multiplier=0.8, sampling_probability=0.4, expected_batch=9.0, releases=4, **SHARED
@@ -128,7 +129,7 @@ def job_of(step: PrivateStep, **changes: Any) -> ExpertsJob:
         "margin": 0.0,
         "sequence_length": LENGTH,
         "sequences_per_unit": 2,
-        "optimiser": OptimiserSettings(learning_rate=1e-2),
+        "optimiser": ADAM,
         "trainable": layout,
         "delta_1e15": 10**9,
         "seeded": True,
@@ -153,11 +154,12 @@ def watch(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> Watched:
         return clipped_sum(drawn, step)
 
     def spy_adam(
-        state: OptimiserState, sum_D: Tensor, batch: float, settings: OptimiserSettings, steps: int
+        state: OptimiserState, sum_D: Tensor, batch: float, *rest: Any, noise_variance: float
     ) -> OptimiserState:
         watched.sums.append(sum_D.numpy().copy())
         watched.batches.append(batch)
-        return adam_step(state, sum_D, batch, settings, steps)
+        assert noise_variance == release_variance(watched.job.plan.step, 1)
+        return adam_step(state, sum_D, batch, *rest, noise_variance=noise_variance)
 
     monkeypatch.setattr(trainer, "clipped_sum", spy_sum)
     monkeypatch.setattr(client.experts_training, "adam_step", spy_adam)
@@ -178,7 +180,7 @@ def brute_force_sum(watched: Watched, number: int) -> np.ndarray:
         mean = loss.total_B.sum() / loss.tokens_B.sum()
         grads = torch.autograd.grad(mean, parameters)
         gradient = torch.cat([g.flatten() for g in grads]).double().numpy()
-        total += gradient * min(1.0, CLIP / np.linalg.norm(gradient))
+        total += gradient * min(1.0, CLIP / max(np.linalg.norm(gradient), 1e-12))
     return total
 
 
@@ -252,19 +254,25 @@ def test_the_divisor_is_the_plans_whatever_was_drawn(start: Start) -> None:
     assert watched.batches == [9.0] * 4
 
 
-def test_draw_and_noise_come_from_the_plan_and_the_place_alone(start: Start) -> None:
-    """The whole chain is computed again from its parts."""
-    watched = start().train()
-    job = watched.job
+@pytest.mark.parametrize("average_decay", [0.0, 0.5])
+def test_draw_and_noise_come_from_the_plan_and_the_place_alone(
+    start: Start, average_decay: float
+) -> None:
+    """The whole chain is computed again from its parts; its average is what leaves."""
+    optimiser = ADAM.model_copy(update={"average_decay": average_decay})
+    watched = start(optimiser=optimiser).train()
+    job, variance = watched.job, release_variance(STEP, 1)
     place = ("north", "experts", job.digest().hex())
     for number, drawn in enumerate(watched.drawn, start=1):
         uniform = SeededUniform(derive_seeded_key(SEED, "sample", *place, number))
         assert np.array_equal(PoissonSampler(0.4, uniform).draw(UNITS), drawn)
     state = OptimiserState.start(watched.before[0])
     for sums in watched.sums:
-        state = adam_step(state, torch.from_numpy(sums), 9.0, job.optimiser, 4)
+        sum_D = torch.from_numpy(sums)
+        state = adam_step(state, sum_D, 9.0, optimiser, 4, noise_variance=variance)
     released = read_vector(watched.trainer.model)
-    assert torch.equal(released, state.vector_D)
+    assert torch.equal(released, state.average_D)
+    assert torch.equal(released, state.vector_D) is (average_decay == 0)
 
 
 def test_an_empty_draw_still_noises_and_steps(start: Start) -> None:
