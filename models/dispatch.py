@@ -88,7 +88,10 @@ def combine(y_MD: Tensor, weight_M: Tensor, dispatch: Dispatch) -> Tensor:
 
 def swiglu(gate_up_MX: Tensor) -> Tensor:
     """Return silu(gate) * up of [M, 2 G] that holds both halves, [M, G] (arXiv 2002.05202)."""
-    return apply(_SwiGLU, gate_up_MX)
+    if len(gate_up_MX) > _ROWS or torch.is_grad_enabled():
+        return apply(_SwiGLU, gate_up_MX)
+    gate_MG, up_MG = gate_up_MX.chunk(2, -1)
+    return F.silu(gate_MG).mul_(up_MG)
 
 
 def _bag_sum(y_MD: Tensor, dispatch: Dispatch, weight_M: Tensor | None = None) -> Tensor:

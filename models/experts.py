@@ -103,6 +103,14 @@ class GroupedLinear(nn.Module):
         low_MR = ops.grouped_linear(x_MI.to(self.lora_A), self.lora_A, slots)
         return y_MO + ops.grouped_linear(self.lora_scale * low_MR, self.lora_B, slots).to(y_MO)
 
+    def apply_one(self, x_MI: Tensor, expert: int) -> Tensor:
+        """Return one expert's map of all rows, [M, O], without gradients of the weights."""
+        y_MO = ops.linear(x_MI, self.weight[expert])
+        if self.lora_A is None or self.lora_B is None:
+            return y_MO
+        low_MR = ops.linear(x_MI.to(self.lora_A), self.lora_A[expert])
+        return y_MO + ops.linear(self.lora_scale * low_MR, self.lora_B[expert]).to(y_MO)
+
 
 class Router(nn.Module):
     """One row per expert; logits are fp32 whatever the model's precision, and take no adapters."""
@@ -131,6 +139,10 @@ class ExpertBank(nn.Module):
         """Return each slot's output of its expert, [M, D]."""
         y_MD: Tensor = self.down(swiglu(self.gate_up(x_MD, slots)), slots)
         return y_MD
+
+    def apply_one(self, x_MD: Tensor, expert: int) -> Tensor:
+        """Return one expert's output of all rows, [M, D], without gradients of the weights."""
+        return self.down.apply_one(swiglu(self.gate_up.apply_one(x_MD, expert)), expert)
 
 
 class SparseExperts(ExpertBank):
@@ -179,18 +191,19 @@ class SparseExperts(ExpertBank):
         return y_ND.view_as(x_BTD), routing
 
     def _one_token(self, x_1D: Tensor, routing: Routing) -> Tensor:
-        """Return a single token's sum over its experts, [1, D]: nothing to sort, gather or sum."""
-        weights = dict(
-            zip(
-                routing.expert_BTK.view(-1).tolist(),
-                routing.weight_BTK.view(-1).tolist(),
-                strict=True,
-            )
-        )
-        chosen = sorted(expert for expert, weight in weights.items() if weight > 0)
-        slots = ops.Slots.of_one_token(chosen, routing.logits_BTE.shape[-1], x_1D.device)
-        y_MD = self._all_banks(x_1D.expand(len(chosen), -1), slots)
-        return x_1D.new_tensor([[weights[expert] for expert in chosen]]) @ y_MD
+        """Return a single token's sum over its experts, [1, D]: there is nothing to sort."""
+        y_1D = torch.zeros_like(x_1D)
+        experts, weights = routing.expert_BTK.flatten().tolist(), routing.weight_BTK.flatten()
+        for expert, weight in zip(experts, weights.tolist(), strict=True):
+            if weight > 0:
+                bank, index = self._bank_of(expert)
+                y_1D.add_(bank.apply_one(x_1D, index), alpha=weight)
+        return y_1D
+
+    def _bank_of(self, expert: int) -> tuple[ExpertBank, int]:
+        if self.owned is None or expert < self.experts:
+            return self, expert
+        return self.owned, expert - self.experts
 
     def _all_banks(self, x_MD: Tensor, slots: ops.Slots) -> Tensor:
         if self.owned is None:

@@ -9,11 +9,10 @@ Shapes: B sequences, T positions, I inputs, O outputs, D hidden, V vocabulary, E
 M slots (one slot is one token at one of its experts, sorted by expert, then by sequence).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
@@ -36,15 +35,6 @@ class Slots:
     offsets: tuple[int, ...]
     token_M: Tensor
     positions: int
-
-    @classmethod
-    def of_one_token(cls, chosen: Sequence[int], experts: int, device: torch.device) -> "Slots":
-        """Make the slots of a single token at its experts, which are in order."""
-        offsets = [0] * (experts + 1)
-        for expert in chosen:
-            offsets[expert + 1] = 1
-        token_M = torch.zeros(len(chosen), dtype=torch.int64, device=device)
-        return cls(tuple(accumulate(offsets)), token_M, 1)
 
     def split(self, expert: int) -> tuple["Slots", "Slots"]:
         """Part the slots of the first `expert` experts from those of the others."""
@@ -124,8 +114,7 @@ def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """Return x / rms(x) * w over the last dimension (Zhang & Sennrich 2019, arXiv 1910.07467)."""
     recorder = _recorder_for(weight_D)
     if recorder is None:
-        lean = x.dtype == torch.float32 and x.is_cpu and not torch.is_grad_enabled()
-        return (_lean_rms_norm if lean else _rms_norm)(x, weight_D, eps)
+        return F.rms_norm(x, weight_D.shape, weight_D, eps)
     return apply(_Scale, F.rms_norm(x, weight_D.shape, None, eps), weight_D, recorder)
 
 
@@ -152,17 +141,6 @@ class _Forgetful:
 
     def save_for_backward(self, *tensors: Tensor) -> None:
         """Keep nothing."""
-
-
-def _rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    return F.rms_norm(x, weight_D.shape, weight_D, eps)
-
-
-def _lean_rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    """RMSNorm in small passes: torch's own takes five times as long on a row in a core's cache."""
-    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    scale = norm.square_().mul_(1 / x.shape[-1]).add_(eps).rsqrt_()
-    return (x * scale).mul_(weight_D)
 
 
 class _Linear(Function):
