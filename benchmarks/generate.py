@@ -70,7 +70,7 @@ def run(quick: bool) -> Iterator[Row]:
                 continue
             path = write_random(config, Path(folder, size))
             for batch in BATCHES:
-                yield row(size, path, batch, bandwidth, 2 if quick else 7)
+                yield row(size, path, batch, bandwidth, 2 if quick else 5)
 
 
 def row(size: str, path: Path, batch: int, bandwidth: float, repetitions: int) -> Row:
