@@ -1,4 +1,4 @@
-"""The study of active experts as a chart: python -m benchmarks.activation_chart ROWS.json OUT.svg"""
+"""Chart of the study of active experts: `python -m benchmarks.activation_chart IN.json OUT.svg`."""
 
 import json
 import sys
