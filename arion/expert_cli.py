@@ -110,11 +110,15 @@ def add_command(
 @expert_app.command("compose")
 def compose_command(
     folder: Folder,
+    *,
     out: Annotated[Path, typer.Option(help="Model folder to write; must not exist.")],
     owner: Annotated[
         list[str] | None, typer.Option(help="Whose experts to take; all owners' without it.")
     ] = None,
     without: Annotated[list[str] | None, typer.Option(help="Whose experts to leave out.")] = None,
+    experts_per_token: Annotated[
+        int | None, typer.Option(min=1, help="Experts per token; the base's number without it.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write the base and owners' experts as one model folder that transformers loads.
@@ -129,7 +133,7 @@ def compose_command(
                 "Correct --without."
             )
         chosen = [name for name in (owner or there) if name not in set(without or ())]
-        model = compose_folder(folder, out, chosen)
+        model = compose_folder(folder, out, chosen, experts_per_token)
         told = {"folder": str(out), "owners": sorted(chosen), "experts": model.config.experts}
         tell(told, as_json)
 

@@ -23,6 +23,7 @@ import torch
 from benchmarks.composition_chart import svg
 from benchmarks.composition_data import LENGTH, OWNERS, PUBLIC, read_texts
 from benchmarks.composition_study import (
+    MORE,
     Logs,
     Losses,
     Study,
@@ -39,49 +40,50 @@ from models.evaluate import expert_shares
 from models.owner_training import OwnerRecipe
 from models.pretrain import WarmUp
 
-MORE = 4  # experts per token in one arm: twice the base's number
 DOMAINS = (PUBLIC, *OWNERS)
 
 
 def arms(study: Study) -> dict[str, Callable[[], Losses]]:
     """Every arm by name, in the table's order; each trains what it needs and is not there."""
 
+    def alone(owner: str) -> Decoder:
+        return compose(study.base, [study.module(owner)])
+
     @cache
-    def logs(name: str, per_token: int | None = None) -> Logs:
-        return target_logs(model(name), study.rows, per_token)
+    def logs(train: Callable[..., Decoder], *arguments: object) -> Logs:
+        return target_logs(train(*arguments), study.rows)
 
-    def model(name: str) -> Decoder:
-        kind, _, owner = name.partition(" ")
-        if kind == "alone":
-            return compose(study.base, [study.module(owner)])
-        if kind in ("composed", "without"):
-            return compose(study.base, [study.module(o) for o in OWNERS if o != owner])
-        return study.full(owner) if kind == "full" else getattr(study, kind)()
+    def one(train: Callable[..., Decoder], *arguments: object) -> Callable[[], Losses]:
+        return lambda: mean_output_losses([logs(train, *arguments)])
 
-    def mean_outputs(kind: str) -> Losses:
-        names = ["public", *(f"{kind} {owner}" for owner in OWNERS)]
-        return mean_output_losses([logs(name) for name in names])
+    def public() -> Decoder:
+        return study.base
 
-    def mean_weights(kind: str) -> Losses:
-        average = weight_average([model(f"{kind} {owner}") for owner in OWNERS])
-        return mean_output_losses([target_logs(average, study.rows)])
+    def mean_outputs(train: Callable[[str], Decoder]) -> Callable[[], Losses]:
+        return lambda: mean_output_losses([logs(public), *(logs(train, o) for o in OWNERS)])
 
-    def one(name: str, per_token: int | None = None) -> Callable[[], Losses]:
-        return lambda: mean_output_losses([logs(name, per_token)])
+    def mean_weights(train: Callable[[str], Decoder]) -> Callable[[], Losses]:
+        def measure() -> Losses:
+            average = weight_average([train(owner) for owner in OWNERS])
+            return mean_output_losses([target_logs(average, study.rows)])
+
+        return measure
 
     return {
-        "public only": one("public"),
-        **{f"{owner} alone": one(f"alone {owner}") for owner in OWNERS},
-        "outputs averaged": lambda: mean_outputs("alone"),
-        "weights averaged": lambda: mean_weights("alone"),
-        "composed": one("composed"),
-        f"composed, {MORE} per token": one("composed", MORE),
-        "composed, router tuned": one("tuned"),
-        **{f"composed without {owner}": one(f"without {owner}") for owner in OWNERS},
-        "pooled training": one("pooled"),
-        **{f"{owner} alone, full training": one(f"full {owner}") for owner in OWNERS},
-        "full training, outputs averaged": lambda: mean_outputs("full"),
-        "full training, weights averaged": lambda: mean_weights("full"),
+        "public only": one(public),
+        **{f"{owner} alone": one(alone, owner) for owner in OWNERS},
+        "outputs averaged": mean_outputs(alone),
+        "weights averaged": mean_weights(alone),
+        "composed": one(study.composed),
+        f"composed, {MORE} per token": one(study.composed, "", MORE),
+        "router tuned on public text": one(study.tuned, PUBLIC),
+        "router tuned on generated text": one(study.tuned, "generated"),
+        "router tuned on the owners' text": one(study.tuned, "owners"),
+        **{f"composed without {owner}": one(study.composed, owner) for owner in OWNERS},
+        "pooled training": one(study.pooled),
+        **{f"{owner} alone, full training": one(study.full, owner) for owner in OWNERS},
+        "full training, outputs averaged": mean_outputs(study.full),
+        "full training, weights averaged": mean_weights(study.full),
     }
 
 
@@ -130,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         work=options.work,
         texts=read_texts(options.data),
         base_steps=10 if options.quick else 1200,
-        tuning_steps=5 if options.quick else 50,
+        tuning_steps=5 if options.quick else 100,
         recipe=OwnerRecipe(sources=(0, 1, 2, 3), public_share=0.2, training=training),
     )
     study.claim_folder()
@@ -143,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def document(study: Study, measured: dict[str, Losses]) -> dict[str, object]:
     """Everything the page says, for programs."""
-    composed = compose(study.base, [study.module(owner) for owner in OWNERS])
+    composed = study.composed()
     return {
         "unit": "held-out nats per token",
         "losses": measured,

@@ -15,7 +15,7 @@ STYLES: Mapping[str, tuple[str, str, bool]] = {
     "full training, weights averaged": ("purple", "v", False),
     "full training, outputs averaged": ("purple", "v", True),
     "composed": ("blue", "o", True),
-    "composed, router tuned": ("blue", "o", False),
+    "router tuned on generated text": ("blue", "o", False),
     "pooled training": ("green", "^", True),
 }
 

@@ -27,12 +27,16 @@ from models.expert_module import (
     read_module,
     write_module,
 )
-from models.experts import Activation
+from models.generate import Settings, generate
 from models.language_model import IGNORED
 from models.owned import owned_tensors
 from models.owner_training import OwnerRecipe, train_owner, with_public
 from models.pretrain import WarmUp, warm_up
+from models.sampling import Sampling
 from models.tokenizer import Row, Tokenizer, stack_rows
+
+MORE = 4  # experts per token of some arms: twice the base's number
+_TUNING_TOKENS = 45_000  # of each domain
 
 Losses = dict[str, float]
 Logs = dict[str, Tensor]
@@ -45,7 +49,7 @@ class Study:
 
     Attributes:
         base_steps: steps of 16 x 128 tokens that the public model is trained for.
-        tuning_steps: steps of router tuning on public text.
+        tuning_steps: steps of router tuning.
         recipe: of every owner's experts; its steps, rate and share of public text are those of
             every other arm too.
 
@@ -92,10 +96,6 @@ class Study:
         settings = WarmUp(steps=self.base_steps)
         return self._kept("base", Decoder(config, generator), self.streams[PUBLIC], settings)
 
-    def public(self) -> Decoder:
-        """The base, as an arm."""
-        return self.base
-
     def module(self, owner: str) -> ExpertModule:
         """An owner's experts, trained on its text against the frozen base."""
         return self._module(owner, self.work / "modules", self.recipe)
@@ -106,13 +106,40 @@ class Study:
         stream = self._mixed(self.streams[owner])
         return self._kept(f"full-{owner}", copy, stream, self.recipe.training)
 
-    def tuned(self) -> Decoder:
-        """The composed model, its routers trained on public text."""
-        model = compose(self.base, [self.module(owner) for owner in OWNERS])
+    def composed(self, without: str = "", per_token: int | None = None) -> Decoder:
+        """The base with every owner's module but one's."""
+        modules = [self.module(owner) for owner in OWNERS if owner != without]
+        return compose(self.base, modules, per_token)
+
+    def tuned(self, text: str) -> Decoder:
+        """The composed model with MORE experts per token, its routers trained on some text.
+
+        "public" is public text; "generated" is what the modules write by themselves, and as much
+        public text; "owners" is the owners' own text, which none would share: a bound.
+        """
+        model = self.composed(per_token=MORE)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(".router." in name)
         settings = self.recipe.training.model_copy(update={"steps": self.tuning_steps})
-        return self._kept("tuned", model, self.streams[PUBLIC], settings)
+        stream = self.streams[PUBLIC] if text == PUBLIC else self._tuning_text(text)
+        return self._kept(f"tuned-{text}", model, stream, settings)
+
+    def _tuning_text(self, text: str) -> Tensor:
+        parts = [
+            self._generated(owner) if text == "generated" else self.streams[owner][:_TUNING_TOKENS]
+            for owner in OWNERS
+        ]
+        return torch.cat((*parts, self.streams[PUBLIC][:_TUNING_TOKENS]))
+
+    def _generated(self, owner: str) -> Tensor:
+        """Text that the base with one owner's module writes from nothing."""
+        model = compose(self.base, [self.module(owner)])
+        settings = Settings(max_new_tokens=160, sampling=Sampling(temperature=1.0))
+        generator, tokens = torch.Generator().manual_seed(5), []
+        for _ in range(2):
+            written = generate(model, self.tokenizer, [""] * 150, settings, generator)
+            tokens.extend(token for each in written for token in each.tokens)
+        return torch.tensor(tokens, dtype=torch.int32)
 
     def pooled(self) -> Decoder:
         """The composed shape before any owner trained, all of it trained on all owners' text."""
@@ -177,14 +204,14 @@ def told(name: str, settings: WarmUp) -> Callable[[int, float], None]:
 
 
 @torch.no_grad()
-def target_logs(model: Decoder, rows: Rows, per_token: int | None = None) -> Logs:
+def target_logs(model: Decoder, rows: Rows) -> Logs:
     """Log-probability of every counted target of each domain, in nats, [N] each."""
-    activation, logs = Activation(per_token), {}
+    logs = {}
     for domain, there in rows.items():
         found = []
         for begin in range(0, len(there), 40):
             token_BT, target_BT = stack_rows(there[begin : begin + 40], LENGTH)
-            log_BTV = model(token_BT, activation).log_softmax(-1)
+            log_BTV = model(token_BT).log_softmax(-1)
             log_BT = log_BTV.gather(-1, target_BT.clamp(min=0)[..., None]).squeeze(-1)
             found.append(log_BT[target_BT != IGNORED])
         logs[domain] = torch.cat(found)

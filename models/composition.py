@@ -65,27 +65,36 @@ class Ownership(BaseModel):
         return self
 
 
-def compose(base: Decoder, modules: Sequence[ExpertModule]) -> Decoder:
+def compose(
+    base: Decoder, modules: Sequence[ExpertModule], experts_per_token: int | None = None
+) -> Decoder:
     """Return a new model of the base's experts and the modules', in order of owner.
 
     Args:
         base: without owned experts and adapters; not changed.
         modules: checked against this base, at most one per owner.
+        experts_per_token: of the composed model; None for the base's number.
 
     Raises:
-        OwnedError: two modules of one owner.
+        OwnedError: two modules of one owner, or more experts per token than there are.
 
     """
     ordered = in_order(modules)
+    experts = base.config.experts + sum(len(module.card.sources) for module in ordered)
+    per_token = experts_per_token or base.config.experts_per_token
+    if per_token > experts:
+        raise OwnedError(
+            f"Expected at most {experts} experts per token, got {per_token}. Lower the number or "
+            "take more modules."
+        )
     state = base.state_dict()
     for module in ordered:
         for layer, bank in enumerate(module.banks(base.config)):
             for name, weight in bank.state_dict().items():
                 place = f"blocks.{layer}.experts.{name}"
                 state[place] = torch.cat((state[place], weight.to(state[place])))
-    added = sum(len(module.card.sources) for module in ordered)
-    experts = base.config.experts + added
-    composed = Decoder(base.config.model_copy(update={"experts": experts}))
+    sizes = {"experts": experts, "experts_per_token": per_token}
+    composed = Decoder(base.config.model_copy(update=sizes))
     composed.to(base.embedding).load_state_dict(state)
     return composed
 

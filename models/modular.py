@@ -243,7 +243,12 @@ def withdraw(folder: Path, owner: str) -> ModuleEntry:
     return entry
 
 
-def compose_folder(folder: Path, out: Path, owners: Sequence[str] | None = None) -> Decoder:
+def compose_folder(
+    folder: Path,
+    out: Path,
+    owners: Sequence[str] | None = None,
+    experts_per_token: int | None = None,
+) -> Decoder:
     """Write the base and some owners' modules, or all, as one ordinary model folder.
 
     Raises:
@@ -252,7 +257,7 @@ def compose_folder(folder: Path, out: Path, owners: Sequence[str] | None = None)
     """
     base, tokenizer = load_base(folder)
     modules = load_modules(folder, base, owners)
-    composed = compose(base, modules)
+    composed = compose(base, modules, experts_per_token)
     digest = read_manifest(folder).base_digest
     save_composed(composed, tokenizer, ownership(base, digest, modules), out)
     return composed

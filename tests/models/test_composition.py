@@ -16,6 +16,7 @@ from models.composition import (
 from models.config import ModelConfig
 from models.decoder import Decoder
 from models.expert_module import NOT_PRIVATE, ExpertModule, Facts, read_module, write_module
+from models.experts import Activation
 from models.formats.families import QWEN3_MOE
 from models.formats.tensors import named_views
 from models.owned import OwnedError, banks, branch, owned_tensors
@@ -104,6 +105,11 @@ def test_experts_stand_in_order_of_owner(base: Decoder, modules: list[ExpertModu
         ("public", 0, 4), ("bank", 4, 1), ("court", 5, 1), ("hospital", 6, 2),
     ]  # fmt: skip
     assert shares[2].module == modules[2].card.weights_digest
+    more = compose(base, modules, experts_per_token=3)
+    assert more.config.experts_per_token == 3
+    torch.testing.assert_close(more(TOKENS), composed(TOKENS, Activation(3)))
+    with pytest.raises(OwnedError, match="per token"):
+        compose(base, [], experts_per_token=5)
     with pytest.raises(OwnedError, match="one module per owner"):
         compose(base, [modules[0], modules[0]])
 

@@ -118,7 +118,8 @@ def test_from_modules_to_a_model_and_back(place: Path, tmp_path: Path) -> None:
     shown = RUNNER.invoke(app, ["model", "show", str(tmp_path / "both"), "--json"])
     owners = {"public": 2, "clinic": 2, "court": 2}
     assert json.loads(shown.stdout)["expert_owners"] == owners
-    one = expert("compose", folder, "--without", "court", "--out", tmp_path / "one", "--json")
+    one = expert("compose", folder, "--without", "court", "--out", tmp_path / "one", "--json",
+                 "--experts-per-token", 2)  # fmt: skip
     assert json.loads(one.stdout)["owners"] == ["clinic"]
     gone = expert("withdraw", folder, "court", "--json")
     assert json.loads(gone.stdout) == {
