@@ -40,7 +40,7 @@ SIZES = {
         vocab_size=16384, hidden_size=768, layers=12, heads=12, kv_heads=4, head_dim=64, experts=8,
         experts_per_token=2, expert_hidden_size=512, max_positions=512,
     ),
-    "narrow-169M": ModelConfig(
+    "narrow-168M": ModelConfig(
         vocab_size=16384, hidden_size=512, layers=12, heads=8, kv_heads=2, head_dim=64, experts=64,
         experts_per_token=8, expert_hidden_size=128, max_positions=512,
     ),
