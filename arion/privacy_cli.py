@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,7 @@ from privacy.canonical import JsonValue
 from privacy.consent import explain, load_consent
 from privacy.identity import fingerprint
 from privacy.ledger.budget import format_micro
+from privacy.ledger.bundle import export_bundle, opened_bundle
 from privacy.ledger.entries import DELTA_UNITS, LedgerError, parse_entry
 from privacy.ledger.files import read_lines
 from privacy.ledger.log import ENTRIES_FILE
@@ -42,27 +44,29 @@ privacy_app.command("epsilon")(epsilon_command)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder with ledgers, at any depth.")]
+Place = Annotated[
+    Path, typer.Argument(metavar="DIR|BUNDLE", help="Folder with ledgers, or an exported bundle.")
+]
 
 
 @ledger_app.command("verify")
 def verify_command(
-    directory: Folder,
+    place: Place,
     pins: Annotated[
         Path | None,
         typer.Option(
             "--pins",
             metavar="FILE",
-            help="Keys obtained from their owners. Default: DIR/pins.json.",
+            help="Keys obtained from their owners. Default: pins.json beside the ledgers.",
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check every ledger below DIR: signatures, history, budgets. Exit 0: all hold; 1: not.
+    """Check every ledger of DIR or BUNDLE: signatures, history, budgets. Exit 0: all hold; 1: not.
 
     Example: arion privacy ledger verify runs/demo --pins keys-from-the-officers.json
     """
-    with user_errors():
-        _check_folder(directory)
+    with user_errors(), _folder_of(place) as directory:
         pins_path = pins or directory / PINS_FILE
         trusted = load_pins(pins_path)
         reports = verify_tree(directory, trusted)
@@ -70,8 +74,25 @@ def verify_command(
     if as_json:
         typer.echo(json.dumps(_verdict_json(reports, trusted, shown_here), indent=2))
     else:
-        _print_verdict(reports, trusted, pins_path, shown_here)
+        _print_verdict(reports, trusted, pins or place / PINS_FILE, shown_here)
     raise typer.Exit(0 if all(report.is_ok for report in reports) else 1)
+
+
+@ledger_app.command("export")
+def export_command(
+    directory: Folder,
+    out: Annotated[Path, typer.Option(help="The bundle to write.")],
+) -> None:
+    """Write every ledger below DIR into one file that `verify` checks anywhere.
+
+    It holds entries, signed heads, countersignatures and the pins in DIR: no key and no text.
+
+    Example: arion privacy ledger export runs/demo --out demo-ledgers.zip
+    """
+    with user_errors():
+        _check_folder(directory)
+        names = export_bundle(directory, out)
+    typer.echo(f"{len(names)} files in {out}")
 
 
 @ledger_app.command("show")
@@ -110,6 +131,16 @@ def explain_command(
     for sentence in explain(consent):
         typer.echo(sentence)
     typer.echo(f"Digest, as the ledger records it: {consent.digest()}")
+
+
+@contextmanager
+def _folder_of(place: Path) -> Iterator[Path]:
+    if place.is_file():
+        with opened_bundle(place) as folder:
+            yield folder
+        return
+    _check_folder(place)
+    yield place
 
 
 def _check_folder(directory: Path) -> None:
