@@ -166,7 +166,10 @@ def document(study: Study, measured: dict[str, Losses]) -> dict[str, object]:
             },
         },
         "recipe": study.recipe.model_dump(mode="json"),
-        **context(["torch", "tokenizers", "safetensors"]),
+        **context(
+            ["torch", "tokenizers", "safetensors"],
+            command="python -m benchmarks.composition --data DATA --work WORK",
+        ),
     }
 
 

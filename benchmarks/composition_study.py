@@ -30,13 +30,13 @@ from models.expert_module import (
 from models.generate import Settings, generate
 from models.language_model import IGNORED
 from models.owned import owned_tensors
-from models.owner_training import OwnerRecipe, train_owner, with_public
+from models.owner_training import OwnerRecipe, train_owner, windows, with_public
 from models.pretrain import WarmUp, warm_up
 from models.sampling import Sampling
 from models.tokenizer import Row, Tokenizer, stack_rows
 
 MORE = 4  # experts per token of some arms: twice the base's number
-_TUNING_TOKENS = 45_000  # of each domain
+_TUNING_WINDOWS = 352  # of each domain: 45,000 tokens, about as many as a module writes
 
 Losses = dict[str, float]
 Logs = dict[str, Tensor]
@@ -126,10 +126,10 @@ class Study:
 
     def _tuning_text(self, text: str) -> Tensor:
         parts = [
-            self._generated(owner) if text == "generated" else self.streams[owner][:_TUNING_TOKENS]
+            self._generated(owner) if text == "generated" else _sample(self.streams[owner])
             for owner in OWNERS
         ]
-        return torch.cat((*parts, self.streams[PUBLIC][:_TUNING_TOKENS]))
+        return torch.cat((*parts, _sample(self.streams[PUBLIC])))
 
     def _generated(self, owner: str) -> Tensor:
         """Text that the base with one owner's module writes from nothing."""
@@ -188,6 +188,12 @@ class Study:
             warm_up(model, stream, settings, generator, told(name, settings))
             save_model(model, self.tokenizer, folder)
         return load_model(folder)[0]
+
+
+def _sample(stream: Tensor) -> Tensor:
+    """Windows spread at random over a stream, one after the other."""
+    generator = torch.Generator().manual_seed(4)
+    return windows(stream, _TUNING_WINDOWS, LENGTH, generator).flatten().int()
 
 
 def told(name: str, settings: WarmUp) -> Callable[[int, float], None]:
