@@ -47,8 +47,8 @@ def train_private_command(
         float, typer.Option(help="Of a moving average of the weights, which is released; 0: none.")
     ] = 0.0,
     bias_correction: Annotated[
-        bool, typer.Option("--bias-correction", help="Take the noise's variance out of Adam's.")
-    ] = False,
+        bool, typer.Option(help="Take the noise's known variance off Adam's second moment.")
+    ] = True,
     sequence_length: Annotated[int, typer.Option(min=2, help="Tokens of a sequence.")] = 128,
     sequences_per_unit: Annotated[int, typer.Option(min=1, help="The rest is not used.")] = 1,
     run: Annotated[

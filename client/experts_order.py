@@ -66,7 +66,7 @@ class ExpertsOrder(BaseModel):
     margin: float = 1.0
     sequence_length: int = Field(default=128, ge=2)
     sequences_per_unit: int = Field(default=1, ge=1, le=64)
-    optimiser: OptimiserSettings = OptimiserSettings()
+    optimiser: OptimiserSettings = OptimiserSettings(bias_correction=True)
     run: str = "owned-experts"
     data: Statement
     licence: Statement
