@@ -25,6 +25,9 @@ from privacy.dp.records import (
     tied_cross_term,
 )
 
+# The most that the two uses of a tied table are believed to cancel, as a share of their squares.
+_MOST_CANCELLED = -0.9
+
 
 class ClippingError(ValueError):
     """The gradients of a chunk cannot be clipped exactly; nothing may be released."""
@@ -63,7 +66,7 @@ class BookKeeper:
         self._segments: dict[int, Segments] = {}
         self._squared_U = torch.zeros(layout.units)
         self._records: list[Record] = []
-        self._tied: dict[int, EmbeddingRecord | LinearRecord] = {}
+        self._uses: dict[int, tuple[Record, Tensor]] = {}
 
     def linear(self, weight_OI: Tensor, x_BTI: Tensor, grad_BTO: Tensor) -> None:
         if x_BTI.dim() != 3 or len(x_BTI) != len(self._layout.unit_B):
@@ -71,9 +74,7 @@ class BookKeeper:
                 f"Expected one row of activations per sequence, got shape {tuple(x_BTI.shape)}: "
                 "norms per unit would be wrong. Freeze the layer."
             )
-        record = LinearRecord(weight_OI, x_BTI, grad_BTO, self._layout)
-        self._add(record)
-        self._tie(record)
+        self._add(LinearRecord(weight_OI, x_BTI, grad_BTO, self._layout))
 
     def grouped(self, weight_EOI: Tensor, x_MI: Tensor, grad_MO: Tensor, slots: Slots) -> None:
         segments = self._segments.get(id(slots))
@@ -85,9 +86,7 @@ class BookKeeper:
         self._add(ScaleRecord(weight_D, x, grad, self._layout))
 
     def embedding(self, weight_VD: Tensor, token_BT: Tensor, grad_BTD: Tensor) -> None:
-        record = EmbeddingRecord(weight_VD, token_BT, grad_BTD, self._layout)
-        self._add(record)
-        self._tie(record)
+        self._add(EmbeddingRecord(weight_VD, token_BT, grad_BTD, self._layout))
 
     def norms(self) -> Tensor:
         """Gradient norm of each unit over all recorded weights, [U]."""
@@ -104,21 +103,30 @@ class BookKeeper:
             record.add_weighted(coefficient_U, sums[id(record.weight)])
 
     def _add(self, record: Record) -> None:
-        self._squared_U = self._squared_U + record.squared_norms().float()
+        squared_U = record.squared_norms().float()
+        self._squared_U = self._squared_U + squared_U
         self._records.append(record)
+        other, other_squared_U = self._uses.setdefault(id(record.weight), (record, squared_U))
+        if other is not record:
+            self._squared_U = self._squared_U + _cross_term(
+                record, other, squared_U, other_squared_U
+            )
 
-    def _tie(self, record: EmbeddingRecord | LinearRecord) -> None:
-        """Account for a weight used twice: only an embedding tied to the head is known."""
-        other = self._tied.setdefault(id(record.weight), record)
-        if other is record:
-            return
-        if isinstance(record, EmbeddingRecord) and isinstance(other, LinearRecord):
-            self._squared_U = self._squared_U + tied_cross_term(record, other).float()
-            return
+
+def _cross_term(
+    record: Record, other: Record, squared_U: Tensor, other_squared_U: Tensor
+) -> Tensor:
+    """Account for a weight used twice: only an embedding tied to the head is known."""
+    if not (isinstance(record, EmbeddingRecord) and isinstance(other, LinearRecord)):
         raise ClippingError(
             "Expected every weight to be used once, or as a tied embedding and head; got a weight "
             "used twice in another way. Its norm would be wrong: untie it or freeze it."
         )
+    # Where float32 cannot resolve the term, a bound on it: no norm may come out too small.
+    largest_U = 2 * (squared_U * other_squared_U).sqrt()
+    cross_U = tied_cross_term(record, other).float()
+    cross_U = cross_U.where(~(record.cancelled_U | other.cancelled_U), largest_U)
+    return torch.maximum(cross_U, _MOST_CANCELLED * (squared_U + other_squared_U))
 
 
 def add_clipped_gradients(

@@ -2,11 +2,9 @@
 
 A record answers two questions about one use of one weight: the squared norm of every privacy unit's
 gradient, and the sum of those gradients weighted per unit. Neither needs the per-unit gradient of a
-large matrix: for y = x W^T the unit's gradient is sum_t g_t x_t^T, whose squared norm is
-sum_{t,s} (g_t . g_s)(x_t . x_s) (the ghost norm).
+large matrix (privacy.dp.norms).
 
-Source: Goodfellow 2015 (arXiv 1510.01799); Li et al. 2021 (2110.05679);
-Bu et al. 2022 (2210.00038).
+Source: Bu et al. 2022 (arXiv 2210.00038).
 
 Shapes: B sequences, U units, P positions of a unit (all its sequences, padded), T positions,
 I inputs, O outputs, D width, V vocabulary, E experts, M slots, S segments, N segment length.
@@ -21,6 +19,7 @@ import torch
 from torch import Tensor
 
 from models.ops import Slots
+from privacy.dp.norms import ghost, resolve, squared_norm, squared_norm_of
 
 # Per-unit gradients up to this many times the size of the activations they replace are kept: their
 # weighted sum is then one matrix-vector product, and no second pass over the activations is needed.
@@ -94,20 +93,6 @@ class UnitLayout:
         return x_BX.new_zeros(self.units, x_BX.shape[1]).index_add_(0, self.unit_B, x_BX)
 
 
-def ghost(x_SNI: Tensor, grad_SNO: Tensor) -> Tensor:
-    """Squared norm of sum_n grad_n x_n^T for each leading index, [S]; costs S N^2 (I + O)."""
-    return (torch.bmm(x_SNI, x_SNI.mT) * torch.bmm(grad_SNO, grad_SNO.mT)).sum((1, 2))
-
-
-def squared_norm(gradient_SOI: Tensor) -> Tensor:
-    """Squared Frobenius norm for each leading index, [S].
-
-    Row by row first: one float32 running sum over a whole matrix errs by 1e-6 and more.
-    """
-    rows_SO: Tensor = torch.linalg.vector_norm(gradient_SOI, dim=2)
-    return rows_SO.square().sum(1)
-
-
 class LinearRecord:
     """y = x W^T over [B, T, I]; per-unit gradients are kept where they are small."""
 
@@ -115,19 +100,28 @@ class LinearRecord:
         self.weight, self.layout = weight, layout
         self.x_BTI, self.grad_BTO = x_BTI, grad_BTO
         self.gradient_UOI: Tensor | None = None
+        self.cancelled_U = torch.zeros(layout.units, dtype=torch.bool)
 
     def squared_norms(self) -> Tensor:
         x_UPI = self.layout.gather(self.x_BTI)
         grad_UPO = self.layout.gather_gradient(self.grad_BTO)
         kept = self.x_BTI.numel() + self.grad_BTO.numel()
-        small = self.layout.units * self.weight.numel() <= _KEEP * kept
-        if not small and x_UPI.shape[1] * sum(self.weight.shape) < self.weight.numel():
-            return ghost(x_UPI, grad_UPO)
-        gradient_UOI = torch.bmm(grad_UPO.mT, x_UPI)
-        if small:
-            self.gradient_UOI = gradient_UOI
-            self.x_BTI = self.grad_BTO = gradient_UOI.new_empty(0)
-        return squared_norm(gradient_UOI)
+        if self.layout.units * self.weight.numel() <= _KEEP * kept:
+            self.gradient_UOI = torch.bmm(grad_UPO.mT, x_UPI)
+            self.x_BTI = self.grad_BTO = self.gradient_UOI.new_empty(0)
+            return squared_norm(self.gradient_UOI)
+        positions = x_UPI.shape[1]
+        if positions * sum(self.weight.shape) < self.weight.numel():
+            squared_U = ghost(x_UPI, grad_UPO)
+        else:
+            squared_U = squared_norm(torch.bmm(grad_UPO.mT, x_UPI))
+        squared_U, self.cancelled_U = resolve(
+            squared_U,
+            (x_UPI.square().sum(-1) * grad_UPO.square().sum(-1)).sum(1),
+            [positions] * len(squared_U),
+            lambda unit: squared_norm_of(x_UPI[unit].double(), grad_UPO[unit].double()),
+        )
+        return squared_U
 
     def add_weighted(self, coefficient_U: Tensor, total: Tensor) -> None:
         if self.gradient_UOI is not None:
@@ -155,7 +149,7 @@ class Segments:
 
     Attributes:
         slots: the slots (held, so that their id stays theirs).
-        units: number of units U. unit_M: each slot's unit.
+        units: number of units U. unit_M, segment_M: each slot's unit and segment.
         lengths: slots of each of the E * U segments, zeros included.
 
     """
@@ -165,8 +159,9 @@ class Segments:
         self.slots, self.units = slots, layout.units
         expert_M = torch.arange(experts).repeat_interleave(torch.tensor(slots.offsets).diff())
         self.unit_M = layout.unit_B[slots.token_M // slots.positions]
+        self.segment_M = expert_M * layout.units + self.unit_M
         self.lengths: list[int] = torch.bincount(
-            expert_M * layout.units + self.unit_M, minlength=experts * layout.units
+            self.segment_M, minlength=experts * layout.units
         ).tolist()
 
     def pairs(self, x_MI: Tensor, grad_MO: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -188,10 +183,17 @@ class GroupedRecord:
         self.gradient_SOI: Tensor | None = None
 
     def squared_norms(self) -> Tensor:
-        pairs = self.segments.pairs(self.x_MI, self.grad_MO)
+        pairs = list(self.segments.pairs(self.x_MI, self.grad_MO))
         kept = self.x_MI.numel() + self.grad_MO.numel()
         if self.segments.units * self.weight.numel() > _KEEP * kept:
-            squared_S = torch.stack([_segment_squared_norm(x, grad) for x, grad in pairs])
+            squared_S = torch.stack([squared_norm_of(x, grad) for x, grad in pairs])
+            terms_M = self.x_MI.square().sum(1) * self.grad_MO.square().sum(1)
+            squared_S, _ = resolve(
+                squared_S,
+                torch.zeros_like(squared_S).index_add_(0, self.segments.segment_M, terms_M),
+                self.segments.lengths,
+                lambda segment: squared_norm_of(*(t.double() for t in pairs[segment])),
+            )
         else:
             self.gradient_SOI = self.x_MI.new_empty(
                 len(self.segments.lengths), *self.weight.shape[1:]
@@ -229,14 +231,6 @@ class GroupedRecord:
         self.grad_MO = self.grad_MO.masked_fill(bad_M1, 0.0)
 
 
-def _segment_squared_norm(x_NI: Tensor, grad_NO: Tensor) -> Tensor:
-    """Squared norm of grad^T x, by whichever of the two ways takes fewer operations."""
-    positions, inputs, outputs = *x_NI.shape, grad_NO.shape[1]
-    if positions * (inputs + outputs) > inputs * outputs:
-        return squared_norm((grad_NO.T @ x_NI)[None])[0]
-    return (x_NI @ x_NI.T).mul_(grad_NO @ grad_NO.T).sum()
-
-
 class ScaleRecord:
     """y = x * w: the unit's gradient is a vector, kept as it is."""
 
@@ -263,12 +257,24 @@ class EmbeddingRecord:
     ) -> None:
         self.weight, self.layout = weight, layout
         self.token_BT, self.grad_BTD = token_BT, grad_BTD
+        self.cancelled_U = torch.zeros(layout.units, dtype=torch.bool)
 
     def squared_norms(self) -> Tensor:
         token_UP = self.layout.gather(self.token_BT)
         grad_UPD = self.layout.gather_gradient(self.grad_BTD)
         same_UPP = token_UP[:, :, None] == token_UP[:, None, :]
-        return (torch.bmm(grad_UPD, grad_UPD.mT) * same_UPP).sum((1, 2))
+
+        def exact(unit: int) -> Tensor:
+            grad_PD = grad_UPD[unit].double()
+            return ((grad_PD @ grad_PD.T) * same_UPP[unit]).sum()
+
+        squared_U, self.cancelled_U = resolve(
+            (torch.bmm(grad_UPD, grad_UPD.mT) * same_UPP).sum((1, 2)),
+            grad_UPD.square().sum((1, 2)),
+            [token_UP.shape[1]] * len(token_UP),
+            exact,
+        )
+        return squared_U
 
     def add_weighted(self, coefficient_U: Tensor, total: Tensor) -> None:
         grad_BTD = self.grad_BTD * coefficient_U[self.layout.unit_B][:, None, None]
