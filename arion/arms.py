@@ -33,6 +33,7 @@ from models.optimiser import OptimiserState, adam_step
 from models.recipe import Recipe, prepare
 from models.vector import read_vector, write_vector
 from privacy.dp.keystream import derive_seeded_key
+from privacy.dp.lattice import release_variance
 from privacy.dp.noise import SeededGaussian
 from privacy.dp.plan import PrivateStep
 from privacy.dp.sampling import PoissonSampler, SeededUniform
@@ -135,7 +136,7 @@ def _train_alone(job: Job, setting: Setting, records: list[Record], label: str) 
     state, rounds = OptimiserState.start(read_vector(model)), setting.run.training.rounds
     for number in range(1, rounds + 1):
         sum_D = _noised_sum(trainer, step, (job.seed, label, number))
-        variance = step.sum_noise_variance(1)
+        variance = release_variance(step, 1)
         state = adam_step(
             state, sum_D, step.expected_batch, optimiser, rounds, noise_variance=variance
         )

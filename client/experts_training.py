@@ -25,7 +25,7 @@ from models.owned import PublicInputs, branch, owned_tensors, router_rows, seque
 from models.tokenizer import stack_rows
 from models.vector import read_vector, trainable_layout, write_vector
 from privacy.dp.domain_embedding import release_embedding
-from privacy.dp.lattice import noised_sum
+from privacy.dp.lattice import noised_sum, release_variance
 from privacy.dp.sampling import PoissonSampler
 from privacy.experts_job import ExpertsJob
 from privacy.ledger.files import replace_durably, sync_directory
@@ -107,7 +107,7 @@ class ExpertsTraining:
             step.expected_batch,
             self._job.optimiser,
             step.releases,
-            noise_variance=step.sum_noise_variance(1),
+            noise_variance=release_variance(step, 1),
         )
 
     def _rows(self) -> Tensor:

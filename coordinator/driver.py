@@ -26,7 +26,7 @@ from models.language_model import LanguageModel
 from models.optimiser import OptimiserState, adam_step
 from models.recipe import prepare
 from models.vector import read_vector, trainable_layout, write_vector
-from privacy.dp.lattice import decode
+from privacy.dp.lattice import decode, release_variance
 from privacy.identity import IdentityKey
 from privacy.ledger.log import LedgerLog
 from privacy.rounds import LARGEST_ATTEMPT, RoundPlan, quorum_for, sign_plan
@@ -195,7 +195,7 @@ class RunDriver:
             plan.step.expected_batch,
             self.settings.optimiser,
             self.settings.rounds,
-            noise_variance=plan.step.sum_noise_variance(len(attempt.survivors)),
+            noise_variance=release_variance(plan.step, len(attempt.survivors)),
         )
         self._store.save_state(self.state)
         write_vector(self._model, self.state.vector_D)

@@ -110,15 +110,6 @@ class PrivateStep(BaseModel):
             return self.node_noise_std / self.noise_in_lattice_units
         return float(2 * LARGEST_COHORT * VALUE_BOUND / 2**32)
 
-    def sum_noise_variance(self, survivors: int) -> float:
-        """Variance per coordinate of the noise in a sum of so many members, rounding included.
-
-        |A| (sigma_i^2 + gamma^2 / 12): all members' noise, not only that which epsilon counts on.
-        """
-        if not self.is_private:
-            return 0.0
-        return survivors * (self.node_noise_std**2 + self.lattice_scale**2 / 12)
-
     def event(self) -> DpEvent:
         """The DP event of one release, for a unit of an honest node."""
         return self._release_event(self.noise_multiplier)

@@ -3,9 +3,7 @@
 import json
 import math
 import sys
-from collections.abc import Callable
 
-import numpy as np
 import pytest
 from dp_accounting.dp_event import (
     ComposedDpEvent,
@@ -19,8 +17,6 @@ from dp_accounting.dp_event import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privacy.dp.lattice import decode, encode
-from privacy.dp.noise import SeededGaussian
 from privacy.dp.plan import PlanError, PrivateStep, event_from_json, event_json
 
 
@@ -127,16 +123,3 @@ def test_foreign_events_are_refused_without_importing_anything(change):
 def test_unknown_events_are_never_written(event):
     with pytest.raises(PlanError):
         event_json(event)
-
-
-def test_the_sums_noise_is_that_of_all_members(gaussian: Callable[..., SeededGaussian]) -> None:
-    """Brute force: the variance of many sums of encoded zeros."""
-    step = PrivateStep(
-        clipping_norm=2.0, noise_multiplier=1.5, sampling_probability=0.5, expected_batch=8.0,
-        honest_survivors=3, releases=1, unit="record",
-    )  # fmt: skip
-    shares = [
-        decode(encode(np.zeros(40_000, np.float32), step, gaussian(member)), step)
-        for member in range(5)
-    ]
-    assert float(np.var(sum(shares))) == pytest.approx(step.sum_noise_variance(5), rel=0.03)
