@@ -157,9 +157,10 @@ def router_rows(
 
     The row of an owned expert is its source's row plus one gate vector per layer. The gate's logit
     over public tokens has, exactly, standard deviation `gain` along the direction and mean
-    -`margin`, both in units of the mean standard deviation of the model's own router logits there;
-    over the owner's text it is higher by as much as that text differs. Only the direction of
-    `direction_LD` matters, so a noised sum serves as well as a mean.
+    -`margin`, both in units of the mean standard deviation of the model's own router logits there
+    (1 where that is 0: a dense model's router). Over the owner's text it is higher by as much as
+    that text differs. Only the direction of `direction_LD` matters, so a noised sum serves as well
+    as a mean.
 
     Args:
         direction_LD: sum or mean of the owner's centred embeddings (`sequence_embeddings`).
@@ -174,12 +175,13 @@ def router_rows(
     if not (torch.isfinite(norm_L) & (norm_L > 0)).all():
         raise OwnedError(
             "Expected a finite domain direction other than zero in every layer, got another. "
-            "Give text of the domain, or more noise-free units."
+            "Give more text of the domain."
         )
     rows = []
     for block, direction_D, x_PD in zip(_blocks(model), direction_LD, public.x_LPD, strict=True):
         own_ED = block.experts.router.weight.detach().float()
-        unit = (x_PD @ own_ED.T).std(0).mean()
+        spread = (x_PD @ own_ED.T).std(0).mean()
+        unit = spread if spread > 0 else torch.ones(())  # a dense base's router is zero
         centre_D = x_PD.mean(0)
         along_D = centre_D / centre_D.norm().square()
         across_D = direction_D - (direction_D @ centre_D) * along_D

@@ -49,7 +49,7 @@ def make_module(
         base_digest=model_digest(base), sources=sources, recipe={},
     )  # fmt: skip
     path = write_module(folder, owned_tensors(model), facts)
-    return read_module(path, CONFIG, model_digest(base))
+    return read_module(path, base.config, model_digest(base))
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +134,20 @@ def test_transformers_loads_a_composed_folder(
         (tmp_path / "m" / "experts.json").write_text(damaged)
         with pytest.raises(OwnedError, match="Compose the model again"):
             read_ownership(tmp_path / "m")
+
+
+def test_modules_of_a_base_without_query_norms_become_a_mixtral(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = CONFIG.model_copy(update={"qk_norm": "none"})
+    base = Decoder(config, torch.Generator().manual_seed(1))
+    module = make_module(tmp_path / "modules", base, "court", (0, 3), 5, 0.3)
+    composed, tokenizer = compose(base, [module]), Tokenizer.train(["a few words"] * 3, 300)
+    owners = ownership(base, model_digest(base), [module])
+    save_composed(composed, tokenizer, owners, tmp_path / "m")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m").eval()
+    assert type(theirs).__name__ == "MixtralForCausalLM"
+    with torch.no_grad():
+        torch.testing.assert_close(composed(TOKENS), theirs(TOKENS).logits, rtol=0, atol=1e-4)
 
 
 @torch.no_grad()

@@ -193,3 +193,18 @@ def test_a_bank_is_not_lost_on_the_way_to_disk(model: Decoder, tmp_path: Path) -
     with pytest.raises(CheckpointError, match="module"):
         save_model(model, tokenizer, tmp_path / "m")
     assert not list(tmp_path.iterdir())
+
+
+def test_rows_of_a_dense_base_have_a_scale_too() -> None:
+    """Its router is all zeros: the gate is then in units of one."""
+    dense = Decoder(
+        CONFIG.model_copy(update={"experts": 1, "experts_per_token": 1}),
+        torch.Generator().manual_seed(1),
+    )
+    for block in dense.blocks:
+        block.experts.router.weight.data.zero_()
+    public = public_inputs(dense, TOKENS)
+    direction = torch.randn(2, 32, generator=torch.Generator().manual_seed(6))
+    rows = router_rows(dense, direction, (0,), public, gain=2.0, margin=0.0)
+    logits = torch.einsum("lpd,lnd->lpn", public.x_LPD, rows)
+    torch.testing.assert_close(logits.std(1), torch.full((2, 1), 2.0), rtol=1e-3, atol=0)
