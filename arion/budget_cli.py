@@ -11,7 +11,7 @@ from rich.table import Table
 
 from arion.errors import user_errors
 from arion.planner import Outlook, Verdict, consider, plan_run
-from arion.run_file import load_run_file
+from arion.run_file import RunFile, RunFileError, load_run_file
 from client.node import CONSENT_FILE, LEDGER_FOLDER
 from privacy.consent import Consent, load_consent
 from privacy.dp.accountant import AccountantError, calibrate_noise_multiplier, epsilon_after
@@ -25,6 +25,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Delta = Annotated[float, typer.Option(help="Delta of the whole schedule.")]
 Rounds = Annotated[int, typer.Option(help="Releases of the schedule, T.", min=1)]
 Sampling = Annotated[float, typer.Option(help="Chance q that a unit is drawn into a round.")]
+UnitsPerNode = Annotated[int, typer.Option(help="Privacy units that each member trains on.", min=1)]
+Members = Annotated[int | None, typer.Option(help="Members; default: federation.nodes.")]
 Length = Annotated[
     int, typer.Option(help="Coordinates of a release; 0 leaves rounding out.", min=0)
 ]
@@ -84,10 +86,8 @@ def epsilon_command(  # noqa: PLR0917  (its options are its interface)
 
 def plan_command(  # noqa: PLR0917  (its options are its interface)
     run_file: Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run.")],
-    units_per_node: Annotated[
-        int, typer.Option(help="Privacy units that each member trains on.", min=1)
-    ],
-    nodes: Annotated[int | None, typer.Option(help="Members; default: federation.nodes.")] = None,
+    units_per_node: UnitsPerNode,
+    nodes: Members = None,
     unit: Annotated[str, typer.Option(help="The privacy unit.")] = "record",
     consent: Annotated[
         list[Path] | None, typer.Option(help="A consent.toml to hold the run against; repeatable.")
@@ -105,14 +105,12 @@ def plan_command(  # noqa: PLR0917  (its options are its interface)
     """
     with user_errors():
         run = load_run_file(run_file, {})
-        members = nodes or run.federation.nodes
-        if members is None:
-            raise ValueError(
-                "Expected the number of members, got neither --nodes nor federation.nodes. "
-                "Give --nodes."
-            )
         outlook = plan_run(
-            run, nodes=members, units_per_node=units_per_node, unit=unit, target=target
+            run,
+            nodes=members_of(run, nodes),
+            units_per_node=units_per_node,
+            unit=unit,
+            target=target,
         )
         verdicts = {str(path): consider(outlook, load_consent(path)) for path in consent or ()}
     if as_json:
@@ -121,6 +119,17 @@ def plan_command(  # noqa: PLR0917  (its options are its interface)
     else:
         _print_outlook(outlook, verdicts)
     raise typer.Exit(1 if any(verdict.refused for verdict in verdicts.values()) else 0)
+
+
+def members_of(run: RunFile, nodes: int | None) -> int:
+    """Return how many members a run has, by the option or by its file."""
+    members = nodes or run.federation.nodes
+    if members is None:
+        raise RunFileError(
+            "Expected the number of members, got neither --nodes nor federation.nodes. "
+            "Give --nodes."
+        )
+    return members
 
 
 @dataclass(frozen=True)
