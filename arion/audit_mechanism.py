@@ -99,7 +99,7 @@ def _log_likelihood_ratio(sum_M: NDArray[np.float64], step: PrivateStep) -> NDAr
     """Log of in over out: a mixture of drawn and not drawn, against noise alone."""
     q, clip = step.sampling_probability, step.clipping_norm
     variance = release_variance(step, step.honest_survivors)
-    drawn_M = np.log(q) + (2 * sum_M * clip - clip**2) / (2 * variance)
+    drawn_M: NDArray[np.float64] = np.log(q) + (2 * sum_M * clip - clip**2) / (2 * variance)
     if q == 1:
         return drawn_M
     ratio_M: NDArray[np.float64] = np.logaddexp(np.log1p(-q), drawn_M)
