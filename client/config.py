@@ -25,8 +25,8 @@ class NodeConfig(BaseModel):
         base_model: model folder that runs start from.
         heldout, validation: shares of record groups that are never trained on.
         part, parts: this node holds the units whose hash falls to `part` of `parts`.
-        chunk_sequences: sequences processed at once; 1 computes every unit alone, which keeps a model
-            built to enlarge rounding from coupling them (docs/privacy.md, "What is not covered").
+        chunk_sequences: sequences processed at once; 1 computes every unit alone, which keeps a
+            model built to enlarge rounding from coupling them (docs/privacy.md, section 10).
         pad_draws: process every draw in the same number of chunks, so that the time a round takes
             does not tell how many units were drawn.
         seed: of a seeded simulation, whose noise anyone can recompute; None takes noise from the

@@ -59,6 +59,7 @@ class Findings:
     noises: set[str] = field(default_factory=set)
     plans: set[str] = field(default_factory=set)
     modules: dict[str, ModuleSpend] = field(default_factory=dict)
+    jobs: set[str] = field(default_factory=set)
 
 
 @dataclass
@@ -83,7 +84,7 @@ def check_node_entries(entries: Sequence[Entry]) -> Findings:
 
     Returns:
         Failures (empty if all holds), runs with their cost, kinds of noise, plans and modules
-        debited.
+        debited, jobs reserved.
 
     """
     return _NodeReader().read(entries)
@@ -123,6 +124,8 @@ class _NodeReader:
             self._fail(entry, f"run {body.run!r} is reserved a second time")
             return
         self._runs[body.run] = _Run(body)
+        if body.job is not None:
+            self._found.jobs.add(body.job)
         try:
             owed = schedule_epsilon_micro(body.event, body.releases, body.delta_1e15)
         except ValueError as error:

@@ -1,28 +1,27 @@
 """Released modules of owned experts, held against their owner's ledger."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from privacy.ledger.budget import ModuleSpend, format_micro
 
 SEALED_FOLDER = "sealed"
-"""Folder in a node's home whose modules have not left it: they may still lack their debit."""
+"""Folder of a job in a node's home: its module lacks its debit until the job is done."""
 
 _WEIGHTS = re.compile(r"[0-9a-f]{64}\.safetensors")
 
 
 def find_modules(root_dir: Path) -> list[Path]:
-    """Weights of the modules below a folder, `OWNER/DIGEST.safetensors`, sealed ones left out."""
-    return sorted(
-        path
-        for path in root_dir.rglob("*.safetensors")
-        if _WEIGHTS.fullmatch(path.name) and path.parent.parent.name != SEALED_FOLDER
-    )
+    """Weights of the modules below a folder, `OWNER/DIGEST.safetensors`."""
+    return sorted(p for p in root_dir.rglob("*.safetensors") if _WEIGHTS.fullmatch(p.name))
 
 
 def module_faults(
-    owner: str, modules: Sequence[Path], debited: Mapping[str, ModuleSpend]
+    owner: str,
+    modules: Sequence[Path],
+    debited: Mapping[str, ModuleSpend],
+    unfinished: Container[str],
 ) -> Iterator[str]:
     """Tell what is wrong with an owner's modules, given what its ledger debited.
 
@@ -30,14 +29,28 @@ def module_faults(
     weights and this card. 3. The claim is for the reserved unit, and no lower than the charge.
 
     Args:
-        owner: name of the ledger; modules in folders of other names are left out.
+        owner: name of the ledger; modules whose folder and card name others are left out.
         modules: weights, as `find_modules` returns them.
         debited: what was charged for each module, by the digest of its weights.
+        unfinished: digests of jobs that were reserved and not debited; what they sealed in the
+            node's home is left out.
 
     """
     for path in modules:
-        if path.parent.name == owner:
+        sealed = path.parent.parent
+        if sealed.name == SEALED_FOLDER and sealed.parent.name in unfinished:
+            continue
+        if owner in (path.parent.name, _owner_on_card(path)):
             yield from (f"module {path}: {fault}" for fault in _faults(path, debited))
+
+
+def _owner_on_card(weights: Path) -> str | None:
+    from models.expert_module import read_card  # noqa: PLC0415
+
+    try:
+        return read_card(weights).owner
+    except (ValueError, OSError):
+        return None
 
 
 def _faults(path: Path, debited: Mapping[str, ModuleSpend]) -> Iterator[str]:
@@ -53,6 +66,8 @@ def _faults(path: Path, debited: Mapping[str, ModuleSpend]) -> Iterator[str]:
     if (digest, digest) != (path.stem, card.weights_digest):  # 1
         yield "its weights were altered: their digest is not that of its name and card"
         return
+    if card.owner != path.parent.name:  # 1
+        yield f"its card names {card.owner!r}, and its folder {path.parent.name!r}"
     spend = debited.get(digest)
     if spend is None:  # 2
         if not isinstance(card.privacy, str):

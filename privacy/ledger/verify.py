@@ -115,5 +115,8 @@ def _foul_modules(
 ) -> Iterator[str]:
     if report.kind != "node":
         return
-    copies = (dict(other.modules) for other in reports if other.name == report.name)
-    yield from module_faults(report.name, modules, ChainMap(*copies))
+    copies = [other for other in reports if other.name == report.name]
+    debited = ChainMap(*(dict(copy.modules) for copy in copies))
+    begun = frozenset().union(*(copy.jobs for copy in copies))
+    done = frozenset().union(*(copy.plans for copy in copies))
+    yield from module_faults(report.name, modules, debited, begun - done)

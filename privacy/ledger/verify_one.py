@@ -42,6 +42,7 @@ class LedgerReport:
         roots: Merkle roots, hex: `roots[n]` is that of the first n entries.
         plans: plan digests that a node debited.
         modules: modules of owned experts that a node debited, by the digest of their weights.
+        jobs: digests of the jobs that a node reserved for such modules.
         survivors: members by plan digest, of a coordinator's recorded rounds.
         failures: what is wrong, in words; empty if the ledger holds.
         notes: what is worth knowing and not wrong.
@@ -64,6 +65,7 @@ class LedgerReport:
     roots: tuple[str, ...] = ()
     plans: frozenset[str] = frozenset()
     modules: Mapping[str, ModuleSpend] = field(default_factory=dict)
+    jobs: frozenset[str] = frozenset()
     survivors: tuple[tuple[str, tuple[str, ...]], ...] = ()
     failures: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -264,6 +266,7 @@ def _with_budget(report: LedgerReport, entries: list[Entry]) -> LedgerReport:
         noise=", ".join(sorted(found.noises, reverse=True)) or "-",
         plans=frozenset(found.plans),
         modules=found.modules,
+        jobs=frozenset(found.jobs),
         failures=(*report.failures, *found.failures),
     )
 

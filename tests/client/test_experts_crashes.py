@@ -164,4 +164,6 @@ def test_a_debited_module_that_was_damaged_is_not_trained_again(
     with pytest.raises(PlanRefused, match="this one stays charged"):
         home.train()
     assert len(home.bodies("experts-debited")) == 1
-    assert home.report().is_ok
+    failures = home.report().failures
+    assert all(failure.startswith("module ") for failure in failures)
+    assert len(failures) == sum(1 for path in sealed_parts(home) if path.suffix == ".safetensors")

@@ -203,7 +203,7 @@ def test_a_module_that_was_tampered_with_is_found(
 @pytest.mark.parametrize(
     "place",
     [
-        lambda make, root: released(make, root / "home" / "sealed"),
+        lambda make, root: released(make, root / "home" / make.digest(300) / "sealed"),
         lambda make, root: released(make, root / "out", privacy=NOT_PRIVATE),
         lambda make, root: released(make, root / "out", owner="hospital-b"),
     ],
@@ -214,6 +214,41 @@ def test_what_needs_no_debit_is_left_alone(
 ) -> None:
     place(make, tmp_path)
     assert found(tmp_path, pins, make, [make.joined(), make.reserved_experts()]) == ""
+
+
+@pytest.mark.parametrize(
+    "hide",
+    [
+        lambda make, root: released(make, root / "sealed"),
+        lambda make, root: released(make, root / make.digest(301) / "sealed"),
+        lambda make, root: move(released(make, root / "out"), root / "out" / "nobody"),
+        lambda make, root: move(released(make, root / "out", owner="hospital-b"), root / OWNER),
+    ],
+    ids=["a folder of that name", "a job never reserved", "another's folder", "another's card"],
+)
+def test_a_module_cannot_be_hidden_from_its_ledger(
+    tmp_path: Path, pins: Pins, make: Make, hide: Callable[[Make, Path], Path]
+) -> None:
+    hide(make, tmp_path)
+    entries = [make.joined(), make.reserved_experts()]
+    assert "claims an epsilon and was never debited" in found(tmp_path, pins, make, entries)
+
+
+def test_a_sealed_module_is_checked_once_its_job_is_done(
+    tmp_path: Path, pins: Pins, make: Make
+) -> None:
+    weights = released(make, tmp_path / "home" / make.digest(300) / "sealed")
+    entries = [make.joined(), make.reserved_experts(), debit_of(make, weights)]
+    assert found(tmp_path, pins, make, entries) == ""
+    alter_weights(weights)
+    assert "its weights were altered" in "\n".join(verify_tree(tmp_path, pins)[0].failures)
+
+
+def move(weights: Path, folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    for path in (weights, card_path(weights)):
+        path.rename(folder / path.name)
+    return folder / weights.name
 
 
 def test_a_reservation_written_before_jobs_were_named_keeps_its_bytes(make: Make) -> None:
