@@ -11,7 +11,8 @@ import tomli_w
 from arion.institutions import Institution
 from client.config import NODE_FILE
 from client.data import DataConfig, DataError
-from client.node import CONSENT_FILE, COORDINATOR
+from client.histories import COORDINATOR
+from client.node import CONSENT_FILE
 from client.node import IDENTITY_FILE as NODE_IDENTITY_FILE
 from coordinator.driver import IDENTITY_FILE
 from coordinator.settings import SETTINGS_FILE, RunSettings, save_settings

@@ -27,10 +27,11 @@ from protos.messages import (
 from protos.round_messages import (
     Done,
     EpochRequest,
-    HeadCountersigned,
     HeadHeld,
     HeadOffer,
     HeadQuery,
+    OwnHead,
+    OwnHeadShown,
     RunClose,
     UploadRequest,
 )
@@ -82,6 +83,17 @@ def accept_roster(message: Message, context: Context) -> Message:
     return _answer(message, context, RosterMessage, act)
 
 
+@app.query("recall")
+def recall(message: Message, context: Context) -> Message:
+    """Hold this node's own ledger against the newest head of it that the coordinator kept."""
+
+    def act(node: Node, parcel: Parcel) -> Parcel:
+        assert isinstance(parcel.message, OwnHeadShown)
+        return Parcel(OwnHead(node.recall(parcel.message.head)))
+
+    return _answer(message, context, OwnHeadShown, act)
+
+
 @app.train("upload")
 def upload(message: Message, context: Context) -> Message:
     """Train under a plan and release one sealed upload."""
@@ -128,7 +140,7 @@ def countersign(message: Message, context: Context) -> Message:
 
     def act(node: Node, parcel: Parcel) -> Parcel:
         assert isinstance(parcel.message, HeadOffer)
-        return Parcel(HeadCountersigned(node.countersign(parcel.message)))
+        return Parcel(node.countersign(parcel.message))
 
     return _answer(message, context, HeadOffer, act)
 

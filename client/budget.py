@@ -54,6 +54,11 @@ class NodeBooks:
         """Whose books they are."""
         return self._log.name
 
+    @property
+    def has_released(self) -> bool:
+        """Whether an upload to a round was ever debited."""
+        return bool(self._debits)
+
     def join(self, noise: Noise) -> None:
         """Bind the node to its consent, once for each version of it, and sign what is there."""
         body = FederationJoined(

@@ -13,6 +13,7 @@ from client.budget import NodeBooks
 from client.config import NodeError, load_node_config
 from client.epoch import Epoch, EpochKeeper
 from client.gate import ExpertsTrainer, Gate
+from client.histories import Histories
 from client.module_outbox import ModuleOutbox, SealedModule
 from client.outbox import Outbox, SealedUpload
 from client.training import LocalTrainer, unit_rows
@@ -25,9 +26,6 @@ from privacy.canonical import canonical_bytes, sha256_hex
 from privacy.consent import load_consent
 from privacy.experts_job import ExpertsJob
 from privacy.identity import IdentityKey, Signed
-from privacy.ledger.entries import ForkError
-from privacy.ledger.files import replace_durably
-from privacy.ledger.head import COUNTERSIGN_DOMAIN, HeadWitness
 from privacy.ledger.log import LedgerLog
 from privacy.rounds import PlanCode, PlanRefused, RoundPlan
 from privacy.secagg.header import RefusalCode, SecAggRefused
@@ -35,14 +33,11 @@ from privacy.secagg.keys import accept_roster
 from privacy.secagg.node import SecAggNode
 from privacy.secagg.store import SqliteRoundStore
 from protos.messages import SurvivorSignature, SurvivorsRequest, UnmaskReply, UnmaskRequest
-from protos.round_messages import HeadOffer, UploadRequest
+from protos.round_messages import HeadCountersigned, HeadOffer, UploadRequest
 
 IDENTITY_FILE = "identity.key"
 CONSENT_FILE = "consent.toml"
 LEDGER_FOLDER = "ledger"
-FORK_FILE = "FORK"
-COORDINATOR = "coordinator"
-"""Name of the coordinator's ledger, in pins and in witnessed heads."""
 
 _LOG = logging.getLogger("arion.node")
 
@@ -73,9 +68,6 @@ class Node:
         self._ledger = LedgerLog(home / LEDGER_FOLDER, self.config.name)
         self._store = SqliteRoundStore(home / "rounds.sqlite")
         self._epochs = EpochKeeper(home, self.config.name, self._identity)
-        self._witness = HeadWitness(
-            home / f"{COORDINATOR}.witness.json", COORDINATOR, self.config.name
-        )
         books = NodeBooks(self._ledger, self._identity, self.consent)
         try:
             books.join("csprng" if self.config.seed is None else "seeded, not private")
@@ -83,6 +75,8 @@ class Node:
             self.close()
             raise
         self._books = books
+        key = bytes.fromhex(self.consent.coordinator_key)
+        self._histories = Histories(home, self._ledger, books, self._identity, key)
         self._outbox = Outbox(home / "outbox")
         modules = ModuleOutbox(home / "experts")
         self._gate = Gate(self.consent, books, self._outbox, modules, runtime, self.config.seed)
@@ -136,10 +130,12 @@ class Node:
 
         """
         with self._lock:
-            self._check_no_fork(hashlib.sha256(request.plan.payload).digest())
+            member = self._in_epoch()
+            self._histories.verify_recalled()
+            self._histories.verify_whole(hashlib.sha256(request.plan.payload).digest())
             sealed = self._gate.release(
                 request.plan,
-                self._in_epoch(),
+                member,
                 lambda plan: self._open_trainer(plan, request.recipe, vector),
             )
             plan = RoundPlan.from_payload(request.plan.payload)
@@ -153,7 +149,7 @@ class Node:
     ) -> SealedModule:
         """Train and seal owned experts; see `client.gate.Gate.release_experts`."""
         with self._lock:
-            self._check_no_fork(job.digest())
+            self._histories.verify_whole(job.digest())
             return self._gate.release_experts(job, open_training)
 
     def sign_survivors(self, request: SurvivorsRequest) -> SurvivorSignature:
@@ -169,24 +165,18 @@ class Node:
 
     def held_head(self) -> int:
         """Size of the newest head of the coordinator's ledger that this node holds."""
-        held = self._witness.held
-        return 0 if held is None else held.size
+        return self._histories.held_size
 
-    def countersign(self, offer: HeadOffer) -> Signed:
-        """Countersign the coordinator's newest head, if it extends the one held.
-
-        Raises:
-            ForkError: the coordinator's ledger shows another history; training stops.
-
-        """
+    def countersign(self, offer: HeadOffer) -> HeadCountersigned:
+        """Countersign the coordinator's newest head; see `client.histories.Histories`."""
         with self._lock:
-            key = bytes.fromhex(self.consent.coordinator_key)
-            try:
-                payload = self._witness.accept(offer.head, offer.proof, key)
-            except ForkError as error:
-                replace_durably(self.home / FORK_FILE, str(error).encode() + b"\n")
-                raise
-            return self._identity.sign(COUNTERSIGN_DOMAIN, payload)
+            signed = self._histories.countersign(offer)
+            return HeadCountersigned(signed, self._histories.own_head())
+
+    def recall(self, shown: Signed | None) -> Signed:
+        """Hold the own ledger against a head of it; see `client.histories.Histories.recall`."""
+        with self._lock:
+            return self._histories.recall(shown)
 
     def close_run(self, federation: str, run: str) -> None:
         """Note that a run makes no more releases, and forget the keys that its masks came from."""
@@ -262,17 +252,6 @@ class Node:
                 "federation",
                 f"Expected federation {self.consent.federation!r}, got {federation!r}.",
             )
-
-    def _check_no_fork(self, plan_digest: bytes) -> None:
-        if (self.home / FORK_FILE).exists():
-            refusal = PlanRefused(
-                PlanCode.FORKED_LEDGER,
-                "",
-                f"Expected one history of the coordinator's ledger, got two: see {FORK_FILE} in "
-                "this node's home. An officer must settle it, then remove that file.",
-            )
-            self._books.refuse(refusal, plan_digest)
-            raise refusal
 
     def _check_unit(self) -> None:
         """One record's removal must be one unit's removal, and nothing else."""

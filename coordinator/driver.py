@@ -15,6 +15,7 @@ import torch
 from coordinator.attempt import AttemptReport, AttemptRunner, Members
 from coordinator.channel import Channel, Traffic
 from coordinator.epoch import enter_epoch
+from coordinator.member_heads import MemberHeads
 from coordinator.outcome import RoundOutcome, tell_observer
 from coordinator.records import RunRecords
 from coordinator.settings import RunError, RunSettings, load_settings
@@ -40,6 +41,7 @@ from protos.wire import Parcel
 IDENTITY_FILE = "identity.key"
 LEDGER_FOLDER = "ledger"
 LEDGER_NAME = "coordinator"
+MEMBERS_FOLDER = "members"
 _NEAR_THE_EDGE = 7 / 8
 _LOG = logging.getLogger("arion.coordinator")
 
@@ -62,7 +64,9 @@ class RunDriver:
         self._store = RunStore(home)
         self._ledger = LedgerLog(home / LEDGER_FOLDER, LEDGER_NAME)
         self._records = RunRecords(self._ledger, self.settings)
-        self._witnesses = Witnesses(self._ledger, self._key, self.settings.members, channel)
+        pins = self.settings.members
+        self._heads = MemberHeads(home / MEMBERS_FOLDER, pins)
+        self._witnesses = Witnesses(self._ledger, self._key, pins, channel, self._heads)
         self._members: Members | None = None
         try:
             self.state = self._restore()
@@ -127,6 +131,7 @@ class RunDriver:
             opened, attempt = self._sum(runner, attempt)
         except SecAggAbort as abort:
             attempt = self._abort(attempt, abort)
+            self._witnesses.collect(members, self.settings.deadline_s)
             self._tell(attempt, runner.report, before)
             self._leave_epoch(runner.report)
             _check_reachable(runner.report, plan)
@@ -169,7 +174,7 @@ class RunDriver:
         """Return the members of the epoch we are in, entering one where need be."""
         if self._members is None:
             epoch = number or self._store.next_epoch()
-            self._members = enter_epoch(self.settings, epoch, self._channel)
+            self._members = enter_epoch(self.settings, epoch, self._channel, self._heads)
         return self._members
 
     def _leave_epoch(self, report: AttemptReport) -> None:

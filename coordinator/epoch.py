@@ -4,21 +4,24 @@ from collections.abc import Mapping
 
 from coordinator.attempt import Members
 from coordinator.channel import Channel
+from coordinator.member_heads import MemberHeads
 from coordinator.settings import RunError, RunSettings
-from privacy.identity import Signed
+from privacy.identity import SignatureError, Signed
+from privacy.ledger.entries import LedgerError
 from privacy.secagg.keys import KeyBundle, RosterError, accept_roster
 from protos.messages import KeyBundleMessage, Refusal, RosterMessage
-from protos.round_messages import Done, EpochRequest
+from protos.round_messages import Done, EpochRequest, OwnHead, OwnHeadShown
 from protos.wire import Parcel
 
 
-def enter_epoch(settings: RunSettings, epoch: int, channel: Channel) -> Members:
-    """Collect and relay the bundles of an epoch.
+def enter_epoch(settings: RunSettings, epoch: int, channel: Channel, heads: MemberHeads) -> Members:
+    """Collect and relay the bundles of an epoch, and show each member its newest ledger head.
 
     Args:
         settings: names the federation and pins its members.
         epoch: number of the epoch; members that hold its keys answer with the same bundle again.
         channel: the way to the nodes.
+        heads: of the members' own ledgers; what the members answer is kept there.
 
     Returns:
         The verified roster, and where each member is reached.
@@ -38,14 +41,37 @@ def enter_epoch(settings: RunSettings, epoch: int, channel: Channel) -> Members:
     requests = dict.fromkeys(bundles, request)
     accepted = set()
     for address, parcel in channel.exchange("query.roster", requests, Done, settings.deadline_s):
-        if isinstance(parcel.message, Refusal):
-            raise RunError(
-                f"{_name(bundles[address])} refuses the roster of epoch {epoch}: "
-                f"{parcel.message.detail}"
-            )
-        accepted.add(_name(bundles[address]))
+        name = _name(bundles[address])
+        _check_agrees(name, f"the roster of epoch {epoch}", parcel)
+        accepted.add(name)
     _check_complete(accepted, settings, "accept the roster")
-    return Members(roster, addresses)
+    members = Members(roster, addresses)
+    _recall(settings, members, channel, heads)
+    return members
+
+
+def _recall(settings: RunSettings, members: Members, channel: Channel, heads: MemberHeads) -> None:
+    """Show each member the newest head of its own ledger, and keep the one it answers with."""
+    requests = {
+        address: Parcel(OwnHeadShown(heads.newest(name)))
+        for name, address in members.addresses.items()
+    }
+    recalled = set()
+    for address, parcel in channel.exchange("query.recall", requests, OwnHead, settings.deadline_s):
+        name = members.name_at(address)
+        _check_agrees(name, "to go on with its ledger", parcel)
+        assert isinstance(parcel.message, OwnHead)
+        try:
+            heads.keep(name, parcel.message.head)
+        except (SignatureError, LedgerError) as error:
+            raise RunError(f"The ledger head of {name} cannot be kept: {error}") from error
+        recalled.add(name)
+    _check_complete(recalled, settings, "say how far their ledgers are")
+
+
+def _check_agrees(name: str, what: str, parcel: Parcel) -> None:
+    if isinstance(parcel.message, Refusal):
+        raise RunError(f"{name} refuses {what}: {parcel.message.detail}")
 
 
 def addresses_sorted(addresses: Mapping[str, int], bundles: Mapping[int, Signed]) -> list[Signed]:

@@ -1,10 +1,14 @@
-"""The coordinator's ledger head after each round, countersigned by every member that is there."""
+"""The coordinator's ledger head after each attempt, countersigned by every member that is there.
+
+With its countersignature a member sends the newest head of its own ledger, which is kept.
+"""
 
 import logging
 from collections.abc import Mapping
 
 from coordinator.attempt import Members
 from coordinator.channel import Channel
+from coordinator.member_heads import MemberHeads
 from privacy.identity import IdentityKey, SignatureError
 from privacy.ledger.entries import LedgerError
 from privacy.ledger.log import LedgerLog
@@ -23,6 +27,7 @@ class Witnesses:
         key: signs heads.
         members: pinned identity keys by name, hex.
         channel: the way to the members.
+        heads: of the members' own ledgers.
 
     """
 
@@ -32,8 +37,10 @@ class Witnesses:
         key: IdentityKey,
         members: Mapping[str, str],
         channel: Channel,
+        heads: MemberHeads,
     ) -> None:
         self._ledger, self._key, self._channel = ledger, key, channel
+        self._member_heads = heads
         self._pins = {name: bytes.fromhex(pin) for name, pin in members.items()}
         self._held: dict[str, int] = {}
 
@@ -77,6 +84,7 @@ class Witnesses:
         assert isinstance(parcel.message, HeadCountersigned)
         try:
             self._ledger.add_countersignature(self._pins[name], parcel.message.signed)
+            self._member_heads.keep(name, parcel.message.own)
         except (SignatureError, LedgerError) as error:
             _LOG.error("countersignature of %s: %s", name, error)
             return False

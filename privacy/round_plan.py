@@ -46,6 +46,7 @@ class PlanCode(StrEnum):
     WRONG_RECIPE = "wrong-recipe"
     WRONG_MODEL = "wrong-model"
     FORKED_LEDGER = "forked-ledger"
+    RESTORED_LEDGER = "restored-ledger"
     OVER_BUDGET = "over-budget"
     EXPIRED = "expired"
     OWNED_EXPERTS = "owned-experts"

@@ -63,7 +63,7 @@ class UploadRequest(WireMessage):
 
     @classmethod
     def _from_wire(cls, parsed: Any) -> Self:
-        return cls(Signed(parsed.plan.payload, parsed.plan.signature), parsed.recipe)
+        return cls(_from_signed(parsed.plan), parsed.recipe)
 
 
 @dataclass(frozen=True)
@@ -123,25 +123,75 @@ class HeadOffer(WireMessage):
 
     @classmethod
     def _from_wire(cls, parsed: Any) -> Self:
-        return cls(Signed(parsed.head.payload, parsed.head.signature), tuple(parsed.proof))
+        return cls(_from_signed(parsed.head), tuple(parsed.proof))
 
 
 @dataclass(frozen=True)
 class HeadCountersigned(WireMessage):
-    """Member to coordinator: its countersignature under the head offered."""
+    """Member to coordinator: its countersignature under the head offered.
+
+    Attributes:
+        signed: the countersignature.
+        own: newest head of the member's own ledger, to be shown to it again after a restart.
+
+    """
 
     wire = pb.HeadCountersigned
     signed: Signed
+    own: Signed
 
     def __post_init__(self) -> None:
         check_signed("signed", self.signed)
+        check_signed("own", self.own)
 
     def _to_wire(self) -> Message:
-        return pb.HeadCountersigned(signed=_signed(self.signed))
+        return pb.HeadCountersigned(signed=_signed(self.signed), own=_signed(self.own))
 
     @classmethod
     def _from_wire(cls, parsed: Any) -> Self:
-        return cls(Signed(parsed.signed.payload, parsed.signed.signature))
+        return cls(_from_signed(parsed.signed), _from_signed(parsed.own))
+
+
+@dataclass(frozen=True)
+class OwnHeadShown(WireMessage):
+    """Coordinator to member: the newest head of its own ledger that the coordinator holds.
+
+    Attributes:
+        head: signed by the member itself; None before the first.
+
+    """
+
+    wire = pb.OwnHeadShown
+    head: Signed | None
+
+    def __post_init__(self) -> None:
+        if self.head is not None:
+            check_signed("head", self.head)
+
+    def _to_wire(self) -> Message:
+        return pb.OwnHeadShown(head=None if self.head is None else _signed(self.head))
+
+    @classmethod
+    def _from_wire(cls, parsed: Any) -> Self:
+        return cls(_from_signed(parsed.head) if parsed.HasField("head") else None)
+
+
+@dataclass(frozen=True)
+class OwnHead(WireMessage):
+    """Member to coordinator: the newest head of its own ledger, which extends the one shown."""
+
+    wire = pb.OwnHead
+    head: Signed
+
+    def __post_init__(self) -> None:
+        check_signed("head", self.head)
+
+    def _to_wire(self) -> Message:
+        return pb.OwnHead(head=_signed(self.head))
+
+    @classmethod
+    def _from_wire(cls, parsed: Any) -> Self:
+        return cls(_from_signed(parsed.head))
 
 
 @dataclass(frozen=True)
@@ -180,6 +230,10 @@ class Done(WireMessage):
 
 def _signed(signed: Signed) -> SignedBytes:
     return SignedBytes(payload=signed.payload, signature=signed.signature)
+
+
+def _from_signed(parsed: Any) -> Signed:
+    return Signed(parsed.payload, parsed.signature)
 
 
 def _check_text(field: str, text: str) -> None:

@@ -44,7 +44,7 @@ from privacy.dp.lattice import encode
 from privacy.dp.noise import SeededGaussian, derive_seeded_key
 from privacy.dp.plan import PrivateStep
 from privacy.dp.sampling import PoissonSampler, SeededUniform
-from privacy.identity import IdentityKey
+from privacy.identity import IdentityKey, Signed
 from privacy.ledger.pins import PINS_FILE, load_pins
 from privacy.ledger.verify import LedgerReport, verify_tree
 from privacy.rounds import RoundPlan, sign_plan
@@ -202,6 +202,7 @@ class Hands:
     model: Decoder
     members: Members
     bundles: tuple[Any, ...]
+    heads: dict[str, Signed]
 
     @property
     def vector(self) -> bytes:
@@ -242,6 +243,7 @@ class Hands:
         self.nodes[name] = node = Node(self.federation.homes.nodes[name], "simulate")
         node.publish_keys(FEDERATION, 1)
         node.accept_roster(self.bundles)
+        self.heads[name] = node.recall(self.heads[name])
         return node
 
     def outbox(self, name: str) -> list[Path]:
@@ -257,11 +259,12 @@ def take_in_hand(federation: SmallFederation) -> Hands:
     roster = accept_roster(bundles, pins, None, 1, FEDERATION)
     for node in nodes.values():
         node.accept_roster(bundles)
+    heads = {name: node.recall(None) for name, node in nodes.items()}
     model, _ = load_model(settings.base_model)
     prepare(model, settings.recipe)
     key = IdentityKey.load(federation.homes.coordinator / IDENTITY_FILE)
     members = Members(roster, dict.fromkeys(NAMES, 0))
-    return Hands(federation, key, nodes, model, members, bundles)
+    return Hands(federation, key, nodes, model, members, bundles, heads)
 
 
 @contextmanager

@@ -37,6 +37,10 @@ class ForkError(LedgerError):
     """A ledger that showed two histories: entries changed or dropped after they were signed."""
 
 
+class RestoredError(LedgerError):
+    """A ledger that holds less than its own owner signed: an older state was put back."""
+
+
 class Body(BaseModel):
     """Base of every entry's body: nothing in it changes, and nothing unknown goes in."""
 

@@ -7,7 +7,7 @@ from typing import Self
 
 from privacy.canonical import JsonLike
 from privacy.identity import IdentityKey, Signed
-from privacy.ledger.entries import Body, Entry, LedgerError, make_entry, parse_entry
+from privacy.ledger.entries import Body, Entry, LedgerError, RestoredError, make_entry, parse_entry
 from privacy.ledger.files import DurableLines, make_directory
 from privacy.ledger.head import (
     Countersignature,
@@ -18,6 +18,7 @@ from privacy.ledger.head import (
     signed_line,
     utc_seconds,
     verify_countersignature,
+    verify_head,
 )
 from privacy.ledger.merkle import MerkleTree, leaf_hash
 
@@ -177,6 +178,33 @@ class LedgerLog:
             )
         self._countersignature_file.append(signed_line(signed))
         return statement
+
+    def verify_not_restored(self, public_key: bytes, signed: Signed) -> None:
+        """Hold this ledger against a head that its owner signed and someone else kept.
+
+        Args:
+            public_key: the owner's own key, 32 bytes.
+            signed: the head, whoever brings it.
+
+        Raises:
+            SignatureError: the owner did not sign it.
+            LedgerError: it is of another ledger.
+            RestoredError: it covers entries that are not here, or other ones.
+
+        """
+        head = verify_head(public_key, signed)
+        if head.ledger != self._name:
+            raise LedgerError(
+                f"Expected a head of the ledger {self._name!r}, got one of {head.ledger!r}. "
+                "Nothing was decided on it; ask who sent it for the right one."
+            )
+        if head.size > self.size or head.root != self.root(head.size).hex():
+            raise RestoredError(
+                f"Expected the {head.size} entries that {self._name!r} signed on {head.time}, got "
+                f"{self.size} entries that do not hold them: this ledger was restored from an "
+                "older copy. What was spent since is not in it. Put the newest copy of the ledger "
+                "folder back. Where there is none, take the whole budget of the consent as spent."
+            )
 
     def _remember(self, entry: Entry) -> None:
         self._entries.append(entry)

@@ -11,8 +11,9 @@ import torch
 
 from client.experts_order import make_job, public_tokens
 from client.experts_training import bank_layout
+from client.histories import FORK_FILE, RESTORED_FILE
 from client.module_outbox import ModuleError
-from client.node import FORK_FILE, Node
+from client.node import Node
 from models.checkpoint import load_model, model_digest
 from models.expert_module import PrivacyClaim, card_path, read_card, read_module
 from models.owned import branch
@@ -202,6 +203,14 @@ def test_a_forked_ledger_stops_owned_experts_too(home: Home) -> None:
     with pytest.raises(PlanRefused, match="two: see FORK"):
         home.train()
     assert home.bodies("refusal")[0]["code"] == "forked-ledger"
+
+
+def test_a_restored_ledger_stops_owned_experts_too(home: Home) -> None:
+    (home.path / RESTORED_FILE).write_text("an older copy")
+    with pytest.raises(PlanRefused, match="own ledger, got two: see RESTORED"):
+        home.train()
+    assert not home.bodies("run-reserved")
+    assert not home.bodies("refusal")
 
 
 def test_what_was_sealed_leaves_unchanged_or_not_at_all(home: Home, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import pytest
 
 from arion.federation import write_toml
 from client.config import NODE_FILE
-from client.node import CONSENT_FILE, FORK_FILE, Node
+from client.histories import FORK_FILE
+from client.node import CONSENT_FILE, Node
 from models.recipe import Recipe
 from privacy.canonical import canonical_bytes, sha256_hex
 from privacy.identity import IdentityKey, SignatureError, Signed

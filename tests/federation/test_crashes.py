@@ -19,6 +19,7 @@ import client.app
 from client.node import Node
 from client.outbox import Outbox
 from coordinator.attempt import AttemptRunner
+from coordinator.member_heads import MemberHeads
 from coordinator.records import RunRecords
 from coordinator.store import RunStore
 from coordinator.witnesses import Witnesses
@@ -47,6 +48,8 @@ POINTS: dict[str, tuple[Any, str, int]] = {
     "node's set signed": (SecAggNode, "sign_survivors", 6),
     "node's shares given": (SecAggNode, "unmask", 6),
     "node's head countersigned": (Node, "countersign", 6),
+    "node's ledger recalled": (Node, "recall", 3),
+    "member's head kept": (MemberHeads, "keep", 10),
 }
 points = pytest.mark.parametrize("point", POINTS)
 before_and_after = pytest.mark.parametrize("when", ["before", "after"])

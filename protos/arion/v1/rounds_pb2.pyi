@@ -32,10 +32,24 @@ class HeadOffer(_message.Message):
     def __init__(self, head: _Optional[_Union[_secagg_pb2.SignedBytes, _Mapping]] = ..., proof: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class HeadCountersigned(_message.Message):
-    __slots__ = ("signed",)
+    __slots__ = ("signed", "own")
     SIGNED_FIELD_NUMBER: _ClassVar[int]
+    OWN_FIELD_NUMBER: _ClassVar[int]
     signed: _secagg_pb2.SignedBytes
-    def __init__(self, signed: _Optional[_Union[_secagg_pb2.SignedBytes, _Mapping]] = ...) -> None: ...
+    own: _secagg_pb2.SignedBytes
+    def __init__(self, signed: _Optional[_Union[_secagg_pb2.SignedBytes, _Mapping]] = ..., own: _Optional[_Union[_secagg_pb2.SignedBytes, _Mapping]] = ...) -> None: ...
+
+class OwnHeadShown(_message.Message):
+    __slots__ = ("head",)
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    head: _secagg_pb2.SignedBytes
+    def __init__(self, head: _Optional[_Union[_secagg_pb2.SignedBytes, _Mapping]] = ...) -> None: ...
+
+class OwnHead(_message.Message):
+    __slots__ = ("head",)
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    head: _secagg_pb2.SignedBytes
+    def __init__(self, head: _Optional[_Union[_secagg_pb2.SignedBytes, _Mapping]] = ...) -> None: ...
 
 class HeadQuery(_message.Message):
     __slots__ = ("ledger",)
