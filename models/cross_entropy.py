@@ -38,10 +38,29 @@ def token_cross_entropy(
 
 
 def nats_of_logits(logits_NV: Tensor, target_N: Tensor, ignored: int) -> Tensor:
-    """Return the same from logits that are there, in one autograd operation, fp32 [N]."""
-    return torch.nn.functional.cross_entropy(
-        logits_NV.float(), target_N, ignore_index=ignored, reduction="none"
+    """Return the same from logits that are there, fp32 [N].
+
+    fp32 logits are overwritten: their memory serves the probabilities, and then their gradient.
+    """
+    result: Tensor = _LogitsCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        logits_NV.float(), target_N, ignored
     )
+    return result
+
+
+class _LogitsCrossEntropy(Function):
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, target_N: Tensor, ignored: int) -> Tensor:
+        ctx.target_N, ctx.ignored = target_N, ignored
+        nats_N = _nats_and_softmax(logits_NV, target_N, ignored)
+        ctx.share_NV = logits_NV
+        return nats_N
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        share_NV, ctx.share_NV = ctx.share_NV, None
+        grad_NV = _gradient(share_NV, ctx.target_N, ctx.ignored)
+        return grad_NV.mul_(grads[0][:, None]), None, None
 
 
 class _ChunkedCrossEntropy(Function):
@@ -52,36 +71,35 @@ class _ChunkedCrossEntropy(Function):
         rows = max(1, CHUNK_BYTES // (_FP32_BYTES * len(head_VD)))
         frozen = ctx.needs_input_grad[0] and not ctx.needs_input_grad[1]
         nats_N = torch.empty(len(hidden_ND), dtype=torch.float32, device=hidden_ND.device)
-        log_sum_N = torch.empty_like(nats_N)
         unit_grad_ND = torch.empty_like(hidden_ND) if frozen else None
-        logits_CV = None
+        share_CV = None
         for begin in range(0, len(hidden_ND), rows):
             piece = slice(begin, begin + rows)
-            logits_CV = _shifted_logits(hidden_ND[piece], head_VD)
-            log_sum_N[piece] = logits_CV.logsumexp(-1)
-            nats_N[piece] = log_sum_N[piece] - _at_target(logits_CV, target_N[piece], ignored)
+            share_CV = (hidden_ND[piece] @ head_VD.T).float()
+            nats_N[piece] = _nats_and_softmax(share_CV, target_N[piece], ignored)
             if unit_grad_ND is not None:
-                grad_CV = _gradient(logits_CV, log_sum_N[piece], target_N[piece], ignored)
+                grad_CV = _gradient(share_CV, target_N[piece], ignored)
                 torch.mm(grad_CV.to(head_VD), head_VD, out=unit_grad_ND[piece])
-        ctx.save_for_backward(hidden_ND, head_VD, target_N, log_sum_N)
+        ctx.save_for_backward(hidden_ND, head_VD, target_N)
         ctx.ignored, ctx.rows, ctx.unit_grad_ND = ignored, rows, unit_grad_ND
-        ctx.logits_CV = logits_CV if len(hidden_ND) <= rows and not frozen else None
-        return nats_N.masked_fill_(target_N == ignored, 0.0)
+        ctx.share_CV = share_CV if len(hidden_ND) <= rows and not frozen else None
+        return nats_N
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        hidden_ND, head_VD, target_N, log_sum_N = ctx.saved_tensors
-        scale_N1 = grads[0].masked_fill(target_N == ctx.ignored, 0.0)[:, None]
+        hidden_ND, head_VD, target_N = ctx.saved_tensors
+        scale_N1 = grads[0][:, None]
         if ctx.unit_grad_ND is not None:
             return ctx.unit_grad_ND * scale_N1.to(hidden_ND), None, None, None
         grad_hidden = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
         grad_head = torch.zeros_like(head_VD, dtype=torch.float32)
         for begin in range(0, len(hidden_ND), ctx.rows):
             piece = slice(begin, begin + ctx.rows)
-            logits_CV, ctx.logits_CV = ctx.logits_CV, None
-            if logits_CV is None:
-                logits_CV = _shifted_logits(hidden_ND[piece], head_VD)
-            grad_CV = _gradient(logits_CV, log_sum_N[piece], target_N[piece], ctx.ignored)
+            share_CV, ctx.share_CV = ctx.share_CV, None
+            if share_CV is None:
+                logits_CV = (hidden_ND[piece] @ head_VD.T).float()
+                share_CV = torch.softmax(logits_CV, -1, out=logits_CV)
+            grad_CV = _gradient(share_CV, target_N[piece], ctx.ignored)
             grad_CV = grad_CV.mul_(scale_N1[piece]).to(head_VD)
             _add_product(grad_head, grad_CV.T, hidden_ND[piece])
             if grad_hidden is not None:
@@ -89,10 +107,24 @@ class _ChunkedCrossEntropy(Function):
         return grad_hidden, grad_head.to(head_VD), None, None
 
 
-def _shifted_logits(hidden_CD: Tensor, head_VD: Tensor) -> Tensor:
-    """Return fp32 logits less each token's largest: exp and log then lose no digits."""
-    logits_CV = (hidden_CD @ head_VD.T).float()
-    return logits_CV.sub_(logits_CV.amax(-1, keepdim=True))
+def _nats_and_softmax(logits_CV: Tensor, target_C: Tensor, ignored: int) -> Tensor:
+    """Return each token's nats and turn its fp32 logits into probabilities, in place, one pass.
+
+    log sum exp = largest logit - log of its probability, which is at least 1/V: no underflow.
+    """
+    target_C1 = target_C.masked_fill(target_C == ignored, 0)[:, None]
+    largest_C1, place_C1 = logits_CV.max(-1, keepdim=True)
+    below_C1 = largest_C1 - logits_CV.gather(1, target_C1)
+    torch.softmax(logits_CV, -1, out=logits_CV)
+    nats_C = (below_C1 - logits_CV.gather(1, place_C1).log()).squeeze(1)
+    return nats_C.masked_fill_(target_C == ignored, 0.0)
+
+
+def _gradient(share_CV: Tensor, target_C: Tensor, ignored: int) -> Tensor:
+    """Turn probabilities into the gradient of the tokens' nats, in place; 0 where ignored."""
+    target_C1 = target_C.masked_fill(target_C == ignored, 0)[:, None]
+    share_CV.scatter_add_(1, target_C1, share_CV.new_full((1, 1), -1.0).expand_as(target_C1))
+    return share_CV.masked_fill_((target_C == ignored)[:, None], 0.0)
 
 
 def _add_product(total_VD: Tensor, grad_VC: Tensor, hidden_CD: Tensor) -> None:
@@ -101,15 +133,3 @@ def _add_product(total_VD: Tensor, grad_VC: Tensor, hidden_CD: Tensor) -> None:
         total_VD.addmm_(grad_VC, hidden_CD)
     else:
         total_VD.add_(grad_VC @ hidden_CD)
-
-
-def _at_target(logits_CV: Tensor, target_C: Tensor, ignored: int) -> Tensor:
-    target_C1 = target_C.masked_fill(target_C == ignored, 0)[:, None]
-    return logits_CV.gather(1, target_C1).squeeze(1)
-
-
-def _gradient(logits_CV: Tensor, log_sum_C: Tensor, target_C: Tensor, ignored: int) -> Tensor:
-    """Turn shifted logits into the gradient of the tokens' nats, in place."""
-    target_C1 = target_C.masked_fill(target_C == ignored, 0)[:, None]
-    grad_CV = logits_CV.sub_(log_sum_C[:, None]).exp_()
-    return grad_CV.scatter_add_(1, target_C1, -torch.ones_like(log_sum_C)[:, None])

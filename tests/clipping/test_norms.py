@@ -3,9 +3,9 @@
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from models.config import ModelConfig
+from models.cross_entropy import nats_of_logits
 from models.decoder import Decoder
 from models.language_model import IGNORED
 from models.lora import add_lora
@@ -27,9 +27,9 @@ def build(dtype: torch.dtype, variant: str) -> Decoder:
         for name, parameter in model.named_parameters():
             if name.endswith("lora_B"):
                 parameter.data.normal_(0, 0.1, generator=generator)
-    if variant == "collapsed":  # every token goes to the same two experts
+    if variant == "collapsed":  # two experts take all of a token, or none: the segments are long
         for block in model.blocks:
-            block.experts.router.weight.data[2:] = block.experts.router.weight.data[:1] * 0 - 1e3
+            block.experts.router.weight.data[2:] = block.experts.router.weight.data[:1] * 0 - 3.0
             block.experts.router.weight.requires_grad_(False)
     return model.to(dtype)
 
@@ -50,7 +50,9 @@ def brute_force(model: Decoder, chunk: Chunk, clip: float) -> tuple[Tensor, dict
     for unit in range(chunk.layout.units):
         rows = chunk.layout.unit_B == unit
         logits, target = model(chunk.token_BT[rows]), chunk.target_BT[rows]
-        loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=IGNORED)
+        # Our own loss (tests/models/test_cross_entropy.py): its rounding is not tested here.
+        loss = nats_of_logits(logits.flatten(0, 1), target.flatten(), IGNORED).sum()
+        loss = loss / (target != IGNORED).sum()
         grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
         norm = sum(g.double().square().sum() for g in grads if g is not None).sqrt()
         norms.append(norm)
