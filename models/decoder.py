@@ -47,6 +47,8 @@ class Decoder(LanguageModel):
     Attributes:
         checkpoint_blocks: keep only the blocks' inputs for backward and compute the rest again: a
             third more time for a fraction of the memory (Chen et al. 2016, arXiv 1604.06174).
+        compute_dtype: type of the activations between the embedding and the logits, and so of all
+            large products; None for the weights' own. Weights and their gradients keep theirs.
 
     """
 
@@ -54,6 +56,7 @@ class Decoder(LanguageModel):
         super().__init__()
         self.config = config
         self.checkpoint_blocks = False
+        self.compute_dtype: torch.dtype | None = None
         self.embedding = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -107,6 +110,7 @@ class Decoder(LanguageModel):
         """Return (final hidden states [B, T, D], one routing per layer)."""
         self.check_length(token_BT.shape[1])
         x_BTD = ops.embedding(token_BT, self.embedding)
+        x_BTD = x_BTD.to(self.compute_dtype or x_BTD.dtype)
         routings = []
         for block in self.blocks:
             if self.checkpoint_blocks and torch.is_grad_enabled():
@@ -178,7 +182,8 @@ class Decoder(LanguageModel):
             nats_N = nats_of_logits(logits_BTV.flatten(0, 1), target_N, IGNORED)
         else:
             hidden_ND = hidden_BTD.flatten(0, 1)
-            nats_N = token_cross_entropy(hidden_ND, self.head, target_N, IGNORED)
+            head_VD = self.head.to(hidden_ND.dtype)
+            nats_N = token_cross_entropy(hidden_ND, head_VD, target_N, IGNORED)
         return nats_N.view_as(target_BT)
 
 

@@ -100,16 +100,16 @@ class GroupedLinear(nn.Module):
         y_MO = ops.grouped_linear(x_MI, self.weight, slots)
         if self.lora_A is None or self.lora_B is None:
             return y_MO
-        low_MR = ops.grouped_linear(x_MI.to(self.lora_A), self.lora_A, slots)
-        return y_MO + ops.grouped_linear(self.lora_scale * low_MR, self.lora_B, slots).to(y_MO)
+        low_MR = ops.grouped_linear(x_MI, self.lora_A, slots)
+        return y_MO + ops.grouped_linear(self.lora_scale * low_MR, self.lora_B, slots)
 
     def apply_one(self, x_MI: Tensor, expert: int) -> Tensor:
         """Return one expert's map of all rows, [M, O], without gradients of the weights."""
         y_MO = ops.linear(x_MI, self.weight[expert])
         if self.lora_A is None or self.lora_B is None:
             return y_MO
-        low_MR = ops.linear(x_MI.to(self.lora_A), self.lora_A[expert])
-        return y_MO + ops.linear(self.lora_scale * low_MR, self.lora_B[expert]).to(y_MO)
+        low_MR = ops.linear(x_MI, self.lora_A[expert])
+        return y_MO + ops.linear(self.lora_scale * low_MR, self.lora_B[expert])
 
 
 class Router(nn.Module):

@@ -36,9 +36,8 @@ class Linear(nn.Module):
         y_BTO = ops.linear(x_BTI, self.weight)
         if self.lora_A is None or self.lora_B is None:
             return y_BTO
-        # Adapters may be fp32 on frozen bf16 weights: their own products keep their precision.
-        low_BTR = ops.linear(x_BTI.to(self.lora_A), self.lora_A)
-        return y_BTO + ops.linear(self.lora_scale * low_BTR, self.lora_B).to(y_BTO)
+        low_BTR = ops.linear(x_BTI, self.lora_A)
+        return y_BTO + ops.linear(self.lora_scale * low_BTR, self.lora_B)
 
 
 class RMSNorm(nn.Module):

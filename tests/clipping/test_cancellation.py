@@ -31,7 +31,7 @@ def through_linear(keeper: BookKeeper) -> float:
 
 
 def through_experts(keeper: BookKeeper) -> float:
-    slots = Slots((0, POSITIONS, POSITIONS), torch.arange(POSITIONS), POSITIONS)
+    slots = Slots.of((0, POSITIONS, POSITIONS), torch.arange(POSITIONS), POSITIONS)
     keeper.grouped(weight_of(2, WIDTH, WIDTH), X[0], GRAD[0], slots)
     return float((GRAD[0].double().T @ X[0].double()).norm())
 
@@ -91,7 +91,7 @@ def test_a_model_built_to_hide_a_units_norm_gains_nothing(share: float) -> None:
 
 def test_a_weight_that_is_used_twice_is_refused() -> None:
     """Whatever the operation: the two uses' gradients add up before the norm."""
-    slots = Slots((0, 4), torch.arange(4), 4)
+    slots = Slots.of((0, 4), torch.arange(4), 4)
     uses: dict[Callable[[Tensor], Tensor], Tensor] = {
         lambda w: linear(torch.ones(1, 4, 8), w): weight_of(8, 8),
         lambda w: grouped_linear(torch.ones(4, 8), w, slots): weight_of(1, 8, 8),

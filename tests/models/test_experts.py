@@ -105,22 +105,22 @@ def test_a_dropped_slot_costs_nothing(generator: torch.Generator) -> None:
 
 
 def test_slots_split_between_banks() -> None:
-    first, second = ops.Slots((0, 2, 2, 5), torch.arange(5), 5).split(1)
+    first, second = ops.Slots.of((0, 2, 2, 5), torch.arange(5), 5).split(1)
     assert (first.offsets, first.token_M.tolist()) == ((0, 2), [0, 1])
     assert (second.offsets, second.token_M.tolist()) == ((0, 0, 3), [2, 3, 4])
 
 
 def test_grouped_kernel_formulation_equals_the_loop(generator: torch.Generator) -> None:
     """The call made on a GPU, checked where torch has a CPU kernel for it."""
-    slots = ops.Slots((0, 3, 3, 8), torch.arange(8), 8)
+    slots = ops.Slots.of((0, 3, 3, 8), torch.arange(8), 8)
     weight = torch.randn(3, 16, 8, generator=generator)
     x = torch.randn(8, 8, generator=generator)
     expected = ops.grouped_linear(x, weight, slots)
-    found = F.grouped_mm(x, weight.mT, offs=slots.ends(x.device))
+    found = F.grouped_mm(x, weight.mT, offs=slots.ends_E)
     torch.testing.assert_close(found, expected)
     grad = torch.randn(8, 16, generator=generator)
     torch.testing.assert_close(
-        F.grouped_mm(grad.T, x, offs=slots.ends(x.device)), ops._grouped_outer(x, grad, slots)
+        F.grouped_mm(grad.T, x, offs=slots.ends_E), ops._grouped_outer(x, grad, slots)
     )
 
 

@@ -116,7 +116,10 @@ def test_two_processes_equal_one(gang: Gang, kind: str, pad: bool) -> None:
     for (place, step), ours in zip(asked, found, strict=True):
         expected = alone(kind, pad, place, step)
         assert ours.dtype == np.float32
-        assert np.linalg.norm(ours - expected) <= 1e-5 * np.linalg.norm(expected)
+        # Plain autograd rounds each chunk's gradient to bf16; clipped ones are summed in fp32.
+        rounded = kind == "lora on bf16" and step is PLAIN
+        tolerance = 1e-2 if rounded else 1e-5
+        assert np.linalg.norm(ours - expected) <= tolerance * np.linalg.norm(expected)
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
