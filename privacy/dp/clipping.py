@@ -6,7 +6,7 @@ Source: Bu et al. 2022, "Differentially Private Optimization on Large Model at S
 Shapes: B sequences, T positions, U privacy units, V/D/I/O/E/M as in privacy.dp.records.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,13 +14,12 @@ from torch import Tensor
 
 from models.language_model import LanguageModel
 from models.ops import Slots, recording
+from privacy.dp.grouped_records import GroupedRecord, Segments
 from privacy.dp.records import (
     EmbeddingRecord,
-    GroupedRecord,
     LinearRecord,
     Record,
     ScaleRecord,
-    Segments,
     UnitLayout,
     tied_cross_term,
 )
@@ -64,9 +63,8 @@ class BookKeeper:
     def __init__(self, layout: UnitLayout) -> None:
         self._layout = layout
         self._segments: dict[int, Segments] = {}
-        self._squared_U = torch.zeros(layout.units)
-        self._records: list[Record] = []
-        self._uses: dict[int, tuple[Record, Tensor]] = {}
+        self._records: list[tuple[Record, Tensor]] = []
+        self._uses: dict[int, list[Record]] = {}
 
     def linear(self, weight_OI: Tensor, x_BTI: Tensor, grad_BTO: Tensor) -> None:
         if x_BTI.dim() != 3 or len(x_BTI) != len(self._layout.unit_B):
@@ -88,45 +86,79 @@ class BookKeeper:
     def embedding(self, weight_VD: Tensor, token_BT: Tensor, grad_BTD: Tensor) -> None:
         self._add(EmbeddingRecord(weight_VD, token_BT, grad_BTD, self._layout))
 
+    @torch.no_grad()
     def norms(self) -> Tensor:
-        """Gradient norm of each unit over all recorded weights, [U]."""
-        return self._squared_U.clamp(min=0.0).sqrt()
+        """Gradient norm of each unit over all recorded weights, [U].
+
+        With bf16 activations, the most that it can be once scaled rows were rounded.
+        """
+        squared_U = rounding_U = self._layout.zeros()
+        self._resolve()
+        for record, own_U in self._records:
+            squared_U = squared_U + own_U.float()
+            rounding_U = rounding_U + record.squared_rounding_U
+        squared_U = squared_U + self._cross_terms()
+        return squared_U.clamp(min=0.0).sqrt() + rounding_U.sqrt()
 
     @torch.no_grad()
-    def add_weighted(self, coefficient_U: Tensor, sums: Mapping[int, Tensor]) -> None:
+    def add_weighted(
+        self, norm_U: Tensor, coefficient_U: Tensor, sums: Mapping[int, Tensor]
+    ) -> None:
         """Add sum_u coefficient_u grad_u to `sums`, keyed by the weight's id; frees the records."""
-        bad_U = ~torch.isfinite(self._squared_U)
+        bad_U = ~torch.isfinite(norm_U)
+        is_bad = bool(bad_U.any())
         while self._records:
-            record = self._records.pop()
-            if bad_U.any():
+            record, _ = self._records.pop()
+            if is_bad:
                 record.discard(bad_U)
             record.add_weighted(coefficient_U, sums[id(record.weight)])
 
     def _add(self, record: Record) -> None:
-        squared_U = record.squared_norms().float()
-        self._squared_U = self._squared_U + squared_U
-        self._records.append(record)
-        other, other_squared_U = self._uses.setdefault(id(record.weight), (record, squared_U))
-        if other is not record:
-            self._squared_U = self._squared_U + _cross_term(
-                record, other, squared_U, other_squared_U
+        uses = self._uses.setdefault(id(record.weight), [])
+        uses.append(record)
+        if len(uses) > 1 and _tied(uses) is None:
+            raise ClippingError(
+                "Expected every weight to be used once, or as a tied embedding and head; got a "
+                "weight used twice in another way. Its norm would be wrong: untie it or freeze it."
             )
+        self._records.append((record, record.squared_norms()))
+
+    def _resolve(self) -> None:
+        """Compute norms again whose terms cancelled; on a GPU all records are waited for once."""
+        if not self._records:
+            return
+        flags = torch.stack([record.cancelled_U.any() for record, _ in self._records]).tolist()
+        self._records = [
+            (record, record.resolved(own_U) if flag else own_U)
+            for flag, (record, own_U) in zip(flags, self._records, strict=True)
+        ]
+
+    def _cross_terms(self) -> Tensor:
+        """What the two uses of a tied table add to the squared norm, [U]."""
+        squared = {id(record): own_U for record, own_U in self._records}
+        total_U = self._layout.zeros()
+        for pair in filter(None, map(_tied, self._uses.values())):
+            total_U = total_U + _cross_term(*pair, *(squared[id(record)] for record in pair))
+        return total_U
+
+
+def _tied(uses: Sequence[Record]) -> tuple[LinearRecord, EmbeddingRecord] | None:
+    """Return the two uses of a tied table; backward meets the head's first."""
+    if len(uses) == 2:
+        head, embedding = uses
+        if isinstance(head, LinearRecord) and isinstance(embedding, EmbeddingRecord):
+            return head, embedding
+    return None
 
 
 def _cross_term(
-    record: Record, other: Record, squared_U: Tensor, other_squared_U: Tensor
+    head: LinearRecord, embedding: EmbeddingRecord, head_squared_U: Tensor, squared_U: Tensor
 ) -> Tensor:
-    """Account for a weight used twice: only an embedding tied to the head is known."""
-    if not (isinstance(record, EmbeddingRecord) and isinstance(other, LinearRecord)):
-        raise ClippingError(
-            "Expected every weight to be used once, or as a tied embedding and head; got a weight "
-            "used twice in another way. Its norm would be wrong: untie it or freeze it."
-        )
     # Where float32 cannot resolve the term, a bound on it: no norm may come out too small.
-    largest_U = 2 * (squared_U * other_squared_U).sqrt()
-    cross_U = tied_cross_term(record, other).float()
-    cross_U = cross_U.where(~(record.cancelled_U | other.cancelled_U), largest_U)
-    return torch.maximum(cross_U, _MOST_CANCELLED * (squared_U + other_squared_U))
+    largest_U = 2 * (squared_U * head_squared_U).sqrt()
+    cross_U = tied_cross_term(embedding, head).float()
+    cross_U = cross_U.where(~(head.cancelled_U | embedding.cancelled_U), largest_U)
+    return torch.maximum(cross_U, _MOST_CANCELLED * (squared_U + head_squared_U))
 
 
 def add_clipped_gradients(
@@ -174,7 +206,7 @@ def add_clipped_gradients(
     coefficient_U = coefficient_U.where(usable_U, 0.0)
     names = {id(p): n for n, p in parameters.items()} if weights is None else weights
     by_id = {key: sums[name] for key, name in names.items() if name in sums}
-    keeper.add_weighted(coefficient_U, by_id)
+    keeper.add_weighted(norm_U, coefficient_U, by_id)
     return ChunkOutcome(norm_U, loss_U.detach())
 
 

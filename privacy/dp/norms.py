@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from privacy.dp.products import product, row_lengths
+
 # A squared norm below this share of its terms' squares is what was left after they cancelled:
 # float32 may have lost all of it, and a unit of any norm would pass for a small one.
 _CANCELLED = 1e-2
@@ -22,39 +24,67 @@ _CANCELLED = 1e-2
 _RESOLVED = 1e-5
 
 
-def resolve(
-    squared_S: Tensor, terms_S: Tensor, counts: Sequence[int], exact: Callable[[int], Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Compute squared norms again whose terms cancelled: a model can be built so that they do.
+def cancelled(squared_S: Tensor, terms_S: Tensor) -> Tensor:
+    """Tell of which squared norms too little is left to trust float32, bool [S].
 
     Args:
         squared_S: as computed. terms_S: sum of the squared norms of each one's terms.
+
+    """
+    return squared_S < _CANCELLED * terms_S
+
+
+def resolve(
+    squared_S: Tensor,
+    cancelled_S: Tensor,
+    terms_S: Tensor,
+    counts: Sequence[int],
+    exact: Callable[[int], Tensor],
+) -> Tensor:
+    """Return squared norms, [S], computed again where their terms cancelled.
+
+    A model can be built so that they do.
+
+    Args:
+        squared_S, cancelled_S, terms_S: see `cancelled`.
         counts: number of each one's terms.
         exact: computes one of them in float64.
 
-    Returns:
-        Squared norms, and which of them had cancelled, both [S].
-
     """
-    cancelled_S = squared_S < _CANCELLED * terms_S
+    squared_S = squared_S.clone()
     for index in cancelled_S.nonzero().flatten().tolist():
         least = _RESOLVED * counts[index] * terms_S[index]
         squared_S[index] = torch.maximum(exact(index).to(squared_S), least)
-    return squared_S, cancelled_S
+    return squared_S
 
 
 def ghost(x_SNI: Tensor, grad_SNO: Tensor) -> Tensor:
     """Squared norm of sum_n grad_n x_n^T for each leading index, [S]; costs S N^2 (I + O)."""
-    return (torch.bmm(x_SNI, x_SNI.mT) * torch.bmm(grad_SNO, grad_SNO.mT)).sum((1, 2))
+    return product(x_SNI, x_SNI.mT).mul_(product(grad_SNO, grad_SNO.mT)).sum((1, 2))
 
 
 def squared_norm(gradient_SOI: Tensor) -> Tensor:
     """Squared Frobenius norm for each leading index, [S].
 
-    Row by row first: one float32 running sum over a whole matrix errs by 1e-6 and more.
+    On CPU row by row first: one float32 running sum over a whole matrix errs by 1e-6 and more. A
+    GPU adds in a tree.
     """
-    rows_SO: Tensor = torch.linalg.vector_norm(gradient_SOI, dim=2)
-    return rows_SO.square().sum(1)
+    if gradient_SOI.is_cuda:
+        return row_lengths(gradient_SOI.flatten(1)).square()
+    return row_lengths(gradient_SOI).square().sum(1)
+
+
+def term_lengths(x_SNI: Tensor, grad_SNO: Tensor) -> Tensor:
+    """Norm of every term grad_n x_n^T, [S, N]."""
+    return row_lengths(x_SNI) * row_lengths(grad_SNO)
+
+
+def squared_norms_of(x_SNI: Tensor, grad_SNO: Tensor) -> Tensor:
+    """Squared norms of sum_n grad_n x_n^T, [S], by whichever way takes fewer operations."""
+    positions, inputs, outputs = *x_SNI.shape[1:], grad_SNO.shape[2]
+    if positions * (inputs + outputs) < inputs * outputs:
+        return ghost(x_SNI, grad_SNO)
+    return squared_norm(product(grad_SNO.mT, x_SNI))
 
 
 def squared_norm_of(x_NI: Tensor, grad_NO: Tensor) -> Tensor:

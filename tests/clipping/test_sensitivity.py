@@ -20,7 +20,8 @@ from models.lora import add_lora
 from models.owned import banks, branch
 from privacy.dp import clipping
 from privacy.dp.clipping import Chunk, add_clipped_gradients
-from privacy.dp.records import EmbeddingRecord, GroupedRecord, LinearRecord, UnitLayout
+from privacy.dp.grouped_records import GroupedRecord
+from privacy.dp.records import EmbeddingRecord, LinearRecord, UnitLayout
 from privacy.dp.sampling import physical_chunks
 
 UNITS, CHUNK_UNITS, POSITIONS = 7, 3, 20
