@@ -2,9 +2,16 @@
 
 import tomllib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 from client.data import DataConfig
 
@@ -27,6 +34,8 @@ class NodeConfig(BaseModel):
         part, parts: this node holds the units whose hash falls to `part` of `parts`.
         chunk_sequences: sequences processed at once; 1 computes every unit alone, which keeps a
             model built to enlarge rounding from coupling them (docs/privacy.md, section 10).
+        device: "cuda" trains rounds on the GPU that torch sees.
+        precision: "bf16" computes in bf16 under fp32 weights, in draws that are padded.
         pad_draws: process every draw in the same number of chunks, so that the time a round takes
             does not tell how many units were drawn.
         seed: of a seeded simulation, whose noise anyone can recompute; None takes noise from the
@@ -45,8 +54,19 @@ class NodeConfig(BaseModel):
     part: int = Field(default=0, ge=0)
     parts: int = Field(default=1, ge=1)
     chunk_sequences: int = Field(default=32, ge=1)
+    device: Literal["cpu", "cuda"] = "cpu"
+    precision: Literal["fp32", "bf16"] = "fp32"
     pad_draws: bool = True
     seed: int | None = Field(default=None, ge=0, lt=2**63)
+
+    @model_validator(mode="after")
+    def _shapes_are_fixed_in_bf16(self) -> Self:
+        if self.precision == "bf16" and not self.pad_draws:
+            raise ValueError(
+                'precision = "bf16" needs pad_draws = true: in other shapes a unit would round '
+                "otherwise, and so tell of its company"
+            )
+        return self
 
 
 def load_node_config(home: Path) -> NodeConfig:

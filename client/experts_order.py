@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from client.compute import check_default
 from client.config import NodeConfig, NodeError
 from client.entropy import Entropy
 from client.experts_training import ExpertsTraining, Watch, bank_layout, silent
@@ -106,6 +107,7 @@ def train_experts(
     """
     node = Node(home, runtime)
     try:
+        check_default(node.config)
         base, tokenizer = load_model(node.config.base_model)
         token_BT = public_tokens(public, tokenizer, order.sequence_length)
         job = make_job(order, node.config, node.consent, base, token_BT)

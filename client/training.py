@@ -60,7 +60,7 @@ class LocalTrainer:
     """One institution's model and data; `clipped_sum` is the only thing asked of them.
 
     Args:
-        model: prepared by the recipe; its parameters are the round's.
+        model: prepared by the recipe; its parameters are the round's. Work is done where it lies.
         units: the training units.
         recipe: cap and length of sequences.
         chunk_sequences: sequences processed at once; rounded up to whole units.
@@ -80,6 +80,7 @@ class LocalTrainer:
         self.model, self.units, self.recipe = model, units, recipe
         self._chunk_units = max(1, chunk_sequences // recipe.sequences_per_unit)
         self._pad_draws = pad_draws
+        self._device = next(model.parameters()).device
 
     @property
     def unit_count(self) -> int:
@@ -100,14 +101,14 @@ class LocalTrainer:
             ClippingError: see `privacy.dp.clipping.add_clipped_gradients`.
 
         """
-        sum_D = torch.zeros(vector_length(self.model))
+        sum_D = torch.zeros(vector_length(self.model), device=self._device)
         for chunk in self._chunks(drawn, step):
             if step.is_private:
                 sums = views_by_name(self.model, sum_D)
                 add_clipped_gradients(self.model, chunk, step.clipping_norm, sums)
             else:
                 _add_gradients(self.model, chunk, sum_D)
-        return sum_D.numpy()
+        return sum_D.cpu().numpy()
 
     def _chunks(
         self, drawn: NDArray[np.int64], step: PrivateStep, part: int = 0, parts: int = 1
@@ -131,9 +132,10 @@ class LocalTrainer:
             missing = self.recipe.sequences_per_unit - len(own) if self._pad_draws else 0
             rows.extend((*own, *[_ABSENT] * missing))
             unit_B.extend([place] * (len(own) + missing))
-        layout = UnitLayout(torch.tensor(unit_B), len(indices))
+        layout = UnitLayout(torch.tensor(unit_B, device=self._device), len(indices))
         token_BT, target_BT = stack_rows(rows, self._length(rows))
-        return Chunk(token_BT, target_BT, layout, torch.from_numpy(present))
+        present_U = torch.from_numpy(present).to(self._device)
+        return Chunk(token_BT.to(self._device), target_BT.to(self._device), layout, present_U)
 
     def _length(self, rows: Sequence[Row]) -> int:
         if self._pad_draws:

@@ -150,7 +150,7 @@ def model_digest(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in chain(model.named_parameters(), buffers):
         digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype};".encode())
-        digest.update(tensor.detach().reshape(-1).contiguous().view(torch.uint8).numpy().data)
+        digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
