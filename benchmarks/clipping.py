@@ -4,18 +4,22 @@ Limit: the same model's step without privacy (plain autograd, fresh gradients). 
 (`GradSampleModule`) and ghost (fast gradient clipping), on a dense decoder of equal shapes, because
 it has no rule for stacked experts.
 
-Time is CPU time of one thread, steps in turn, median; a ratio is the median over neighbouring
-repetitions. Memory is the largest sum of live tensors that the step allocated, its gradient buffers
-included, weights not; there the non-private step adds to buffers too, as with several chunks per
-step. Noise, optimiser and data are outside the step.
+On CPU: fp32, CPU time of one thread. Where torch sees a GPU: a model of 1B parameters there, bf16
+activations under fp32 weights (Opacus: bf16 weights too), wall time, synchronised. Steps in turn,
+median; a ratio is the median over neighbouring repetitions. Memory is the largest sum of live
+tensors that the step allocated, its gradient buffers included, weights not; there the non-private
+step adds to buffers too, as with several chunks per step. Noise, optimiser and data are outside the
+step.
 
 Shapes: B sequences, T positions, D hidden, V vocabulary.
 """
 
 import logging
 import statistics
+import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.harness import Row, context, interleave, main, paired_ratio, peak_mib
+from models import cross_entropy
 from models.config import ModelConfig, preset
 from models.decoder import Decoder
 from models.layers import Rotary
@@ -40,23 +45,44 @@ SPARSE = ModelConfig(
     vocab_size=8192, hidden_size=256, layers=6, heads=4, kv_heads=4, head_dim=64, experts=8,
     experts_per_token=2, expert_hidden_size=512, max_positions=POSITIONS,
 )  # fmt: skip
-SIZES = {"sparse-22M": (SPARSE, 16), "nano": (preset("nano"), 32)}
 TRAINED = ("full", "full, router frozen", f"LoRA r={RANK}")
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model, and the chunk that a step processes."""
+
+    config: ModelConfig
+    sequences: int
+    positions: int = POSITIONS
+    on_gpu: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda" if self.on_gpu else "cpu")
+
+
+SIZES = {"sparse-22M": Size(SPARSE, 16), "nano": Size(preset("nano"), 32)}
+GPU_SIZES = {"arion-1.0-1b": Size(preset("arion-1.0-1b"), 16, 1024, on_gpu=True)}
 
 
 def run(quick: bool) -> Iterator[Row]:
     """Yield the rows: every model size and choice of parameters, then the dense twin."""
     torch.set_num_threads(1)
     repetitions = 5 if quick else 25
-    for size, (config, sequences) in SIZES.items():
-        if quick and size != "nano":
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:  # the limit keeps its logits there, as ours has to
+        cross_entropy.CHUNK_BYTES = 2**33
+    for name, size in (GPU_SIZES if on_gpu else SIZES).items():
+        if quick and name == "sparse-22M":
             continue
-        details = {"size": size, "sequences": sequences, "repetitions": repetitions}
+        details = {"size": name, "sequences": size.sequences, "repetitions": repetitions}
         for trained in TRAINED:
-            job = sparse_job(config, sequences, trained)
-            yield from rows(f"{size}, {trained}", job, {"trained": trained, **details})
-        job = dense_job(config, sequences)
-        yield from rows(f"{size} dense twin, full", job, {"trained": "full", **details})
+            job = sparse_job(size, trained)
+            yield from rows(f"{name}, {trained}", job, {"trained": trained, **details})
+            del job
+        job = dense_job(size)
+        yield from rows(f"{name} dense twin, full", job, {"trained": "full", **details})
 
 
 class Job:
@@ -69,12 +95,18 @@ class Job:
 
     """
 
-    def __init__(self, model: Decoder, sequences: int, generator: torch.Generator) -> None:
-        shape = (2, sequences, POSITIONS)
-        token_BT, target_BT = torch.randint(model.config.vocab_size, shape, generator=generator)
-        layout = UnitLayout(torch.arange(sequences), sequences)
-        present_U = torch.ones(sequences, dtype=torch.bool)
-        self.model, self.chunk = model, Chunk(token_BT, target_BT, layout, present_U)
+    def __init__(self, model: Decoder, size: Size, generator: torch.Generator) -> None:
+        shape, device = (2, size.sequences, size.positions), size.device
+        token_BT, target_BT = torch.randint(
+            model.config.vocab_size, shape, generator=generator, device=device
+        )
+        layout = UnitLayout(torch.arange(size.sequences, device=device), size.sequences)
+        present_U = torch.ones(size.sequences, dtype=torch.bool, device=device)
+        if size.on_gpu:
+            model.compute_dtype = torch.bfloat16
+        self.on_gpu = size.on_gpu
+        self.model = model
+        self.chunk = Chunk(token_BT, target_BT, layout, present_U)
         self._parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self._sums = self._buffers()
         self.steps: dict[str, Step] = {OURS: self._private, LIMIT: self._non_private}
@@ -109,8 +141,10 @@ class Job:
 
 def rows(label: str, job: Job, details: dict[str, Any]) -> Iterator[Row]:
     """Yield time and memory of the private step, beside the non-private one and every peer."""
-    memory = {name: peak_mib(step) for name, step in job.memory_steps.items()}
-    times = interleave(job.steps, details["repetitions"])
+    memory = {n: peak_mib(step, on_gpu=job.on_gpu) for n, step in job.memory_steps.items()}
+    steps = {name: synchronised(step) for name, step in job.steps.items()}
+    clock = time.perf_counter if job.on_gpu else time.process_time
+    times = interleave(steps if job.on_gpu else job.steps, details["repetitions"], clock)
     seconds = {name: statistics.median(found) for name, found in times.items()}
     spread = sorted(p / n for p, n in zip(times[OURS], times[LIMIT], strict=True))
     details = {**details, "ratio_to_limit_range": [round(spread[0], 3), round(spread[-1], 3)]}
@@ -131,34 +165,50 @@ def rows(label: str, job: Job, details: dict[str, Any]) -> Iterator[Row]:
         )  # fmt: skip
 
 
-def sparse_job(config: ModelConfig, sequences: int, trained: str) -> Job:
+def synchronised(step: Step) -> Step:
+    """Return the step with a wait for the GPU at its end."""
+
+    def waiting() -> None:
+        step()
+        torch.cuda.synchronize()
+
+    return waiting
+
+
+def sparse_job(size: Size, trained: str) -> Job:
     """Return our sparse decoder with the named parameters trained."""
-    generator = torch.Generator().manual_seed(0)
-    model = Decoder(config, generator)
-    if trained.startswith("LoRA"):
-        add_lora(model, RANK, 2.0 * RANK, generator)
+    generator = torch.Generator(size.device).manual_seed(0)
+    with size.device:
+        model = Decoder(size.config, generator)
+        if trained.startswith("LoRA"):
+            model = model.bfloat16() if size.on_gpu else model  # frozen weights lie in bf16 there
+            add_lora(model, RANK, 2.0 * RANK, generator)
     if trained.endswith("frozen"):
         _freeze_routers(model)
-    return Job(model, sequences, generator)
+    return Job(model, size, generator)
 
 
-def dense_job(config: ModelConfig, sequences: int) -> Job:
+def dense_job(size: Size) -> Job:
     """Return our decoder with one expert, beside Opacus on a dense decoder of equal shapes."""
+    config = size.config
     dense = config.model_copy(
         update={
             "experts": 1,
             "experts_per_token": 1,
             "expert_hidden_size": config.experts_per_token * config.expert_hidden_size,
+            "kv_heads": config.heads,
             "tie_embeddings": False,  # Opacus cannot clip a tied table
             "qk_norm": "none",
         }
     )
-    generator = torch.Generator().manual_seed(0)
-    model = Decoder(dense, generator)
+    generator = torch.Generator(size.device).manual_seed(0)
+    with size.device:
+        model = Decoder(dense, generator)
     _freeze_routers(model)
-    job = Job(model, sequences, generator)
-    job.add_peer("Opacus hooks", opacus_hooks(DenseDecoder(dense), job.chunk))
-    job.add_peer("Opacus ghost", opacus_ghost(DenseDecoder(dense), job.chunk))
+    job = Job(model, size, generator)
+    for name, peer in (("Opacus hooks", opacus_hooks), ("Opacus ghost", opacus_ghost)):
+        twin = DenseDecoder(dense).to(size.device, torch.bfloat16 if size.on_gpu else None)
+        job.add_peer(name, peer(twin, job.chunk))
     return job
 
 

@@ -68,10 +68,12 @@ def paired_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> 
     return statistics.median(n / d for n, d in zip(numerators, denominators, strict=True))
 
 
-def peak_mib(step: Callable[[], object]) -> float:
+def peak_mib(step: Callable[[], object], *, on_gpu: bool = False) -> float:
     """Largest sum of live tensors that one step allocated, MiB, after a step to warm up."""
     from torch.profiler import ProfilerActivity, profile  # noqa: PLC0415
 
+    if on_gpu:
+        return _gpu_peak_mib(step)
     step()
     gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
@@ -85,16 +87,37 @@ def peak_mib(step: Callable[[], object]) -> float:
     return peak / 2**20
 
 
+def _gpu_peak_mib(step: Callable[[], object]) -> float:
+    from torch import cuda  # noqa: PLC0415
+
+    gc.collect()
+    before = cuda.memory_allocated()  # what a step leaves for the next one counts
+    step()
+    gc.collect()
+    cuda.synchronize()
+    cuda.reset_peak_memory_stats()
+    step()
+    cuda.synchronize()
+    return (cuda.max_memory_allocated() - before) / 2**20
+
+
 def context(packages: Sequence[str], **details: Any) -> dict[str, Any]:
     """Versions of `packages`, the machine and the command, with `details` of the row."""
     return {
         "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
         "cpu": _cpu(),
+        **_gpu(),
         "command": shlex.join(
             ["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]
         ),
         **details,
     }
+
+
+def _gpu() -> dict[str, str]:
+    from torch import cuda  # noqa: PLC0415
+
+    return {"gpu": cuda.get_device_name()} if cuda.is_available() else {}
 
 
 def main(run: Callable[[bool], Iterable[Row]], argv: Sequence[str] | None = None) -> None:

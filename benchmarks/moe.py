@@ -4,6 +4,8 @@ Speed: tokens per second, forward and backward, of one sparse block. Peer: the f
 implementation that transformers has for the same block and weights. Limits: a dense SwiGLU block of
 equal active FLOPs; and the block's matrix products alone, run as fast as this device multiplies.
 
+On a GPU also the share that the block makes of the rate of a large product (MFU).
+
 Memory: the largest sum of live tensors that a step of cross-entropy over V = 100,352 allocated.
 Limit: plain cross-entropy of all logits.
 
@@ -107,6 +109,31 @@ def speed_rows(size: Size, device: torch.device, repetitions: int) -> Iterator[R
             paired_ratio(seconds[limit], seconds[OURS]),
             details,
         )
+    if device.type == "cuda":
+        rate, most = size.flops() / middle[OURS], matrix_rate(device, dtype)
+        yield Row(
+            f"matrix rate, {size.name}",
+            rate / 1e12,
+            "TFLOP/s",
+            limit="a product of 8192^3",
+            limit_value=most / 1e12,
+            ratio_to_limit=rate / most,
+            context=details,
+        )
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP per second of a large square product: what the device can do."""
+    side = 8192
+    left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+
+    def step() -> None:
+        for _ in range(10):
+            torch.mm(left, right)
+        torch.cuda.synchronize()
+
+    seconds = interleave({"": step}, 5, time.perf_counter)[""]
+    return 10 * 2 * side**3 / statistics.median(seconds)
 
 
 def layer_steps(size: Size, device: torch.device, dtype: torch.dtype) -> dict[str, Step]:
