@@ -148,7 +148,8 @@ def test_two_histories_of_one_ledger_are_a_fork(tmp_path: Path, pins: Pins, make
     assert all(report.is_ok for report in verify_tree(tmp_path, pins))
     make.write(tmp_path / "three", "hospital-a", make.NODE_KEY, [*entries[:2], make.debit(3)])
     reports = verify_tree(tmp_path, pins)
-    assert all("shows another history of 'hospital-a'" in r.failures[0] for r in reports)
+    forked = "shows another history of 'hospital-a'"
+    assert all(any(forked in failure for failure in r.failures) for r in reports)
 
 
 def test_a_head_that_a_witness_kept_exposes_a_rollback(

@@ -1,0 +1,372 @@
+"""Faults that would break the privacy claim, each planted in the product for one named test.
+
+`tests/faults/test_planted.py` plants each and requires that its test fails. docs/privacy.md has the
+same list for readers, and `tests/faults/test_table.py` holds the two against each other.
+
+A plant changes the product as a careless change would: one function does the wrong thing. Where the
+fault is one of data (an altered ledger, a restored disk), the test itself makes the data wrong, and
+the plant is a check that no longer looks.
+"""
+
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+import client.gate
+import coordinator.driver
+from client.budget import NodeBooks
+from client.training import LocalTrainer
+from privacy.dp import accountant, clipping, lattice, sampling
+from privacy.dp.noise import SecureGaussian
+from privacy.dp.records import GroupedRecord, UnitLayout
+from privacy.ledger import verify, verify_one
+from privacy.ledger.log import LedgerLog
+
+PACKAGES = ("arion", "client", "coordinator", "models", "privacy", "protos", "tests")
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault, and the test that has to fail when it is planted.
+
+    Attributes:
+        name: what the table of docs/privacy.md calls it.
+        test: node id of the test, with its parameters if it has any.
+        plant: puts the fault into the product.
+
+    """
+
+    name: str
+    test: str
+    plant: Plant
+
+
+def replace_everywhere(patch: pytest.MonkeyPatch, original: Any, faulty: Any) -> None:
+    """Replace a function or class under every name by which a module of ours imported it."""
+    found = False
+    for module in list(sys.modules.values()):
+        if not isinstance(module, ModuleType) or module.__name__.split(".")[0] not in PACKAGES:
+            continue
+        for name, value in list(vars(module).items()):
+            if value is original and module.__name__ != __name__:
+                patch.setattr(module, name, faulty)
+                found = True
+    assert found, f"{original} is imported nowhere"
+
+
+class Weak:
+    """A source of a tenth of the noise."""
+
+    def __init__(self, source: Any) -> None:
+        self.seeded, self._source = source.seeded, source
+
+    def normal(self, count: int) -> np.ndarray:
+        return self._source.normal(count) / 10
+
+
+class Shuffler:
+    """Batches of a fixed size in place of Poisson draws."""
+
+    def __init__(self, probability: float, source: Any) -> None:
+        self._probability = probability
+        self._generator = np.random.default_rng(int(source.words(1)[0]))
+
+    def draw(self, units: int) -> np.ndarray:
+        size = round(units * self._probability)
+        return np.sort(self._generator.permutation(units)[:size])
+
+
+def weak_source(patch: pytest.MonkeyPatch) -> None:
+    right = SecureGaussian.normal
+    patch.setattr(SecureGaussian, "normal", lambda self, count: right(self, count) / 10)
+
+
+def weak_share(patch: pytest.MonkeyPatch) -> None:
+    right = lattice.encode
+    replace_everywhere(patch, right, lambda x, step, source: right(x, step, Weak(source)))
+
+
+def skip_experts(patch: pytest.MonkeyPatch) -> None:
+    right = GroupedRecord.squared_norms
+    patch.setattr(GroupedRecord, "squared_norms", lambda self: 0 * right(self))
+
+
+def couple_the_batch(patch: pytest.MonkeyPatch) -> None:
+    def coupled(model: Any, chunk: Any) -> Any:
+        nats_BT = F.cross_entropy(
+            model(chunk.token_BT).transpose(1, 2), chunk.target_BT, reduction="none"
+        )
+        return (nats_BT * nats_BT.detach().mean(0)).mean(1)
+
+    patch.setattr(clipping, "unit_losses", coupled)
+
+
+def shuffle(patch: pytest.MonkeyPatch) -> None:
+    replace_everywhere(patch, sampling.PoissonSampler, Shuffler)
+
+
+def shuffle_at_the_node(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(client.gate, "PoissonSampler", Shuffler)
+
+
+def divide_by_the_draw(patch: pytest.MonkeyPatch) -> None:
+    right = LocalTrainer.clipped_sum
+
+    def averaged(self: LocalTrainer, drawn: np.ndarray, step: Any) -> np.ndarray:
+        return right(self, drawn, step) / np.float32(max(1, len(drawn)))
+
+    patch.setattr(LocalTrainer, "clipped_sum", averaged)
+
+
+def divide_by_the_survivors(patch: pytest.MonkeyPatch) -> None:
+    right = coordinator.driver.adam_step
+
+    def averaged(state: Any, sum_D: Any, batch: float, *rest: Any, **options: Any) -> Any:
+        return right(state, sum_D, batch * 3 / 4, *rest, **options)
+
+    patch.setattr(coordinator.driver, "adam_step", averaged)
+
+
+def noise_only_what_moved(patch: pytest.MonkeyPatch) -> None:
+    right = lattice.encode
+
+    class Sparse:
+        def __init__(self, source: Any, used: np.ndarray) -> None:
+            self.seeded, self._source, self._used, self._at = source.seeded, source, used, 0
+
+        def normal(self, count: int) -> np.ndarray:
+            part = self._used[self._at : self._at + count]
+            self._at += count
+            return np.where(part, self._source.normal(count), 0.0)
+
+    def encode(x: np.ndarray, step: Any, source: Any) -> np.ndarray:
+        return right(x, step, Sparse(source, x != 0) if step.is_private else source)
+
+    replace_everywhere(patch, right, encode)
+
+
+def debit_late(patch: pytest.MonkeyPatch) -> None:
+    """The debit is written when the next plan comes, after the upload has left."""
+    right, read = NodeBooks.debit, NodeBooks.debit_of
+    late: list[tuple[Any, ...]] = []
+
+    def debit_of(self: NodeBooks, digest: bytes) -> Any:
+        while late:
+            right(*late.pop())
+        return read(self, digest)
+
+    patch.setattr(NodeBooks, "debit", lambda *arguments: late.append(arguments))
+    patch.setattr(NodeBooks, "debit_of", debit_of)
+
+
+def debit_experts_late(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(NodeBooks, "debit_experts", lambda *_: None)
+
+
+def write_the_count_down(patch: pytest.MonkeyPatch) -> None:
+    """The reservation's data set says how many units there are."""
+    right, count = NodeBooks._reservation, LocalTrainer.__init__
+    seen: list[int] = []
+
+    def opened(self: LocalTrainer, model: Any, units: Any, *rest: Any, **options: Any) -> None:
+        count(self, model, units, *rest, **options)
+        seen.append(len(units))
+
+    def reservation(self: NodeBooks, plan: Any) -> Any:
+        body = right(self, plan)
+        return body.model_copy(update={"data_set": f"{body.data_set}-{seen[-1]}"})
+
+    patch.setattr(LocalTrainer, "__init__", opened)
+    patch.setattr(NodeBooks, "_reservation", reservation)
+
+
+def clip_sequences_apart(patch: pytest.MonkeyPatch) -> None:
+    right = LocalTrainer._chunk
+
+    def chunk(self: LocalTrainer, *arguments: Any) -> Any:
+        whole = right(self, *arguments)
+        rows = len(whole.token_BT)
+        layout = UnitLayout(torch.arange(rows), rows)
+        return replace(whole, layout=layout, present_U=whole.present_U[whole.layout.unit_B])
+
+    patch.setattr(LocalTrainer, "_chunk", chunk)
+
+
+def trim_the_draw(patch: pytest.MonkeyPatch) -> None:
+    right = sampling.physical_chunks
+
+    def trimmed(indices: np.ndarray, chunk_units: int, chunks: int) -> Any:
+        return right(indices[: chunk_units * chunks], chunk_units, chunks)
+
+    replace_everywhere(patch, right, trimmed)
+
+
+def trim_at_the_node(patch: pytest.MonkeyPatch) -> None:
+    right = LocalTrainer._chunks
+
+    def trimmed(self: LocalTrainer, drawn: np.ndarray, step: Any, *rest: Any) -> Any:
+        rate, room = step.sampling_probability, self._chunk_units
+        room *= sampling.chunks_for(len(self.units), rate, room)
+        return right(self, drawn[:room], step, *rest)
+
+    patch.setattr(LocalTrainer, "_chunks", trimmed)
+
+
+def believe_any_ledger(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(LedgerLog, "verify_not_restored", lambda *_: None)
+
+
+def any_root_will_do(patch: pytest.MonkeyPatch) -> None:
+    """Heads are believed whatever entries lie beside them."""
+    right = verify_one._faults
+    patch.setattr(
+        verify_one,
+        "_faults",
+        lambda *arguments: (why for why in right(*arguments) if "its root" not in why),
+    )
+
+
+def any_index_will_do(patch: pytest.MonkeyPatch) -> None:
+    """Entries are taken in the order in which they lie, whatever their index says."""
+    right = verify_one.parse_entry
+    count = iter(range(10**6))
+    patch.setattr(
+        verify_one,
+        "parse_entry",
+        lambda line: right(line).model_copy(update={"index": next(count)}),
+    )
+
+
+def compare_no_copies(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(verify, "_forks", lambda *_: ())
+
+
+def round_down(patch: pytest.MonkeyPatch) -> None:
+    right = accountant.epsilon_microunits
+    replace_everywhere(patch, right, lambda value: min(right(value), math.floor(value * 1e6)))
+
+
+FAULTS = (
+    Fault(
+        "noise ÷ 10, in the source",
+        "tests/dp/test_noise.py::test_secure_noise_is_standard_normal",
+        weak_source,
+    ),
+    Fault(
+        "noise ÷ 10, in a node's share",
+        "tests/dp/test_lattice.py::test_released_noise_has_the_stated_variance[16]",
+        weak_share,
+    ),
+    Fault(
+        "clip skipped for experts",
+        "tests/clipping/test_sensitivity.py"
+        "::test_a_small_clipping_norm_is_kept_and_used_up_by_every_unit[0.001]",
+        skip_experts,
+    ),
+    Fault(
+        "batch-coupled loss",
+        "tests/clipping/test_coupling.py::test_the_others_in_a_batch_are_not_felt[full]",
+        couple_the_batch,
+    ),
+    Fault(
+        "shuffled batches in place of Poisson draws",
+        "tests/dp/test_sampling.py::test_draws_are_binomial",
+        shuffle,
+    ),
+    Fault(
+        "shuffled batches at a node alone",
+        "tests/federation/test_sum.py"
+        "::test_the_opened_sum_is_that_of_the_survivors_encodings[before upload-noise]",
+        shuffle_at_the_node,
+    ),
+    Fault(
+        "dividing by the true batch, at a node",
+        "tests/faults/test_releases.py::test_a_draws_sum_is_not_divided_by_its_size",
+        divide_by_the_draw,
+    ),
+    Fault(
+        "dividing by what came in, at the coordinator",
+        "tests/federation/test_sum.py::test_a_federated_step_is_the_pooled_central_step",
+        divide_by_the_survivors,
+    ),
+    Fault(
+        "an unused expert not noised, in a round",
+        "tests/faults/test_releases.py::test_what_no_unit_moved_is_noised",
+        noise_only_what_moved,
+    ),
+    Fault(
+        "an unused expert not noised, in a module of owned experts",
+        "tests/client/test_experts_training.py::test_experts_that_no_token_uses_get_noise",
+        noise_only_what_moved,
+    ),
+    Fault(
+        "release before debit, of an upload",
+        "tests/client/test_gate_crashes.py::test_one_debit_and_one_upload_per_plan[debit before]",
+        debit_late,
+    ),
+    Fault(
+        "release before debit, of a module",
+        "tests/client/test_experts_crashes.py"
+        "::test_one_debit_and_one_module_per_job[reserve before]",
+        debit_experts_late,
+    ),
+    Fault(
+        "N made public under add/remove",
+        "tests/faults/test_releases.py::test_the_number_of_units_stays_at_home",
+        write_the_count_down,
+    ),
+    Fault(
+        "the same patient's sequences clipped apart",
+        "tests/client/test_training.py::test_all_sequences_of_a_unit_are_clipped_together",
+        clip_sequences_apart,
+    ),
+    Fault(
+        "a capacity that trims the draw, in the chunks",
+        "tests/dp/test_sampling.py::test_chunks_hold_every_unit_once",
+        trim_the_draw,
+    ),
+    Fault(
+        "a capacity that trims the draw, at a node",
+        "tests/faults/test_releases.py::test_a_large_draw_is_summed_whole",
+        trim_at_the_node,
+    ),
+    Fault(
+        "a restored, older ledger",
+        "tests/client/test_restored_ledger.py::test_a_restored_older_ledger_is_refused[1]",
+        believe_any_ledger,
+    ),
+    Fault(
+        "a ledger entry altered",
+        "tests/ledger/test_verify.py::test_an_altered_entry_is_found",
+        any_root_will_do,
+    ),
+    Fault(
+        "a ledger entry dropped",
+        "tests/ledger/test_verify.py::test_a_dropped_entry_is_found",
+        any_index_will_do,
+    ),
+    Fault(
+        "ledger entries reordered",
+        "tests/ledger/test_verify.py::test_reordered_entries_are_found",
+        any_index_will_do,
+    ),
+    Fault(
+        "a ledger forked",
+        "tests/ledger/test_verify.py::test_two_histories_of_one_ledger_are_a_fork",
+        compare_no_copies,
+    ),
+    Fault(
+        "an ε rounded down",
+        "tests/dp/test_accountant.py::test_microunits_of_exact_and_bad_values",
+        round_down,
+    ),
+)
