@@ -25,8 +25,9 @@ import coordinator.driver
 from client.budget import NodeBooks
 from client.training import LocalTrainer
 from privacy.dp import accountant, clipping, lattice, sampling
+from privacy.dp.grouped_records import GroupedRecord
 from privacy.dp.noise import SecureGaussian
-from privacy.dp.records import GroupedRecord, UnitLayout
+from privacy.dp.records import UnitLayout
 from privacy.ledger import verify, verify_one
 from privacy.ledger.log import LedgerLog
 
