@@ -13,6 +13,7 @@ from arion.errors import user_errors
 from arion.planner import plan_run
 from arion.run_file import load_run_file
 from client.entropy import Entropy
+from privacy.figures import at_least, at_most
 
 REFUTED = 3
 _TARGET = 1.0  # of the outlook's cohort, which an audit does not show
@@ -61,8 +62,8 @@ def audit_command(  # noqa: PLR0917  (its options are its interface)
 
 
 def _print(audit: MechanismAudit) -> None:
-    typer.echo(f"claimed epsilon  {audit.claim:8.4f} at delta = {audit.delta:g}")
-    typer.echo(f"audited, at least{audit.bound:8.4f} at confidence {audit.confidence:g}")
+    typer.echo(f"claimed epsilon  {at_most(audit.claim):>8} at delta = {audit.delta:g}")
+    typer.echo(f"audited, at least{at_least(audit.bound):>8} at confidence {audit.confidence:g}")
     typer.echo(
         f"{audit.guesses.correct} of {audit.guesses.guessed} guesses about "
         f"{audit.guesses.canaries} canaries were right; all right would show {audit.most:.4f}"

@@ -16,6 +16,7 @@ from client.node import CONSENT_FILE, LEDGER_FOLDER
 from privacy.consent import Consent, load_consent
 from privacy.dp.accountant import AccountantError, calibrate_noise_multiplier, epsilon_after
 from privacy.dp.plan import PrivateStep
+from privacy.figures import at_least, at_most
 from privacy.ledger.budget import RunSpend, check_node_entries, compose_spends, format_micro
 from privacy.ledger.entries import DELTA_UNITS, EPSILON_UNITS, LedgerError, parse_entry
 from privacy.ledger.files import read_lines
@@ -48,7 +49,7 @@ def calibrate_command(  # noqa: PLR0917  (its options are its interface)
         noise = calibrate_noise_multiplier(
             epsilon, delta, sampling, rounds, vector_length=vector_length
         )
-    _tell(as_json, {"noise_multiplier": noise}, f"noise_multiplier = {noise:g}")
+    _tell(as_json, {"noise_multiplier": noise}, f"noise_multiplier = {at_most(noise, 6)}")
 
 
 def epsilon_command(  # noqa: PLR0917  (its options are its interface)
@@ -80,7 +81,9 @@ def epsilon_command(  # noqa: PLR0917  (its options are its interface)
         )
         spent = epsilon_after(step, rounds, delta, vector_length=vector_length, contributors=1)
     _tell(
-        as_json, {"epsilon": spent, "delta": delta}, f"epsilon = {spent:.4f} at delta = {delta:g}"
+        as_json,
+        {"epsilon": spent, "delta": delta},
+        f"epsilon = {at_most(spent)} at delta = {delta:g}",
     )
 
 
@@ -214,12 +217,14 @@ def _print_account(account: _Account) -> None:
         )
     Console().print(table)
     spent = told["spent_epsilon"]
+    figure = "unbounded" if spent is None else at_most(spent)
+    left = at_least(told["left_epsilon"])
     typer.echo(
-        f"spent epsilon {'unbounded' if spent is None else f'{spent:.4f}'} of {told['epsilon']:g}, "
-        f"delta {told['spent_delta']:.3g} of {told['delta']:g}; left {told['left_epsilon']:.4f}"
+        f"spent epsilon {figure} of {told['epsilon']:g}, "
+        f"delta {told['spent_delta']:.3g} of {told['delta']:g}; left {left}"
     )
     typer.echo(
-        f"a next run may cost at most {told['next_run_at_most']:.4f}; "
+        f"a next run may cost at most {at_least(told['next_run_at_most'])}; "
         f"{told['full_runs_left']} runs at the full cap fit"
     )
 
@@ -244,9 +249,10 @@ def _print_outlook(outlook: Outlook, verdicts: dict[str, Verdict]) -> None:
         f"batch {step.expected_batch:g}, {outlook.vector_length:,} coordinates"
     )
     for rounds, value in outlook.epsilon:
-        typer.echo(f"epsilon after {rounds:>6} releases  {value:8.4f}")
+        typer.echo(f"epsilon after {rounds:>6} releases  {at_most(value):>8}")
     typer.echo(f"  the last is charged, whole, at delta = {outlook.delta:g}, before the first")
-    typer.echo(f"epsilon if all others collude    {outlook.epsilon_if_all_others_collude:8.4f}")
+    collude = at_most(outlook.epsilon_if_all_others_collude)
+    typer.echo(f"epsilon if all others collude    {collude:>8}")
     typer.echo(f"releases until the run's epsilon is spent: {outlook.rounds_in_budget}")
     typer.echo(
         f"noise to signal {outlook.noise_to_signal:.3g}; at most {outlook.target:g} takes "

@@ -23,6 +23,7 @@ from privacy.budget_clauses import run_delta
 from privacy.consent import Consent
 from privacy.dp.accountant import epsilon_after, epsilon_if_all_others_collude
 from privacy.dp.plan import PrivateStep
+from privacy.figures import at_most
 
 _MOST_ROUNDS = 100_000
 _PARTS = 4
@@ -158,11 +159,15 @@ def consider(outlook: Outlook, consent: Consent) -> Verdict:
             outlook.cohort.colluders >= consent.tolerated_colluders,
             f"the noise bears {outlook.cohort.colluders} colluders",
         ),
-        ("epsilon_per_run", charged <= consent.epsilon_per_run, f"the run costs {charged:.4g}"),
+        (
+            "epsilon_per_run",
+            charged <= consent.epsilon_per_run,
+            f"the run costs {at_most(charged)}",
+        ),
         (
             "epsilon_if_all_others_collude",
             collude <= consent.epsilon_if_all_others_collude,
-            f"it costs {collude:.4g} if all others collude",
+            f"it costs {at_most(collude)} if all others collude",
         ),
     )
     refused = tuple(

@@ -16,6 +16,7 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from arion import charts
+from privacy.figures import at_most
 from privacy.ledger.files import replace_durably
 
 Report = Mapping[str, Any]
@@ -91,6 +92,7 @@ def write_report(report: Report, path: Path) -> None:
         lstrip_blocks=True,
     )
     environment.filters["number"] = number
+    environment.filters["bound"] = lambda epsilon: at_most(epsilon, 3)
     template = environment.get_template("report.html.j2")
     page = template.render(
         report=report,
@@ -219,7 +221,7 @@ def _privacy(report: Report) -> Iterator[Block]:
     if spent:
         table = Table(
             ["round", "ε released so far"],
-            [[at, f"{value:.3f}"] for at, value in enumerate(spent, start=1)],
+            [[at, at_most(value, 3)] for at, value in enumerate(spent, start=1)],
         )
         label = "ε of the releases so far after each round, and the ε that the ledgers charged."
         budget = max(charged, default=None)
@@ -227,7 +229,7 @@ def _privacy(report: Report) -> Iterator[Block]:
     if epsilon:
         delta = report.get("delta")
         rows = [
-            [name, None if value is None else f"{value:.3f}", delta]
+            [name, None if value is None else at_most(value, 3), delta]
             for name, value in epsilon.items()
         ]
         yield Block(

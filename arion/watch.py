@@ -13,6 +13,7 @@ from coordinator.store import Phase, RunStore
 from models.optimiser import OptimiserState
 from models.vector import read_vector
 from privacy.dp.accountant import epsilon_after
+from privacy.figures import at_most
 
 
 class RoundWatch:
@@ -97,7 +98,7 @@ class RoundWatch:
         if not self._settings.step.is_private:
             return loss + "no privacy"
         epsilon = epsilon_so_far(self._settings, number, self._run.privacy.delta, self._length)
-        return f"{loss}epsilon so far {epsilon:.2f}"
+        return f"{loss}epsilon so far {at_most(epsilon, 2)}"
 
 
 def epsilon_so_far(settings: RunSettings, number: int, delta: float, vector_length: int) -> float:

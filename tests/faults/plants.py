@@ -24,6 +24,7 @@ import client.gate
 import coordinator.driver
 from client.budget import NodeBooks
 from client.training import LocalTrainer
+from privacy import figures
 from privacy.dp import accountant, clipping, lattice, sampling
 from privacy.dp.grouped_records import GroupedRecord
 from privacy.dp.noise import SecureGaussian
@@ -256,6 +257,10 @@ def round_down(patch: pytest.MonkeyPatch) -> None:
     replace_everywhere(patch, right, lambda value: min(right(value), math.floor(value * 1e6)))
 
 
+def round_to_the_nearest(patch: pytest.MonkeyPatch) -> None:
+    replace_everywhere(patch, figures.at_most, lambda value, places=4: f"{value:.{places}f}")
+
+
 FAULTS = (
     Fault(
         "noise ÷ 10, in the source",
@@ -366,8 +371,13 @@ FAULTS = (
         compare_no_copies,
     ),
     Fault(
-        "an ε rounded down",
+        "an ε rounded down, in the ledger",
         "tests/dp/test_accountant.py::test_microunits_of_exact_and_bad_values",
         round_down,
+    ),
+    Fault(
+        "an ε rounded down, where people read it",
+        "tests/dp/test_figures.py::test_figures_at_the_edges[3.14150000001-3.1416-3.1415]",
+        round_to_the_nearest,
     ),
 )
