@@ -7,7 +7,7 @@ equal active FLOPs; and the block's matrix products alone, run as fast as this d
 On a GPU also the share that the block makes of the rate of a large product (MFU).
 
 Memory: the largest sum of live tensors that a step of cross-entropy over V = 100,352 allocated.
-Limit: plain cross-entropy of all logits.
+Limit: torch's cross-entropy of all logits.
 
 On CPU: one thread, fp32, CPU time. On a GPU, where torch sees one: bf16, wall time, synchronised.
 
@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from benchmarks.harness import Row, context, interleave, main, paired_ratio, peak_mib
 from models.config import ModelConfig
-from models.cross_entropy import nats_of_logits, token_cross_entropy
+from models.cross_entropy import token_cross_entropy
 from models.experts import SparseExperts
 from models.language_model import IGNORED
 
@@ -243,7 +243,9 @@ def memory_rows(tokens: int) -> Iterator[Row]:
     target_N = torch.randint(vocabulary, (tokens,), generator=generator)
     losses: Mapping[str, Callable[[], Tensor]] = {
         "chunked": lambda: token_cross_entropy(hidden_ND, head_VD, target_N, IGNORED),
-        "plain": lambda: nats_of_logits(hidden_ND @ head_VD.T, target_N, IGNORED),
+        "plain": lambda: F.cross_entropy(
+            hidden_ND @ head_VD.T, target_N, ignore_index=IGNORED, reduction="none"
+        ),
     }
     for trained in (True, False):
         head_VD.requires_grad_(trained)
