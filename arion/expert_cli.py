@@ -49,7 +49,7 @@ def train_command(
 ) -> None:
     """Train an owner's experts against the frozen base, without noise, and write them as a module.
 
-    A module that is there already is not trained again.
+    A module that is there already is not trained again; a training that was stopped goes on.
 
     Example: arion model expert train base/ court --text cases/ --public books/ --out modules/
     --data "Published judgments." --licence "CC BY 4.0" --not-private

@@ -1,10 +1,14 @@
-"""From an owner's text to a module, without noise; what is finished is not trained again."""
+"""From an owner's text to a module, without noise; what is finished is not trained again.
+
+A training that was stopped goes on from its last snapshot, which lies beside the module to come.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from arion.institutions import read_public
 from arion.progress import Progress
@@ -13,6 +17,10 @@ from models.expert_module import NOT_PRIVATE, Facts, modules_in, read_card, writ
 from models.owned import OwnedError, owned_tensors
 from models.owner_training import OwnerRecipe, train_owner
 from models.pretrain import WarmUp, token_stream
+from models.snapshot import Snapshot
+from privacy.canonical import JsonLike, canonical_bytes, sha256_hex
+
+_SNAPSHOT_EVERY = 50
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,7 @@ def train_module(order: TrainingOrder, progress: Progress) -> Path:
     if (finished := find_finished(order.out, facts)) is not None:
         return finished
     progress.stage(order.owner, order.steps)
+    snapshot = _snapshot(order, facts, own, public)
     train_owner(
         model,
         own,
@@ -73,8 +82,20 @@ def train_module(order: TrainingOrder, progress: Progress) -> Path:
         recipe,
         generator=torch.Generator().manual_seed(order.seed),
         progress=lambda step, loss: progress.step(step, f"loss {loss:.3f}"),
+        snapshot=snapshot,
     )
-    return write_module(order.out, owned_tensors(model), facts)
+    weights = write_module(order.out, owned_tensors(model), facts)
+    snapshot.path.unlink(missing_ok=True)
+    return weights
+
+
+def _snapshot(order: TrainingOrder, facts: Facts, own: Tensor, public: Tensor) -> Snapshot:
+    """Where this training goes on from: of the same facts, on the same tokens."""
+    texts: list[JsonLike] = [sha256_hex(text.numpy().tobytes()) for text in (own, public)]
+    run: JsonLike = {"facts": facts.model_dump(mode="json"), "texts": texts}
+    order.out.mkdir(parents=True, exist_ok=True)
+    path = order.out / f"{order.owner}.unfinished.safetensors"
+    return Snapshot(path, _SNAPSHOT_EVERY, canonical_bytes(run).decode())
 
 
 def find_finished(out: Path, facts: Facts) -> Path | None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from models.decoder import Decoder
 from models.owned import PublicInputs, branch, public_inputs, router_rows, sequence_embeddings
 from models.pretrain import WarmUp, warm_up
+from models.snapshot import Snapshot
 
 
 class OwnerRecipe(BaseModel):
@@ -46,6 +47,7 @@ def train_owner(
     *,
     generator: torch.Generator,
     progress: Callable[[int, float], None] = lambda step, loss: None,
+    snapshot: Snapshot | None = None,
 ) -> float:
     """Branch owned experts off `model` and train them on the owner's text.
 
@@ -53,9 +55,10 @@ def train_owner(
         model: the base; changed in place, its own weights stay as they are.
         own, public: tokens of the owner's and of public text, int32, longer than a sequence.
         progress: called with (step from 1, loss of the step in nats per token).
+        snapshot: where to go on from, and what to write; None keeps nothing.
 
     Returns:
-        Mean loss of the last 50 steps, nats per token.
+        Mean loss of the last 50 steps that this call made, nats per token.
 
     Raises:
         ValueError: a text is too short, unknown sources, or the loss is not finite.
@@ -69,7 +72,7 @@ def train_owner(
     )
     branch(model, recipe.sources, rows_LND, train_rows=recipe.train_rows)
     stream = with_public(own, public, recipe.public_share)
-    return warm_up(model, stream, recipe.training, generator, progress)
+    return warm_up(model, stream, recipe.training, generator, progress, snapshot=snapshot)
 
 
 def with_public(own: Tensor, public: Tensor, share: float) -> Tensor:

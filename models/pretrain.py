@@ -68,7 +68,7 @@ def warm_up(
     world: World = ALONE,
     snapshot: Snapshot | None = None,
 ) -> float:
-    """Train all weights, router included, on random windows of public text.
+    """Train all weights that are not frozen on random windows of public text.
 
     Args:
         model: the same at every process; several processes shard it (`models.parallel.unsharded`
@@ -94,12 +94,16 @@ def warm_up(
     losses: list[float] = []
     model.checkpoint_blocks = settings.checkpoint_blocks
     with bf16_training(model, enabled=bf16 and world.size == 1) as masters:
-        trained = list(model.parameters()) if masters is None else masters.parameters
+        weights = list(model.parameters()) if masters is None else masters.parameters
+        trained = {
+            name: weight
+            for (name, own), weight in zip(model.named_parameters(), weights, strict=True)
+            if own.requires_grad
+        }
         optimiser = torch.optim.AdamW(
-            trained, lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
+            trained.values(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
         )
-        names = [name for name, _ in model.named_parameters()]
-        run = Trained(dict(zip(names, trained, strict=True)), optimiser, generator)
+        run = Trained(trained, optimiser, generator)
         done = snapshot.restore(run) if snapshot else 0
         if masters is not None:
             masters.give_weights()

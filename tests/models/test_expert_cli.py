@@ -8,7 +8,9 @@ import torch
 from click.testing import Result
 from typer.testing import CliRunner
 
+from arion import expert_training
 from arion.cli import app
+from arion.progress import LineProgress
 from models.checkpoint import load_model, save_model
 from models.config import ModelConfig
 from models.decoder import Decoder
@@ -53,6 +55,31 @@ def train(place: Path, owner: str, *more: object) -> Result:
 
 def module(place: Path, owner: str) -> Path:
     return next((place / "modules" / owner).glob("*.safetensors"))
+
+
+def test_a_stopped_training_goes_on_to_the_same_bytes(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(expert_training, "_SNAPSHOT_EVERY", 2)
+    out, steps = ("--out", tmp_path), []
+
+    def stop(self: LineProgress, step: int, note: str) -> None:
+        steps.append(step)
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LineProgress, "step", stop)
+        assert train(place, "court", *out).exit_code != 0
+        assert (tmp_path / "court.unfinished.safetensors").is_file()
+        other = train(place, "court", *out, "--learning-rate", 1e-3)
+        assert other.exit_code == 2
+        assert "another run's" in other.stderr
+        assert train(place, "court", *out).exit_code == 0
+    assert steps == [1, 2, 3, 3, 4, 5]
+    (again,) = (tmp_path / "court").glob("*.safetensors")
+    assert again.read_bytes() == module(place, "court").read_bytes()
+    assert not (tmp_path / "court.unfinished.safetensors").exists()
 
 
 def test_training_writes_a_module_once(place: Path) -> None:
