@@ -15,6 +15,7 @@ from torch import Tensor
 from models.language_model import LanguageModel
 from models.ops import Slots, recording
 from privacy.dp.grouped_records import GroupedRecord, Segments
+from privacy.dp.products import are_exact
 from privacy.dp.records import (
     EmbeddingRecord,
     LinearRecord,
@@ -185,7 +186,8 @@ def add_clipped_gradients(
         Norms before clipping and losses, for the node's own eyes.
 
     Raises:
-        ClippingError: a trainable weight escapes the recorded operations, or is not fp32/fp64.
+        ClippingError: a trainable weight escapes the recorded operations, or is not fp32/fp64; or
+            torch is set to multiply fp32 in less.
 
     Formal guarantee: adding or removing one unit changes the sums by at most
     1.001 * clipping_norm in Euclidean norm (fp32 summation errors included,
@@ -224,6 +226,11 @@ def _check(
 ) -> None:
     if not clipping_norm > 0:
         raise ClippingError(f"Expected clipping_norm > 0, got {clipping_norm}.")
+    if not are_exact():
+        raise ClippingError(
+            "Expected fp32 products in fp32, got torch set to round their operands: norms and sums "
+            'would differ. Call torch.set_float32_matmul_precision("highest").'
+        )
     if set(parameters) != set(sums):
         odd = sorted(set(parameters) ^ set(sums))
         raise ClippingError(f"Expected one accumulator per trainable parameter, differing: {odd}.")

@@ -14,6 +14,13 @@ from torch import Tensor
 _ROUNDOFF = 2.0**-9
 
 
+def are_exact() -> bool:
+    """Whether fp32 operands are multiplied as fp32 everywhere: not as tf32 or bf16, for speed."""
+    backends = torch.backends
+    places = (backends, backends.cuda.matmul, backends.mkldnn, backends.mkldnn.matmul)
+    return all(getattr(place, "fp32_precision", "none") in ("none", "ieee") for place in places)
+
+
 def is_reduced(x: Tensor) -> bool:
     """Whether operands of this type are multiplied exactly and added in fp32."""
     return x.dtype == torch.bfloat16

@@ -131,6 +131,18 @@ def test_a_weight_outside_the_seam_is_refused() -> None:
         clipped(model, chunk, 1.0)
 
 
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_products_that_round_fp32_are_refused(precision: str) -> None:
+    model, chunk = build(torch.float32, "tied"), batch([0, 1])
+    torch.set_float32_matmul_precision(precision)
+    try:
+        with pytest.raises(ClippingError, match="highest"):
+            clipped(model, chunk, 1.0)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    clipped(model, chunk, 1.0)
+
+
 def test_half_precision_is_refused() -> None:
     model = build(torch.bfloat16, "tied")
     with pytest.raises(ClippingError, match="fp32"):
