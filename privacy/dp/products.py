@@ -7,6 +7,8 @@ that is scaled by its unit's coefficient has to fit the operands' type again.
 Shapes: S leading indices, U units, N rows, I inputs, O outputs, X elements of a gradient.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,7 @@ _ROUNDOFF = 2.0**-9
 
 def are_exact() -> bool:
     """Whether fp32 operands are multiplied as fp32 everywhere: not as tf32 or bf16, for speed."""
-    backends = torch.backends
+    backends: Any = torch.backends
     places = (backends, backends.cuda.matmul, backends.mkldnn, backends.mkldnn.matmul)
     return all(getattr(place, "fp32_precision", "none") in ("none", "ieee") for place in places)
 
