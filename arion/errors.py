@@ -1,16 +1,30 @@
-"""How a user's mistake ends: one line on standard error, and exit code 2."""
+"""How a user's mistake, or a disk that fails, ends: one line on standard error, and exit code 2."""
 
+import errno
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import typer
+from safetensors import SafetensorError
+
+_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG}
 
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn an error of the input into one line and exit code 2."""
+    """Turn an error of the input or of the disk into one line and exit code 2."""
     try:
         yield
-    except (ValueError, OSError) as error:
-        typer.echo("error: " + " ".join(str(error).split()), err=True)
+    except (ValueError, OSError, SafetensorError, sqlite3.Error) as error:
+        typer.echo("error: " + _line(error), err=True)
         raise typer.Exit(2) from error
+
+
+def _line(error: Exception) -> str:
+    """What was expected, what came, and what to do; our own errors say all of it themselves."""
+    said = " ".join(str(error).split())
+    number = error.errno if isinstance(error, OSError) else None
+    if number in _OF_THE_DISK or isinstance(error, SafetensorError | sqlite3.Error):
+        said += ". Free or mend the disk, then give the same command again."
+    return said

@@ -68,7 +68,11 @@ class Node:
         self._check_unit()
         self._lock = threading.Lock()
         self._ledger = LedgerLog(home / LEDGER_FOLDER, self.config.name)
-        self._store = SqliteRoundStore(home / "rounds.sqlite")
+        try:
+            self._store = SqliteRoundStore(home / "rounds.sqlite")
+        except BaseException:
+            self._ledger.close()
+            raise
         self._epochs = EpochKeeper(home, self.config.name, self._identity)
         books = NodeBooks(self._ledger, self._identity, self.consent)
         try:

@@ -14,7 +14,7 @@ from typing import Final
 
 from models.optimiser import OptimiserState
 from privacy.identity import Signed
-from privacy.ledger.files import make_directory, replace_durably
+from privacy.ledger.files import make_directory, naming, replace_durably
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS attempts (
@@ -67,10 +67,12 @@ class RunStore:
     def __init__(self, home: Path) -> None:
         self._states = home / "states"
         make_directory(self._states)
-        self._connection = sqlite3.connect(home / "rounds.sqlite", isolation_level=None)
-        self._connection.execute("PRAGMA journal_mode = WAL")
-        self._connection.execute("PRAGMA synchronous = FULL")
-        self._connection.executescript(_SCHEMA)
+        self._file = home / "rounds.sqlite"
+        with naming(self._file):
+            self._connection = sqlite3.connect(self._file, isolation_level=None)
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA synchronous = FULL")
+            self._connection.executescript(_SCHEMA)
 
     def close(self) -> None:
         """Close the file."""
@@ -141,10 +143,12 @@ class RunStore:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._connection.execute("ROLLBACK")
-            raise
-        self._connection.execute("COMMIT")
+        with naming(self._file):
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:  # a full disk may have ended it already
+                    self._connection.execute("ROLLBACK")
+                raise

@@ -2,10 +2,35 @@
 
 import fcntl
 import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from privacy.ledger.entries import LedgerError
+
+
+class DiskError(OSError):
+    """A disk that is full, read-only or failing."""
+
+    def __init__(self, path: Path, error: Exception) -> None:
+        got = getattr(error, "strerror", None) or error
+        super().__init__(
+            f"Expected to write {path}, got: {got}. Free or mend the disk, then start again: what "
+            "was acknowledged before is there."
+        )
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Turn what the system says of a disk into a `DiskError` that names the file."""
+    try:
+        yield
+    except DiskError:
+        raise
+    except (OSError, sqlite3.OperationalError) as error:
+        raise DiskError(path, error) from error
 
 
 @dataclass(frozen=True)
@@ -43,22 +68,24 @@ class DurableLines:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        with naming(path):
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             self._lock()
-            self.lines, self.note = self._recover()
+            with naming(path):
+                self.lines, self.note = self._recover()
+                sync_directory(path.parent)
         except BaseException:
             os.close(self._file)
             raise
         self._usable = True
-        sync_directory(path.parent)
 
     def append(self, line: bytes) -> None:
         """Write one line and wait until the disk has it.
 
         Raises:
             LedgerError: an earlier write failed, so that the file's end is not known.
-            OSError: the disk is full or failing; reopen before writing again.
+            DiskError: the disk is full or failing; reopen before writing again.
 
         """
         assert b"\n" not in line, "canonical JSON holds no newline"
@@ -68,8 +95,9 @@ class DurableLines:
                 "Mend the disk, then close and reopen the ledger."
             )
         self._usable = False
-        write_all(self._file, line + b"\n")
-        os.fsync(self._file)
+        with naming(self._path):
+            write_all(self._file, line + b"\n")
+            os.fsync(self._file)
         self._usable = True
 
     def close(self) -> None:
@@ -110,8 +138,9 @@ def make_directory(directory: Path) -> None:
     """Create a directory and its missing parents, each durable in its own parent."""
     missing = [path for path in (directory, *directory.parents) if not path.exists()]
     for path in reversed(missing):
-        path.mkdir(mode=0o700, exist_ok=True)
-        sync_directory(path.parent)
+        with naming(path):
+            path.mkdir(mode=0o700, exist_ok=True)
+            sync_directory(path.parent)
 
 
 def sync_directory(directory: Path) -> None:
@@ -124,13 +153,19 @@ def sync_directory(directory: Path) -> None:
 
 
 def replace_durably(path: Path, data: bytes) -> None:
-    """Replace a small file as a whole: readers and crashes see the old bytes or the new."""
+    """Replace a small file as a whole: readers and crashes see the old bytes or the new.
+
+    Raises:
+        DiskError: the old bytes are there, or the new.
+
+    """
     part = path.with_name(path.name + ".part")
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        write_all(descriptor, data)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    part.replace(path)
-    sync_directory(path.parent)
+    with naming(path):
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            write_all(descriptor, data)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        part.replace(path)
+        sync_directory(path.parent)

@@ -114,7 +114,7 @@ class LedgerLog:
 
         Raises:
             LedgerError: an unknown kind or a body that does not fit it; nothing was written.
-            OSError: the disk failed; reopen the ledger to learn whether the entry is there.
+            DiskError: the disk failed; reopen the ledger to learn whether the entry is there.
 
         """
         entry = make_entry(self.size, kind, body)

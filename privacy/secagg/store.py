@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from privacy.ledger.files import naming
 from privacy.secagg.node import PlanKey, StoreConflict
 
 _SCHEMA: Final = """
@@ -38,14 +39,19 @@ class SqliteRoundStore:
         Args:
             path: the file; its folder exists.
 
+        Raises:
+            DiskError: it cannot be written; so may every other method.
+
         """
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        self._path = path
         self._lock = threading.Lock()
-        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._connection.execute("PRAGMA journal_mode = WAL")
-        self._connection.execute("PRAGMA synchronous = FULL")
-        self._connection.execute("PRAGMA busy_timeout = 5000")
-        self._connection.executescript(_SCHEMA)
+        with naming(path):
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+            self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA synchronous = FULL")
+            self._connection.execute("PRAGMA busy_timeout = 5000")
+            self._connection.executescript(_SCHEMA)
 
     def close(self) -> None:
         """Close the file."""
@@ -113,17 +119,18 @@ class SqliteRoundStore:
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Cursor]:
         """Hold the write lock from the first read to the commit."""
-        with self._lock:
+        with self._lock, naming(self._path):
             cursor = self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield cursor
+                cursor.execute("COMMIT")
             except BaseException:
-                cursor.execute("ROLLBACK")
+                if self._connection.in_transaction:  # a full disk may have ended it already
+                    cursor.execute("ROLLBACK")
                 raise
-            cursor.execute("COMMIT")
 
     def _read(self, query: str, plan_digest: bytes) -> bytes | None:
-        with self._lock:
+        with self._lock, naming(self._path):
             row = self._connection.execute(query, (plan_digest,)).fetchone()
         return None if row is None else bytes(row[0])
 

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -58,24 +59,28 @@ def holds(check: Any, *arguments: Any) -> bool:
 
 def test_published_inclusion_proofs(shared_dir: Path) -> None:
     cases = read_vectors(shared_dir, "inclusion")
+    verdicts: Counter[bool] = Counter()
     for case in cases:
         proof = [base64.b64decode(item) for item in case.get("proof") or []]
         index, size = case.get("leafIdx", 0), case.get("treeSize", 0)
         leaf, root = decoded(case, "leafHash"), decoded(case, "root")
         accepted = holds(verify_inclusion, index, size, leaf, proof, root)
         assert accepted is not case.get("wantErr", False), case["case"]
-    assert len(cases) == 98
+        verdicts[accepted] += 1
+    assert verdicts == {True: 6, False: 92}
 
 
 def test_published_consistency_proofs(shared_dir: Path) -> None:
     cases = read_vectors(shared_dir, "consistency")
+    verdicts: Counter[bool] = Counter()
     for case in cases:
         proof = [base64.b64decode(item) for item in case.get("proof") or []]
         old_size, size = case.get("size1", 0), case.get("size2", 0)
         old_root, root = decoded(case, "root1"), decoded(case, "root2")
         accepted = holds(verify_consistency, old_size, size, proof, old_root, root)
         assert accepted is not case.get("wantErr", False), case["case"]
-    assert len(cases) == 98
+        verdicts[accepted] += 1
+    assert verdicts == {True: 6, False: 92}
 
 
 def test_roots_agree_with_the_naive_tree_at_every_size() -> None:
