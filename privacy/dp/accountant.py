@@ -22,7 +22,11 @@ from dp_accounting.dp_event import (
     PoissonSampledDpEvent,
     SelfComposedDpEvent,
 )
-from dp_accounting.pld import PLDAccountant
+from dp_accounting.pld.privacy_loss_distribution import (
+    PrivacyLossDistribution,
+    from_gaussian_mechanism,
+    identity,
+)
 from dp_accounting.rdp import RdpAccountant
 
 from privacy.dp.lattice import lattice_slack, sampler_tail
@@ -264,11 +268,36 @@ def _pld_epsilon(written: str, delta: float, interval: float | None) -> float:
     if noise == math.inf:
         return 0.0
     finest = _finest_interval(event, delta, noise)
-    accountant = PLDAccountant(_RELATION, max(finest, interval or finest))
-    value = float(accountant.compose(event).get_epsilon(delta))
+    value = float(_composed(event, max(finest, interval or finest)).get_epsilon_for_delta(delta))
     if not value >= 0:
         raise AccountantError(f"Expected epsilon >= 0 from the accountant, got {value!r}.")
     return value
+
+
+def _composed(event: DpEvent, interval: float) -> PrivacyLossDistribution:
+    """The loss of all of an event's releases, as dp_accounting's PLDAccountant composes them."""
+    loss = identity(interval)
+    for leaf, count in _leaves(event):
+        if isinstance(leaf, PoissonSampledDpEvent):
+            release = _release_loss(_noise_of(leaf), float(leaf.sampling_probability), interval)
+            loss = loss.compose(release.self_compose(count))
+        elif not isinstance(leaf, NoOpDpEvent):
+            # Gaussians add up to one with less noise.
+            loss = loss.compose(_release_loss(_noise_of(leaf) / math.sqrt(count), 1.0, interval))
+    return loss
+
+
+@lru_cache(maxsize=8)
+def _release_loss(
+    noise_multiplier: float, sampling_probability: float, interval: float
+) -> PrivacyLossDistribution:
+    """The loss of one release: nearly all of the time, and the same whatever the schedule."""
+    return from_gaussian_mechanism(
+        standard_deviation=noise_multiplier,
+        value_discretization_interval=interval,
+        sampling_prob=sampling_probability,
+        neighboring_relation=_RELATION,
+    )
 
 
 def _finest_interval(event: DpEvent, delta: float, noise: float) -> float:

@@ -4,6 +4,7 @@ import json
 import math
 
 import pytest
+from dp_accounting import NeighboringRelation
 from dp_accounting.dp_event import (
     ComposedDpEvent,
     DpEvent,
@@ -14,6 +15,7 @@ from dp_accounting.dp_event import (
     PoissonSampledDpEvent,
     SelfComposedDpEvent,
 )
+from dp_accounting.pld import PLDAccountant
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -97,6 +99,31 @@ def test_quoted_calibrations(shared_dir):
 
 def test_the_design_example():
     assert epsilon(schedule(0.8, 0.01, 1000), 1e-5) == pytest.approx(3.141, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        SelfComposedDpEvent(PoissonSampledDpEvent(0.01, GaussianDpEvent(0.8)), 100),
+        PoissonSampledDpEvent(1.0, GaussianDpEvent(2.0)),
+        ComposedDpEvent(
+            [
+                SelfComposedDpEvent(GaussianDpEvent(5.0), 7),
+                SelfComposedDpEvent(
+                    ComposedDpEvent(
+                        [PoissonSampledDpEvent(0.05, GaussianDpEvent(1.2)), NoOpDpEvent()]
+                    ),
+                    30,
+                ),
+                GaussianDpEvent(3.0),
+            ]
+        ),
+    ],
+    ids=["schedule", "everyone", "nested"],
+)
+def test_losses_compose_as_the_librarys_accountant_composes_them(event):
+    expected = PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE, 1e-4).compose(event)
+    assert epsilon(event, 1e-5) == expected.get_epsilon(1e-5)
 
 
 def test_no_noise_costs_infinity_and_no_release_nothing():
