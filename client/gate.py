@@ -15,35 +15,20 @@ from datetime import date
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from client.budget import NodeBooks
 from client.entropy import Entropy
 from client.module_outbox import ModuleOutbox, SealedModule, facts_of
 from client.outbox import Outbox, SealedUpload
+from client.release import Trainer, release_words
 from privacy.consent import Consent
 from privacy.dp.accountant import epsilon_microunits
-from privacy.dp.lattice import encode
-from privacy.dp.plan import PrivateStep
-from privacy.dp.sampling import PoissonSampler
 from privacy.experts_job import ExpertsJob, verify_job
 from privacy.identity import Signed
 from privacy.ledger.entries import ExpertsDebited
 from privacy.rounds import PlanCode, PlanRefused, RoundPlan, verify_plan
 from privacy.secagg.node import SecAggNode
-
-
-class Trainer(Protocol):
-    """What the gate asks of local training."""
-
-    @property
-    def unit_count(self) -> int:
-        """Privacy units of this node."""
-
-    def clipped_sum(self, drawn: NDArray[np.int64], step: PrivateStep) -> NDArray[np.float32]:
-        """Sum of clipped gradients over the drawn units, fp32 [vector_length]."""
 
 
 class ExpertsTrainer(Protocol):
@@ -187,10 +172,7 @@ class Gate:
     def _seal(self, plan: RoundPlan, member: SecAggNode, trainer: Trainer) -> SealedUpload:
         place = (member.name, plan.run, plan.round, plan.attempt)
         entropy = Entropy(self.seed if plan.seeded else None)
-        sampler = PoissonSampler(plan.step.sampling_probability, entropy.uniform(*place))
-        drawn = sampler.draw(trainer.unit_count)
-        gaussian = entropy.gaussian(*place) if plan.step.is_private else None
-        words = encode(trainer.clipped_sum(drawn, plan.step), plan.step, gaussian)
+        words = release_words(trainer, plan.step, entropy, place)
         upload = member.seal_upload(words, plan)
         return self.outbox.seal(plan.digest(), upload, words)
 

@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import client.gate
+import client.release
 import coordinator.driver
 from client.budget import NodeBooks
 from client.training import LocalTrainer
@@ -117,7 +117,7 @@ def shuffle(patch: pytest.MonkeyPatch) -> None:
 
 
 def shuffle_at_the_node(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(client.gate, "PoissonSampler", Shuffler)
+    patch.setattr(client.release, "PoissonSampler", Shuffler)
 
 
 def divide_by_the_draw(patch: pytest.MonkeyPatch) -> None:
