@@ -85,16 +85,8 @@ def write_report(report: Report, path: Path) -> None:
         path: the file to write; its folder exists.
 
     """
-    environment = Environment(
-        loader=PackageLoader("arion"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = number
-    environment.filters["bound"] = lambda epsilon: at_most(epsilon, 3)
-    template = environment.get_template("report.html.j2")
-    page = template.render(
+    page = render_page(
+        "report.html.j2",
         report=report,
         sections=[section for section in _sections(report) if section.blocks],
         labels=[_arm_label(arm) for arm in _arms(report)],
@@ -105,6 +97,19 @@ def write_report(report: Report, path: Path) -> None:
         seen=_members(report),
     )
     replace_durably(path, page.encode())
+
+
+def render_page(name: str, **values: Any) -> str:
+    """Fill one of the page templates; everything but ready SVG is escaped."""
+    environment = Environment(
+        loader=PackageLoader("arion"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = number
+    environment.filters["bound"] = lambda epsilon: at_most(epsilon, 3)
+    return environment.get_template(name).render(**values)
 
 
 def write_chart(report: Report, path: Path) -> None:
@@ -178,7 +183,7 @@ def _results(report: Report) -> Iterator[Block]:
         caption = "Held-out loss in nats per token, mean ± one sd over seeds; lower is better."
     block = Block(caption, losses)
     if report["kind"] == "comparison":
-        chart = _chart("arms", _ARMS_LABEL, losses, charts.arms, *_arm_points(report))
+        chart = chart_block("arms", _ARMS_LABEL, losses, charts.arms, *_arm_points(report))
         block = replace(chart, caption=caption, is_open=True)
     yield block
     rows = [
@@ -211,7 +216,7 @@ def _loss_rounds(report: Report) -> Iterator[Block]:
     ]
     table = Table(["round", *columns], rows)
     label = "Held-out loss in nats per token after each round, a panel per institution."
-    yield _chart("losses", label, table, charts.losses, by_institution, mean)
+    yield chart_block("losses", label, table, charts.losses, by_institution, mean)
 
 
 def _privacy(report: Report) -> Iterator[Block]:
@@ -225,7 +230,7 @@ def _privacy(report: Report) -> Iterator[Block]:
         )
         label = "ε of the releases so far after each round, and the ε that the ledgers charged."
         budget = max(charged, default=None)
-        yield _chart("epsilons", label, table, charts.epsilons, spent, budget)
+        yield chart_block("epsilons", label, table, charts.epsilons, spent, budget)
     if epsilon:
         delta = report.get("delta")
         rows = [
@@ -254,7 +259,7 @@ def _presence(report: Report) -> Iterator[Block]:
     headings = ["attempt", "in the sum", "aborted for", "refusals", "values near the ring's edge"]
     label = "For each institution and attempt: in the sum, dropped out, refused, or aborted."
     table = Table(headings, rows, frozenset({0, 2, 3}))
-    yield _chart("presence", label, table, charts.presence, names, grid)
+    yield chart_block("presence", label, table, charts.presence, names, grid)
 
 
 def _traffic(report: Report) -> Iterator[Block]:
@@ -280,7 +285,9 @@ def _time(report: Report) -> Iterator[Block]:
     if phases:
         named = {phase.replace("_", " "): seconds for phase, seconds in phases.items()}
         table = Table(["phase", "time (s)"], list(named.items()))
-        yield _chart("phases", "Seconds of each phase of the run.", table, charts.phases, named)
+        yield chart_block(
+            "phases", "Seconds of each phase of the run.", table, charts.phases, named
+        )
 
 
 def _routing(report: Report) -> Iterator[Block]:
@@ -294,7 +301,7 @@ def _routing(report: Report) -> Iterator[Block]:
         ]
         table = Table(["institution", "layer", *(f"expert {at}" for at in range(widest))], rows)
         label = "Share of each institution's tokens that each expert receives, by layer."
-        yield _chart("routing", label, table, charts.routing, shares)
+        yield chart_block("routing", label, table, charts.routing, shares)
 
 
 def _institutions(report: Report) -> Iterator[Block]:
@@ -325,7 +332,8 @@ def _pairs(values: Mapping[str, Any], labels: Mapping[str, str], heading: str) -
         yield Block("", Table([heading, "value"], rows, frozenset({0, 1})))
 
 
-def _chart(name: str, label: str, table: Table, draw: Callable[..., Any], *data: Any) -> Block:
+def chart_block(name: str, label: str, table: Table, draw: Callable[..., Any], *data: Any) -> Block:
+    """Draw a chart over its table; `label` is its caption and what those who do not see it get."""
     # The SVG is the charts' own markup, around names that matplotlib escaped.
     return Block(label, table, Markup(charts.render(name, label, draw, *data)))  # noqa: S704
 
@@ -344,7 +352,7 @@ def _stacked(
         ["round", *bars],
         [[at, *(f"{bar[index]:.2f}" for bar in bars.values())] for index, at in enumerate(rounds)],
     )
-    return _chart(name, label, table, charts.stacked_rounds, rounds, bars, unit)
+    return chart_block(name, label, table, charts.stacked_rounds, rounds, bars, unit)
 
 
 def _state(name: str, attempt: Report) -> str:

@@ -31,6 +31,7 @@ from privacy.dp.plan import PrivateStep
 from privacy.ledger.files import make_directory, replace_durably
 
 REPORT_FILE = "report.json"
+RUN_FILE = "run.json"
 
 
 class Simulation:

@@ -14,9 +14,8 @@ from arion.compare import Comparison
 from arion.errors import user_errors
 from arion.progress import make_progress
 from arion.run_file import RunFile, RunFileError, load_run_file
-from arion.simulate import REPORT_FILE, Simulation
+from arion.simulate import REPORT_FILE, RUN_FILE, Simulation
 
-RUN_FILE = "run.json"
 _INTERRUPTED = 130
 _USUAL_SEEDS = 3
 
