@@ -102,6 +102,25 @@ def evaluate(
     return Evaluation(nats, tokens, sum(row.target_bytes for row in rows), experts)
 
 
+@torch.no_grad()
+def row_nats(model: LanguageModel, rows: Sequence[Row], batch: int = 64) -> tuple[Tensor, Tensor]:
+    """Return each row's summed cross-entropy in nats and its number of targets, fp64 [rows].
+
+    Args:
+        model: any language model. rows: within the model's positions, in any order.
+        batch: most rows of a pass; rows of like length share one.
+
+    """
+    nats, tokens = torch.zeros(2, len(rows), dtype=torch.float64)
+    order = sorted(range(len(rows)), key=lambda at: len(rows[at].ids))
+    for begin in range(0, len(rows), batch):
+        places = order[begin : begin + batch]
+        part = [rows[at] for at in places]
+        loss = model.loss(*stack_rows(part, len(part[-1].ids) - 1))
+        nats[places], tokens[places] = loss.total_B.double(), loss.tokens_B.double()
+    return nats, tokens
+
+
 def _loss(
     model: LanguageModel, token_BT: Tensor, target_BT: Tensor, activation: Activation
 ) -> SequenceLoss:
