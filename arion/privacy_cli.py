@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from arion.audit_cli import audit_command
+from arion.audit_cli import audit_command, plant_command
 from arion.budget_cli import budget_command, calibrate_command, epsilon_command, plan_command
 from arion.errors import user_errors
 from privacy.canonical import JsonValue
@@ -41,6 +41,7 @@ privacy_app.add_typer(consent_app, name="consent")
 privacy_app.command("plan")(plan_command)
 privacy_app.command("budget")(budget_command)
 privacy_app.command("audit")(audit_command)
+privacy_app.command("plant")(plant_command)
 privacy_app.command("calibrate")(calibrate_command)
 privacy_app.command("epsilon")(epsilon_command)
 

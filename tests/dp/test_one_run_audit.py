@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import beta, binom
 
-import arion.audit_mechanism
+import client.release
+from arion.audit_canaries import CanaryAudit, Claim
 from arion.audit_mechanism import audit_mechanism
 from client.entropy import Entropy
 from privacy.audit.one_run import (
@@ -72,17 +73,17 @@ def test_more_canaries_can_show_more_until_delta_takes_over() -> None:
     assert most_that_can_show(10_000, 1e-4, 0.95) < most_that_can_show(10_000, 1e-6, 0.95)
 
 
-def audited(step: PrivateStep, claimed: PrivateStep | None = None):
-    claim = epsilon((claimed or step).schedule_event(), DELTA)
-    return audit_mechanism(
-        step, claim, DELTA, canaries=4000, confidence=0.95, entropy=Entropy(seed=11)
-    )
+def audited(step: PrivateStep, claimed: PrivateStep | None = None) -> CanaryAudit:
+    claim = Claim(epsilon((claimed or step).schedule_event(), DELTA), DELTA, "the step")
+    bound = audit_mechanism(step, DELTA, canaries=4000, confidence=0.95, entropy=Entropy(seed=11))
+    return CanaryAudit(claim, 0.95, (bound,))
 
 
 def test_the_releases_keep_their_claim_and_come_near_it() -> None:
     found = audited(STEP)
+    claim = found.claim.epsilon
     assert not found.is_refuted
-    assert 0.35 * found.claim < found.bound < found.claim < found.most
+    assert 0.35 * claim < found.bound < claim < found.bounds[0].most
 
 
 def test_a_tenth_of_the_noise_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,9 +94,9 @@ def test_a_tenth_of_the_noise_is_caught(monkeypatch: pytest.MonkeyPatch) -> None
         def normal(self, count: int) -> np.ndarray:
             return self._source.normal(count) / 10
 
-    honest = arion.audit_mechanism.encode
+    honest = client.release.encode
     monkeypatch.setattr(
-        arion.audit_mechanism, "encode", lambda x, step, source: honest(x, step, Weak(source))
+        client.release, "encode", lambda x, step, source: honest(x, step, Weak(source))
     )
     assert audited(STEP).is_refuted
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-import arion.audit_mechanism
 from arion.mechanism import Cohort
 from arion.planner import Outlook, consider, members_needed, noise_to_signal, plan_run
 from arion.privacy_cli import privacy_app
@@ -176,37 +175,3 @@ def test_the_plan_command_says_who_would_refuse(tmp_path: Path) -> None:
     assert "refuses by epsilon_per_run = 0.5" in out
     code, out = cli("plan", *arguments, "--json")
     assert (code, json.loads(out)["epsilon"][-1]["rounds"]) == (0, 2)
-
-
-def test_the_audit_command_sets_claim_and_bound_side_by_side(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = tmp_path / "run.toml"
-    run.write_text(
-        '[training]\nrounds = 2\nkind = "lora"\nlora_rank = 1\nexpected_batch = 500.0\n'
-        "[privacy]\nepsilon = 1.0\n"
-    )
-    arguments = (
-        run,
-        "--nodes",
-        "5",
-        "--units-per-node",
-        "100",
-        "--canaries",
-        "2000",
-        "--seed",
-        "1",
-    )
-    code, out = cli("audit", *arguments, "--json")
-    found = json.loads(out)
-    assert (code, found["refuted"]) == (0, False)
-    assert 0 <= found["bound"] < found["claim"] <= 1.0 < found["most"]
-    honest = arion.audit_mechanism.encode
-    monkeypatch.setattr(
-        arion.audit_mechanism,
-        "encode",
-        lambda x, step, source: honest(25 * x, step, source),  # as if nothing were clipped
-    )
-    code, out = cli("audit", *arguments)
-    assert code == 3
-    assert "REFUTED" in out
