@@ -20,7 +20,8 @@ class Keystream:
     """A stream of uniform 64-bit words that is consumed once and never rewound.
 
     Without a key the stream draws one from the operating system and can be neither repeated nor
-    exported; after a fork the child draws a new key, so that two processes never share words.
+    exported; after a fork the child draws a new key, so that two processes never share words. A
+    stream serves one thread at a time; each thread takes a stream of its own.
     The 128-bit block counter starts at zero and cannot wrap within 2^132 bytes.
     """
 
@@ -34,7 +35,12 @@ class Keystream:
         self._cipher = _cipher(os.urandom(KEY_BYTES) if key is None else key)
 
     def words(self, count: int) -> NDArray[np.uint64]:
-        """The next `count` words of the stream, each uniform on [0, 2^64)."""
+        """The next `count` words of the stream, each uniform on [0, 2^64).
+
+        Raises:
+            RuntimeError: another thread is drawing; no word is given twice.
+
+        """
         if not self.seeded and os.getpid() != self._pid:
             self._pid = os.getpid()
             self._cipher = _cipher(os.urandom(KEY_BYTES))
@@ -42,7 +48,13 @@ class Keystream:
         view = out.view(np.uint8).data
         for start in range(0, len(view), len(_ZEROS)):
             part = view[start : start + len(_ZEROS)]
-            self._cipher.update_into(_ZEROS[: len(part)], part)
+            try:
+                self._cipher.update_into(_ZEROS[: len(part)], part)
+            except RuntimeError as error:
+                raise RuntimeError(
+                    "Expected one thread at a time on a keystream, got two. Give each a source of "
+                    "its own."
+                ) from error
         return out
 
 

@@ -17,7 +17,15 @@ from dp_accounting.dp_event import (
     PoissonSampledDpEvent,
     SelfComposedDpEvent,
 )
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
 CLIPPING_SLACK = 1.001
 """Float sums of clipped gradients exceed C by up to 3.7e-5 relative; noise is scaled for 1e-3."""
@@ -28,8 +36,8 @@ LARGEST_COHORT = 64
 VALUE_BOUND = 128.0
 """Largest magnitude of a coordinate in a run without noise; see `privacy.dp.lattice.encode`."""
 
-SMALLEST_LATTICE_NOISE = 3.0
-"""Lower limit of s, the noise of one node in lattice units, for the lemma of docs/privacy.md."""
+SMALLEST_LATTICE_NOISE, LARGEST_LATTICE_NOISE = 3.0, 1024.0
+"""Limits of s, the noise of one node in lattice units: the lemma of docs/privacy.md, the ring."""
 
 _EVENT_MODULE = "dp_accounting.dp_event"
 
@@ -70,8 +78,21 @@ class PrivateStep(BaseModel):
     honest_survivors: int = Field(ge=1, le=LARGEST_COHORT)
     releases: int = Field(ge=1)
     unit: Annotated[str, StringConstraints(min_length=1, max_length=128)]
-    noise_in_lattice_units: float = Field(default=4.0, ge=SMALLEST_LATTICE_NOISE, le=1024)
+    noise_in_lattice_units: float = 4.0
     ring_bits: Literal[16, 32] = 16
+
+    @field_validator("noise_in_lattice_units")
+    @classmethod
+    def _lattice_is_fine_enough(cls, value: float) -> float:
+        if not SMALLEST_LATTICE_NOISE <= value <= LARGEST_LATTICE_NOISE:
+            raise PlanError(
+                f"Expected noise_in_lattice_units from {SMALLEST_LATTICE_NOISE:g} to "
+                f"{LARGEST_LATTICE_NOISE:g}, got {value:g}. Below, a sum of rounded shares is too "
+                "far from Gaussian noise to be accounted as such; above, the ring holds too little "
+                "beside the noise. Keep the default 4: the lattice follows the noise, so that "
+                "every noise multiplier can have it."
+            )
+        return value
 
     @model_validator(mode="after")
     def _noise_fits_the_ring(self) -> Self:

@@ -21,6 +21,7 @@ from client.module_outbox import SealedModule
 from client.node import Node
 from models.checkpoint import load_model
 from models.owned import branch, owned_tensors
+from privacy.ledger.bundle import export_bundle
 from privacy.ledger.files import read_lines
 from privacy.ledger.pins import PINS_FILE, load_pins
 from privacy.ledger.verify import verify_ledger
@@ -149,3 +150,25 @@ def test_a_module_at_every_write(home: Home, tmp_path: Path, fail: Any) -> None:
     expected = {"write", "half a write", "fsync", "replace", "copyfile", "write_bytes"}
     assert expected <= set(operations)
     assert len(operations) > 25
+
+
+@FAILURES
+def test_a_bundle_at_every_write(hands: Hands, fail: Any) -> None:
+    """A bundle is the old one or the new one, and never half of one."""
+    hands.release("north", hands.plan())
+    root = hands.federation.homes.root
+    out = root.parent / "ledgers.bundle"
+    export_bundle(root, out)
+    old, operations = out.read_bytes(), []
+    hands.release("north", hands.plan(2))
+    export_bundle(root, out)
+    new = out.read_bytes()
+    assert old != new
+
+    def reset() -> None:
+        out.write_bytes(old)
+
+    for operation in each_operation(lambda: export_bundle(root, out), reset, fail):
+        operations.append(operation)
+        assert out.read_bytes() in (old, new), operation
+    assert len(operations) >= 5

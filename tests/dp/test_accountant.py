@@ -256,3 +256,11 @@ def test_microunits_of_exact_and_bad_values():
     for value in (-1e-9, math.inf, math.nan):
         with pytest.raises(AccountantError, match="finite epsilon"):
             epsilon_microunits(value)
+
+
+def test_a_public_number_of_units_costs_more():
+    """Replace one, which holds where N is known, against add or remove one (docs/privacy.md, 2)."""
+    accountant = PLDAccountant(NeighboringRelation.REPLACE_ONE)
+    accountant.compose(schedule(0.8, 0.01, 1000))
+    assert accountant.get_epsilon(1e-5) == pytest.approx(4.23, abs=0.01)
+    assert epsilon(schedule(0.8, 0.01, 1000), 1e-5) < 3.15

@@ -73,14 +73,6 @@ def test_halves_of_pairs_are_uncorrelated(gaussian):
         assert abs(np.corrcoef(a, b)[0, 1]) < 5 / math.sqrt(len(a))
 
 
-@pytest.mark.parametrize("sigmas", [3.0, 4.0, 5.0])
-def test_tails_have_their_mass(gaussian, sigmas):
-    count = 4_000_000
-    seen = np.count_nonzero(np.abs(gaussian("tails").normal(count)) > sigmas)
-    low, high = stats.poisson.interval(1 - 1e-6, count * 2 * stats.norm.sf(sigmas))
-    assert low <= seen <= high
-
-
 class Scripted:
     """A keystream of given words, for branches that chance never takes."""
 

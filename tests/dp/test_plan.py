@@ -75,7 +75,11 @@ def test_every_event_returns_from_json(events):
         ({"sampling_probability": 1.5}, "less than or equal to 1"),
         ({"honest_survivors": 0}, "greater than or equal to 1"),
         ({"honest_survivors": 2.5}, "valid integer"),
-        ({"noise_in_lattice_units": 2.9}, "greater than or equal to 3"),
+        (
+            {"noise_in_lattice_units": 2.9},
+            "from 3 to 1024, got 2.9. Below, a sum",
+        ),
+        ({"noise_in_lattice_units": 1025.0}, "Keep the default 4"),
         ({"noise_multiplier": 0.0}, "needs ring_bits = 32"),
         ({"clipping_norm": 1e-320, "noise_multiplier": 1e-320}, "lattice scale"),
         ({"colour": 1}, "Extra inputs"),
