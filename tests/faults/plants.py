@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from dp_accounting.dp_event import ComposedDpEvent, SelfComposedDpEvent
 from torch.nn import functional as F
 
 import client.release
@@ -28,8 +29,10 @@ from privacy import figures
 from privacy.dp import accountant, clipping, lattice, sampling
 from privacy.dp.grouped_records import GroupedRecord
 from privacy.dp.noise import SecureGaussian
+from privacy.dp.plan import event_from_json
 from privacy.dp.records import UnitLayout
 from privacy.ledger import verify, verify_one
+from privacy.ledger.entries import EPSILON_UNITS
 from privacy.ledger.log import LedgerLog
 
 PACKAGES = ("arion", "client", "coordinator", "models", "privacy", "protos", "tests")
@@ -223,6 +226,20 @@ def trim_at_the_node(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(LocalTrainer, "_chunks", trimmed)
 
 
+def compose_later_runs_by_pld(patch: pytest.MonkeyPatch) -> None:
+    """All runs so far and one more like the last are charged as one schedule, fixed in advance."""
+
+    def spent_elsewhere(self: NodeBooks, run: str) -> tuple[float, float]:
+        others = [known.reserved for name, known in self._runs.items() if name != run]
+        events = [SelfComposedDpEvent(event_from_json(o.event), o.releases) for o in others]
+        if not events:
+            return 0.0, 0.0
+        whole = accountant.epsilon(ComposedDpEvent([*events, events[-1]]), self._consent.delta)
+        return whole - (others[-1].epsilon_micro or 0) / EPSILON_UNITS, 0.0
+
+    patch.setattr(NodeBooks, "spent_elsewhere", spent_elsewhere)
+
+
 def believe_any_ledger(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(LedgerLog, "verify_not_restored", lambda *_: None)
 
@@ -344,6 +361,11 @@ FAULTS = (
         "a capacity that trims the draw, at a node",
         "tests/faults/test_releases.py::test_a_large_draw_is_summed_whole",
         trim_at_the_node,
+    ),
+    Fault(
+        "PLD over runs chosen adaptively",
+        "tests/faults/test_releases.py::test_runs_chosen_after_seeing_results_add_up",
+        compose_later_runs_by_pld,
     ),
     Fault(
         "a restored, older ledger",

@@ -3,17 +3,23 @@
 import json
 import math
 import re
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from dp_accounting.dp_event import ComposedDpEvent
 
+from arion.federation import write_toml
+from client.node import CONSENT_FILE
 from client.training import LocalTrainer, UnitRows
+from privacy.dp.accountant import epsilon
 from privacy.dp.lattice import decode, encode, release_variance
 from privacy.dp.noise import SeededGaussian, derive_seeded_key
 from privacy.dp.sampling import chunks_for
+from privacy.rounds import PlanCode, PlanRefused, run_cost
 from protos.messages import SurvivorsRequest
 from tests import small_federation
 from tests.small_federation import (
@@ -115,3 +121,25 @@ def test_the_number_of_units_stays_at_home(
         assert opened is not None
         assert opened[1].unit_count == persons
     assert seen[0] == seen[1]
+
+
+def test_runs_chosen_after_seeing_results_add_up(take: Callable[..., Hands]) -> None:
+    """PLD would let two equal runs share a budget that their sum exceeds; the second is refused.
+
+    Composition by PLD needs both to be fixed before the first release. Nobody fixed the second.
+    """
+    hands = take()
+    plan, node = hands.plan(), hands.nodes["north"]
+    once = run_cost(plan, node.consent).epsilon
+    path = hands.federation.homes.nodes["north"] / CONSENT_FILE
+    clauses = {"epsilon": 1.9 * once, "epsilon_per_run": 1.1 * once}
+    write_toml(path, tomllib.loads(path.read_text()) | clauses)
+    consent = hands.reopen("north").consent
+    both = ComposedDpEvent([plan.step.schedule_event()] * 2)
+    length = plan.vector_length
+    jointly = epsilon(both, consent.delta, vector_length=length, contributors=len(NAMES))
+    assert jointly < consent.epsilon < 2 * run_cost(plan, consent).epsilon
+    hands.release("north", plan)
+    with pytest.raises(PlanRefused) as caught:
+        hands.release("north", hands.plan(run="chosen-later"))
+    assert (caught.value.code, caught.value.clause) == (PlanCode.OVER_BUDGET, "epsilon")
