@@ -53,7 +53,8 @@ class _LogitsCrossEntropy(Function):
     def forward(ctx: Any, logits_NV: Tensor, target_N: Tensor, ignored: int) -> Tensor:
         ctx.target_N, ctx.ignored = target_N, ignored
         nats_N = _nats_and_softmax(logits_NV, target_N, ignored)
-        ctx.share_NV = logits_NV
+        # Without its history: what backward makes of it must not keep the graph alive.
+        ctx.share_NV = logits_NV.detach()
         return nats_N
 
     @staticmethod

@@ -106,6 +106,7 @@ class BookKeeper:
         self, norm_U: Tensor, coefficient_U: Tensor, sums: Mapping[int, Tensor]
     ) -> None:
         """Add sum_u coefficient_u grad_u to `sums`, keyed by the weight's id; frees the records."""
+        self._uses.clear()
         bad_U = ~torch.isfinite(norm_U)
         is_bad = bool(bad_U.any())
         while self._records:

@@ -1,5 +1,7 @@
 """Norms and clipped sums against brute force: one autograd pass per unit, for every layer type."""
 
+import weakref
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,7 +11,8 @@ from models.cross_entropy import nats_of_logits
 from models.decoder import Decoder
 from models.language_model import IGNORED
 from models.lora import add_lora
-from privacy.dp.clipping import Chunk, ClippingError, add_clipped_gradients
+from privacy.dp import clipping
+from privacy.dp.clipping import BookKeeper, Chunk, ClippingError, add_clipped_gradients
 from privacy.dp.records import UnitLayout
 
 CONFIG = ModelConfig(
@@ -89,6 +92,23 @@ def test_long_sequences_use_the_ghost_norm_and_agree() -> None:
         torch.testing.assert_close(
             norms.double(), brute_force(model, chunk, 1.0)[0].double(), rtol=1e-6, atol=0
         )
+
+
+@pytest.mark.parametrize("variant", ["tied", "untied", "lora"])
+@pytest.mark.parametrize("positions", [4, 60], ids=["factors kept", "gradients kept"])
+def test_nothing_of_a_chunk_outlives_it(variant: str, positions: int) -> None:
+    """A cycle through autograd's graph would be out of the garbage collector's sight."""
+    model, chunk = build(torch.float32, variant), batch([0, 1, 1], positions)
+    keepers = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clipping, "BookKeeper", lambda layout: _noted(keepers, BookKeeper(layout)))
+        clipped(model, chunk, 1.0)
+    assert [keeper() for keeper in keepers] == [None]
+
+
+def _noted(seen: list[weakref.ref[BookKeeper]], keeper: BookKeeper) -> BookKeeper:
+    seen.append(weakref.ref(keeper))
+    return keeper
 
 
 def test_padding_units_contribute_nothing() -> None:
