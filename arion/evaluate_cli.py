@@ -14,8 +14,9 @@ from rich.table import Table
 
 from arion.documents import DocumentFile, read_documents
 from arion.errors import user_errors
-from arion.generate_cli import ExpertsPerToken, Threshold
+from arion.generate_cli import ExpertsPerToken, OnDevice, Threshold
 from arion.progress import Progress, make_progress
+from models.device import Device
 from models.evaluate import Evaluation, evaluate
 from models.experts import Activation
 from models.folders import open_model
@@ -54,6 +55,7 @@ def evaluate_command(  # noqa: PLR0917  (its options are its interface)
     experts_per_token: ExpertsPerToken = None,
     threshold: Threshold = 0.0,
     batch: Annotated[int, typer.Option(min=1, help="Windows of a pass.")] = 16,
+    device: OnDevice = Device.CPU,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
     """Evaluate a model on text: loss, perplexity and bits per byte, per file and in total.
@@ -63,12 +65,13 @@ def evaluate_command(  # noqa: PLR0917  (its options are its interface)
     Example: arion model evaluate runs/h3/model --data heldout/ --overlap 512
     """
     with user_errors():
+        device.check()
         activation = Activation(experts_per_token, threshold)
         files = read_documents(data)
         model, tokenizer = open_model(path)
         used = min(model.max_positions, _USUAL_LENGTH) if length is None else length
         windows = _cut(model, tokenizer, files, used, overlap)
-        results = _evaluate(model, windows, batch, activation)
+        results = _evaluate(model.to(device), windows, batch, activation)
     asked = {
         "length": used, "overlap": overlap, "experts_per_token": experts_per_token,
         "threshold": threshold,

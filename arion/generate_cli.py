@@ -15,6 +15,7 @@ from arion.errors import user_errors
 from arion.progress import make_progress
 from models.checkpoint import load_model
 from models.decoder import Decoder
+from models.device import Device
 from models.experts import Activation
 from models.generate import Completion, Settings, generate, prompt_ids, stream
 from models.sampling import Sampling
@@ -31,6 +32,8 @@ Threshold = Annotated[
     float,
     typer.Option(metavar="TAU", help="Leave out experts of less than TAU times the best's weight."),
 ]
+
+OnDevice = Annotated[Device, typer.Option(help="Where the model is run.")]
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ def generate_command(  # noqa: PLR0917  (its options are its interface)
     experts_per_token: ExpertsPerToken = None,
     threshold: Threshold = 0.0,
     batch: Annotated[int, typer.Option(min=1, help="Prompts read together.")] = 8,
+    device: OnDevice = Device.CPU,
     show_as_written: Annotated[
         bool | None,
         typer.Option("--stream/--no-stream", help="Print text as it comes; one prompt only."),
@@ -89,13 +93,15 @@ def generate_command(  # noqa: PLR0917  (its options are its interface)
     Example: arion model generate runs/h3/model --prompt "The patient" --temperature 0.8 --seed 1
     """
     with user_errors():
+        device.check()
         prompts = _prompts(prompt or [], prompts_file)
         streamed = _is_streamed(show_as_written, as_json, len(prompts))
         sampling = Sampling(repetition_penalty, temperature, top_k, top_p, min_p)
         activation = Activation(experts_per_token, threshold)
         settings = Settings(max_new_tokens, sampling, tuple(stop or ()), activation)
+        model, tokenizer = load_model(path)
         job = _Job(
-            *load_model(path), prompts, settings,
+            model.to(device), tokenizer, prompts, settings,
             secrets.randbits(_SEED_BITS) if seed is None else seed,
         )  # fmt: skip
         if streamed:

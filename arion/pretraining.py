@@ -111,7 +111,7 @@ def pretrain(
         world=world,
         snapshot=Snapshot(work / _SNAPSHOT, snapshot_every, order.as_text(), world),
     )
-    model = model if world.size == 1 else unsharded(model)
+    model = model.cpu() if world.size == 1 else unsharded(model)
     if world.is_first:
         save_model(model, tokenizer, folder)
         shutil.rmtree(work)

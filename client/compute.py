@@ -7,20 +7,6 @@ from models.decoder import Decoder
 from models.language_model import LanguageModel
 
 
-def check_device(config: NodeConfig) -> None:
-    """Refuse a device that is not there, before any round is.
-
-    Raises:
-        NodeError: torch sees no GPU.
-
-    """
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise NodeError(
-            'Expected a GPU for device = "cuda", got none that torch sees. Set device = "cpu" in '
-            "node.toml, or install a build of torch for this GPU."
-        )
-
-
 def place(model: LanguageModel, config: NodeConfig) -> None:
     """Move a model to the node's device, and set the type of its activations.
 

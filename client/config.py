@@ -14,6 +14,7 @@ from pydantic import (
 )
 
 from client.data import DataConfig
+from models.device import Device
 
 NODE_FILE = "node.toml"
 
@@ -54,7 +55,7 @@ class NodeConfig(BaseModel):
     part: int = Field(default=0, ge=0)
     parts: int = Field(default=1, ge=1)
     chunk_sequences: int = Field(default=32, ge=1)
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: Device = Device.CPU
     precision: Literal["fp32", "bf16"] = "fp32"
     pad_draws: bool = True
     seed: int | None = Field(default=None, ge=0, lt=2**63)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from client.budget import NodeBooks
-from client.compute import check_device, place
+from client.compute import place
 from client.config import NodeError, load_node_config
 from client.epoch import Epoch, EpochKeeper
 from client.gate import ExpertsTrainer, Gate
@@ -61,7 +61,7 @@ class Node:
     def __init__(self, home: Path, runtime: str) -> None:
         self.home = home
         self.config = load_node_config(home)
-        check_device(self.config)
+        self.config.device.check()
         self.consent = load_consent(home / CONSENT_FILE)
         self._identity = IdentityKey.load(home / IDENTITY_FILE)
         self._check_identity()

@@ -76,7 +76,8 @@ def evaluate(
     """Return the figures of `model` over `rows`.
 
     Args:
-        model: any language model. rows: at least one, each within the model's positions.
+        model: any language model, wherever it lies.
+        rows: at least one, each within the model's positions.
         batch: most rows of a pass; rows of like length share one.
         activation: how many experts each token uses; ours alone have a choice.
         done: is told the number of rows that are done, after each pass.
@@ -87,11 +88,13 @@ def evaluate(
     """
     if not rows:
         raise ValueError("Expected rows to evaluate, got none. Hold out more records.")
+    device = next(model.parameters()).device
     by_length = sorted(rows, key=lambda row: len(row.ids))
     nats, tokens, experts = 0.0, 0, 0.0
     for begin in range(0, len(rows), batch):
         part = by_length[begin : begin + batch]
-        token_BT, target_BT = stack_rows(part, len(part[-1].ids) - 1)
+        stacked = stack_rows(part, len(part[-1].ids) - 1)
+        token_BT, target_BT = (tensor.to(device) for tensor in stacked)
         with _counting_experts(model, target_BT != IGNORED) as counts:
             loss = _loss(model, token_BT, target_BT, activation)
         nats += float(loss.total_B.double().sum())

@@ -104,6 +104,8 @@ ALONE = World()
 def processes(timeout_s: float = 600.0) -> Iterator[World]:
     """Join the processes that torchrun started; without torchrun, this process is alone.
 
+    Each has a GPU to itself where torch sees one.
+
     Args:
         timeout_s: a collective that takes longer fails, so that nobody waits for the dead.
 
@@ -113,7 +115,7 @@ def processes(timeout_s: float = 600.0) -> Iterator[World]:
 
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield ALONE
+        yield World(device=_device())
         return
     limit = timedelta(seconds=timeout_s)
     store, rank, size = next(rendezvous("env://", timeout=limit))
@@ -210,7 +212,7 @@ def _note_names(names: dict[int, str], prefix: str, module: nn.Module, *_: objec
 def _device() -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     torch.cuda.set_device(device)
     return device
 

@@ -71,8 +71,8 @@ def warm_up(
     """Train all weights that are not frozen on random windows of public text.
 
     Args:
-        model: the same at every process; several processes shard it (`models.parallel.unsharded`
-            gives a whole one back).
+        model: the same at every process, moved to its device; several processes shard it
+            (`models.parallel.unsharded` gives a whole one back, in main memory).
         stream: public tokens, int32, longer than settings.sequence_length.
         generator: draws the windows; in the same state at every process.
         progress: called with (step from 1, loss of the step in nats per token).
@@ -91,6 +91,8 @@ def warm_up(
     bf16 = settings.precision == "bf16"
     if world.size > 1:
         shard(model, world, torch.bfloat16 if bf16 else None)
+    else:
+        model.to(world.device)
     losses: list[float] = []
     model.checkpoint_blocks = settings.checkpoint_blocks
     with bf16_training(model, enabled=bf16 and world.size == 1) as masters:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from client.compute import check_default, check_device, place
+from client.compute import check_default, place
 from client.config import NODE_FILE, NodeConfig, NodeError, load_node_config
 from client.data import Record
 from client.training import LocalTrainer, unit_rows
@@ -39,9 +39,9 @@ def test_a_gpu_that_is_not_there_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(NodeError, match='device = "cpu"'):
-        check_device(config(tmp_path, device='"cuda"'))
-    check_device(config(tmp_path))
+    with pytest.raises(ValueError, match="device cpu"):
+        config(tmp_path, device='"cuda"').device.check()
+    config(tmp_path).device.check()
 
 
 @pytest.mark.parametrize("setting", [{"device": '"cuda"'}, {"precision": '"bf16"'}], ids=str)
