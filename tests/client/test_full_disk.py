@@ -31,7 +31,7 @@ from tests.experts_release import ORDER, Home, Make
 from tests.small_federation import Hands
 
 COMMAND = [sys.executable, "-c", "from arion.cli import main; main()"]
-STEPS = 40
+STEPS = 120
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.plants import FAULTS
+from tests.faults.registry import FAULTS
 
 PLANTS = {fault.test: fault.plant for fault in FAULTS}
 OUTCOMES = "PLANTED_OUTCOMES"

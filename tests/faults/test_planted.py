@@ -1,7 +1,7 @@
 """Every deliberate fault makes its named test fail: else nothing would notice it.
 
 All named tests run once more in one process of their own, each with its fault planted
-(`tests/faults/plants.py`). They pass without it elsewhere in this suite.
+(`tests/faults/plants.py`, listed in `registry.py`). They pass without it elsewhere in this suite.
 """
 
 import json
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.planting import OUTCOMES
-from tests.faults.plants import FAULTS, Fault
+from tests.faults.registry import FAULTS, Fault
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTICED = {"AssertionError", "Failed", "DID NOT RAISE"}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.plants import FAULTS
+from tests.faults.registry import FAULTS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("privacy.md", "threat_model.md", "architecture.md")
