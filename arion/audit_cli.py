@@ -168,6 +168,8 @@ def _print_secrets(found: list[Mapping[str, Any]]) -> None:
 
 
 def _print_verdict(report: Mapping[str, Any]) -> None:
+    if report["noise"] not in (None, "csprng"):
+        typer.echo(f"The run's noise: {report['noise']}. The run itself protects nobody.")
     if report["refuted"]:
         typer.echo("REFUTED: an attack shows more than is claimed. Release nothing of it.")
     elif report["claim"] is None:

@@ -8,7 +8,7 @@ holds them, or for a simulation.
 Shapes: M members, N non-members, R reference models.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +32,9 @@ from privacy.audit.one_run import AuditError
 RATES = (0.001, 0.01)
 _INTERVALS = 1 + 2 * len(RATES)  # of one attack: AUC, and a TPR and an FPR at every rate
 _CURVE_POINTS = 200
+
+POOLED = "all together"
+"""Name of the result on all institutions' units, where there are several."""
 
 Watch = Callable[[str], None]
 
@@ -88,20 +91,21 @@ def audit_membership(
         confidence: that all intervals of the result hold at once.
         watch: told every institution that is done.
 
+    Returns:
+        One for each institution, and one for all of them pooled where there are several.
+
     Raises:
         AuditError: fewer than 2 members or non-members of an institution.
 
     """
-    tried = len(suspects) * _INTERVALS * (2 if references else 1)
-    each = share_of_confidence(confidence, max(tried, 1))
-    found = []
+    measured = []
     for suspect in suspects:
-        attacks = _scores(model, references, suspect)
-        results = tuple(_result(name, *both, each) for name, both in attacks.items())
-        members, others = len(suspect.members), len(suspect.others)
-        found.append(MembershipAudit(suspect.name, members, others, results))
+        measured.append(_measured(model, references, suspect))
         watch(suspect.name)
-    return tuple(found)
+    if len(measured) > 1:
+        measured.append(_pooled(measured))
+    each = share_of_confidence(confidence, len(measured) * _INTERVALS * (2 if references else 1))
+    return tuple(_audited(losses, each) for losses in measured)
 
 
 def unit_nats(model: LanguageModel, units: UnitRows) -> NDArray[np.float64]:
@@ -114,24 +118,52 @@ def unit_nats(model: LanguageModel, units: UnitRows) -> NDArray[np.float64]:
     return mean
 
 
-def _scores(
+@dataclass(frozen=True)
+class _Losses:
+    """Mean nats per token of members and others, under the model and under every reference."""
+
+    name: str
+    member_M: NDArray[np.float64]
+    other_N: NDArray[np.float64]
+    member_RM: NDArray[np.float64]
+    other_RN: NDArray[np.float64]
+
+
+def _measured(
     model: LanguageModel, references: Sequence[LanguageModel], suspect: Suspects
-) -> Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Scores of members and others, by attack."""
+) -> _Losses:
     if min(len(suspect.members), len(suspect.others)) < 2:
         raise AuditError(
             f"Expected at least 2 members and 2 non-members of {suspect.name!r}, got "
             f"{len(suspect.members)} and {len(suspect.others)}. Give more records."
         )
     both = UnitRows((*suspect.members.rows, *suspect.others.rows))
-    cut = len(suspect.members)
-    nats = unit_nats(model, both)
-    scores = {"loss": -nats}
-    if references:
-        ratio = rmia_ratios(nats, np.stack([unit_nats(each, both) for each in references]))
+    nats_RX = np.stack([unit_nats(each, both) for each in (model, *references)])
+    member, other = np.split(nats_RX, [len(suspect.members)], axis=1)
+    return _Losses(suspect.name, member[0], other[0], member[1:], other[1:])
+
+
+def _pooled(parts: Sequence[_Losses]) -> _Losses:
+    """All institutions as one: more non-members measure lower rates."""
+    return _Losses(
+        POOLED,
+        np.concatenate([part.member_M for part in parts]),
+        np.concatenate([part.other_N for part in parts]),
+        np.concatenate([part.member_RM for part in parts], axis=1),
+        np.concatenate([part.other_RN for part in parts], axis=1),
+    )
+
+
+def _audited(losses: _Losses, confidence: float) -> MembershipAudit:
+    attacks = [_result("loss", -losses.member_M, -losses.other_N, confidence)]
+    if len(losses.member_RM):
+        member_M = rmia_ratios(losses.member_M, losses.member_RM)
+        other_N = rmia_ratios(losses.other_N, losses.other_RN)
         # The others are the population too: the score is one function of the ratio for all.
-        scores["rmia"] = rmia_scores(ratio, ratio[cut:])
-    return {name: (score[:cut], score[cut:]) for name, score in scores.items()}
+        scores = (rmia_scores(member_M, other_N), rmia_scores(other_N, other_N))
+        attacks.append(_result("rmia", *scores, confidence))
+    members, others = len(losses.member_M), len(losses.other_N)
+    return MembershipAudit(losses.name, members, others, tuple(attacks))
 
 
 def _result(

@@ -1,7 +1,7 @@
 """An audit as data and as one page: what is claimed beside what was shown.
 
 The dict is what `--json` prints and `--out` writes; the page is made of it alone. No secret, no
-record and no score of a single unit is in either.
+record, no unit and no score of one is in either.
 """
 
 import math
@@ -35,6 +35,7 @@ def audit_json(audit: Audit) -> dict[str, Any]:
         **stamp(),
         "verdict": REFUTED if audit.is_refuted else verdict,
         "refuted": audit.is_refuted,
+        "noise": audit.noise,
         "claim": None if audit.claim is None else asdict(audit.claim),
         "bound": None if audit.canaries is None else audit.canaries.bound,
         "confidence": audit.wanted.confidence,
@@ -115,7 +116,6 @@ def _secret(finding: SecretFinding) -> dict[str, Any]:
     exposure = finding.exposure
     return {
         "institution": finding.institution,
-        "unit": finding.unit,
         "was_trained_on": finding.was_trained_on,
         **asdict(exposure),
         "p_value": exposure.p_value,
@@ -193,7 +193,6 @@ def _secret_blocks(report: Report) -> Iterator[Block]:
         [
             number,
             each["institution"],
-            each["unit"],
             trained[each["was_trained_on"]],
             f"{each['bits']:.2f}",
             f"{each['limit']:.2f}",
@@ -202,6 +201,6 @@ def _secret_blocks(report: Report) -> Iterator[Block]:
         ]
         for number, each in enumerate(report["secrets"], start=1)
     ]
-    headings = ["secret", "institution", "unit", "trained on", "exposure (bits)", "at most"]
-    table = Table([*headings, "extrapolated", "chance if unseen"], rows, frozenset({1, 2, 3}))
+    headings = ["secret", "institution", "trained on", "exposure (bits)", "at most"]
+    table = Table([*headings, "extrapolated", "chance if unseen"], rows, frozenset({1, 2}))
     yield Block("Exposure of each secret, which itself is not shown.", table)

@@ -63,7 +63,7 @@ class PlantedSecret(BaseModel):
 
 @dataclass(frozen=True)
 class SecretFinding:
-    """One secret's exposure; the secret itself is not in it.
+    """One secret's exposure; neither the secret nor the unit that holds it is in it.
 
     Attributes:
         was_trained_on: whether a member record holds it; None where that is not known.
@@ -71,7 +71,6 @@ class SecretFinding:
     """
 
     institution: str
-    unit: str
     was_trained_on: bool | None
     exposure: Exposure
 
@@ -126,7 +125,7 @@ def audit_secrets(
         if trained_text is not None:
             seen = any(secret.prompt + secret.secret in text for text in trained_text)
         exposure = _exposure(model, tokenizer, secret, _others(secret, tries, entropy, number))
-        found.append(SecretFinding(secret.institution, secret.unit, seen, exposure))
+        found.append(SecretFinding(secret.institution, seen, exposure))
         watch(number + 1)
     return tuple(found)
 

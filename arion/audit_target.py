@@ -48,7 +48,12 @@ _TARGET = 1.0  # of the outlook's cohort, which an audit does not show
 
 @dataclass(frozen=True)
 class Audit:
-    """All that was found out about one target."""
+    """All that was found out about one target.
+
+    Attributes:
+        noise: how a run's nodes drew their noise, by their ledgers; None for what did not run.
+
+    """
 
     target: str
     wanted: Wanted
@@ -56,6 +61,7 @@ class Audit:
     canaries: CanaryAudit | None = None
     membership: tuple[MembershipAudit, ...] = ()
     secrets: tuple[SecretFinding, ...] = ()
+    noise: str | None = None
 
     @property
     def is_refuted(self) -> bool:
@@ -130,7 +136,7 @@ def _audit_run(folder: Path, auditor: Auditor) -> Audit:
             "without its model. Audit a single run, or go on with it by --resume."
         )
     settings = load_settings(folder / "coordinator")
-    claim = _charged(folder, run)
+    claim, noise = _charged(folder, run)
     corpus = open_corpus(run.data.path or folder / "data" / "private", run.data, run.federation)
     model, tokenizer = open_model(folder / "model")
     planted = folder / "data" / "secrets.json"
@@ -141,7 +147,7 @@ def _audit_run(folder: Path, auditor: Auditor) -> Audit:
     suspects = _suspects_of(corpus, tokenizer, settings.recipe)
     membership = auditor.membership(model, references, suspects)
     canaries = None if claim is None else _run_canaries(folder, settings, claim, auditor)
-    return Audit(folder.name, wanted, claim, canaries, membership, secrets)
+    return Audit(folder.name, wanted, claim, canaries, membership, secrets, noise)
 
 
 def _run_canaries(
@@ -156,8 +162,8 @@ def _run_canaries(
     return auditor.canaries(settings.step, training, claim)
 
 
-def _charged(folder: Path, run: RunFile) -> Claim | None:
-    """The largest epsilon that a node's ledger was charged; None for a run without noise.
+def _charged(folder: Path, run: RunFile) -> tuple[Claim | None, str]:
+    """Return the largest epsilon that a ledger was charged, if there is one, and the noise.
 
     Raises:
         AuditError: a ledger that does not hold: no claim can be taken from it.
@@ -169,11 +175,12 @@ def _charged(folder: Path, run: RunFile) -> Claim | None:
             f"Expected ledgers that hold, got failures in {', '.join(bad)}: no claim can be read "
             "from them. See `arion privacy ledger verify`."
         )
-    spent = [report.epsilon_micro for report in reports if report.kind == "node"]
-    if not run.privacy.enabled or not spent or any(each is None for each in spent):
-        return None
-    largest = max(each for each in spent if each is not None) / EPSILON_UNITS
-    return Claim(largest, run.privacy.delta, "the nodes' ledgers")
+    nodes = [report for report in reports if report.kind == "node"]
+    spent = [report.epsilon_micro for report in nodes if report.epsilon_micro is not None]
+    if not run.privacy.enabled or not spent or len(spent) < len(nodes):
+        return None, "none"
+    claim = Claim(max(spent) / EPSILON_UNITS, run.privacy.delta, "the nodes' ledgers")
+    return claim, "; ".join(sorted({report.noise for report in nodes}))
 
 
 def _audit_model(folder: Path, auditor: Auditor) -> Audit:
@@ -205,12 +212,12 @@ def _audit_model(folder: Path, auditor: Auditor) -> Audit:
 
 
 def _suspects_of(corpus: Corpus, tokenizer: Tokenizer, recipe: Recipe) -> list[Suspects]:
-    """Every node's trained units and held-out units, cut as training cuts them."""
+    """Every node's trained units, and those it kept from training, cut as training cuts them."""
     return [
         Suspects(
             name,
             unit_rows(split.train, tokenizer, recipe),
-            unit_rows(split.heldout, tokenizer, recipe),
+            unit_rows((*split.heldout, *split.validation), tokenizer, recipe),
         )
         for name, split in corpus.splits.items()
     ]

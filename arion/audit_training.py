@@ -42,7 +42,7 @@ from privacy.dp.plan import PrivateStep
 from privacy.dp.projections import project_gradients
 from privacy.dp.records import UnitLayout
 
-_CHUNK = 64
+_CHUNK = 256
 _LONGEST = 16
 """Tokens of a canary, at most: clipped to C anyway, a longer one costs time and shows no more."""
 

@@ -20,6 +20,8 @@ from privacy.audit.one_run import AuditError
 
 Floats = NDArray[np.float64]
 
+_MOST_SKEWNESS = 0.99
+
 
 @dataclass(frozen=True)
 class Exposure:
@@ -99,13 +101,27 @@ def _rank(secret_nats: float, other_nats_N: Floats) -> int:
 
 def _extrapolated(secret_nats: float, sample_nats_N: Floats, candidates: int) -> float:
     """-log2 of the fitted chance of a candidate at most as surprising, at most log2 |R|."""
-    spread = float(sample_nats_N.std())
-    if spread == 0:
+    if float(sample_nats_N.std()) == 0:
         return 0.0
-    centred_N = (sample_nats_N - sample_nats_N.mean()) / spread
-    place = (secret_nats - sample_nats_N.mean()) / spread
-    chance = float(skewnorm.cdf(place, *skewnorm.fit(centred_N)))
+    chance = float(skewnorm.cdf(secret_nats, *fit_skew_normal(sample_nats_N)))
     return min(math.log2(candidates), -math.log2(max(chance, 1e-300)))
+
+
+def fit_skew_normal(sample_N: Floats) -> tuple[float, float, float]:
+    """Return (shape, location, scale) of the skew-normal with the sample's first three moments.
+
+    A skewness beyond what the family has is cut to 0.99.
+
+    """
+    mean, spread = float(sample_N.mean()), float(sample_N.std())
+    skewness = float((((sample_N - mean) / spread) ** 3).mean())
+    skewness = math.copysign(min(abs(skewness), _MOST_SKEWNESS), skewness)
+    part = abs(skewness) ** (2 / 3)
+    delta_squared = math.pi / 2 * part / (part + ((4 - math.pi) / 2) ** (2 / 3))
+    delta = math.copysign(math.sqrt(delta_squared), skewness)
+    scale = spread / math.sqrt(1 - 2 * delta_squared / math.pi)
+    shape = delta / math.sqrt(1 - delta_squared)
+    return shape, mean - scale * delta * math.sqrt(2 / math.pi), scale
 
 
 def _check(secret_nats: float, other_nats_N: Floats) -> None:

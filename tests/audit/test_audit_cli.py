@@ -76,6 +76,7 @@ def test_a_page_holds_all_it_shows_and_escapes_names(tmp_path: Path) -> None:
     report = {
         "kind": "audit", "title": "Audit of <b>x</b>", "version": "1", "created": "now",
         "verdict": "nothing claimed", "refuted": False, "claim": None, "bound": None,
+        "noise": "seeded, not private",
         "confidence": 0.95, "seed": None, "canaries": [], "secrets": [],
         "membership": [{"name": "<script>", "members": 3, "non_members": 3, "attacks": [
             {"attack": "loss", "auc": {"value": 0.5, "low": 0.1, "high": 0.9},
@@ -89,6 +90,7 @@ def test_a_page_holds_all_it_shows_and_escapes_names(tmp_path: Path) -> None:
     assert "http" not in page.replace("http://www.w3.org", "")
     assert "not measurable: needs 1,000 others" in page
     assert "Nothing is claimed." in page
+    assert "The run itself protects nobody." in page
     assert 'id="canaries"' not in page
 
 

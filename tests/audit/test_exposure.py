@@ -6,13 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import norm
+from scipy.stats import norm, skew, skewnorm
 
 from arion.audit_secrets import PlantedSecret, audit_secrets, load_secrets, plant
 from client.data import DataConfig, read_shard
 from client.entropy import Entropy
 from models.folders import open_model
-from privacy.audit.exposure import exact_exposure, expected_when_unseen, sampled_exposure
+from privacy.audit.exposure import (
+    exact_exposure,
+    expected_when_unseen,
+    fit_skew_normal,
+    sampled_exposure,
+)
 from privacy.audit.one_run import AuditError
 
 GENERATOR = np.random.default_rng(9)
@@ -50,6 +55,13 @@ def test_a_sample_tells_the_rank_and_a_fit_goes_beyond_it() -> None:
     common = sampled_exposure(20.0, sample, 10**9)
     assert common.bits == pytest.approx(1, abs=0.2)
     assert common.extrapolated == pytest.approx(1, abs=0.2)
+
+
+@pytest.mark.parametrize("sample", [GENERATOR.gamma(9, size=500), -GENERATOR.gamma(9, size=500)])
+def test_the_fit_has_the_samples_moments(sample: np.ndarray) -> None:
+    mean, variance, skewness = skewnorm.stats(*fit_skew_normal(sample), moments="mvs")
+    assert (mean, variance) == pytest.approx((sample.mean(), sample.var()))
+    assert skewness == pytest.approx(skew(sample))
 
 
 @pytest.mark.parametrize(

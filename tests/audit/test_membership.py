@@ -144,6 +144,24 @@ def test_an_untouched_model_tells_nobody(learned) -> None:
     assert rmia.auc.value == 0.5  # its own reference: every ratio is 1
 
 
+def test_institutions_are_also_pooled_and_share_the_confidence(learned) -> None:
+    model = open_model(learned.after)[0]
+    half = [
+        Suspects(
+            name,
+            units(learned.after, learned.members[cut]),
+            units(learned.after, learned.others[cut]),
+        )
+        for name, cut in (("a", slice(None, 30)), ("b", slice(30, None)))
+    ]
+    first, second, pooled = audit_membership(model, [], half, 0.95)
+    assert [first.name, second.name] == ["a", "b"]
+    assert pooled.members == first.members + second.members == len(learned.members)
+    (alone,) = attacked(learned, learned.after).attacks[:1]
+    assert pooled.attacks[0].auc.value == alone.auc.value
+    assert pooled.attacks[0].auc.low < alone.auc.low  # fewer were tried there
+
+
 def test_units_are_weighed_as_in_training(learned) -> None:
     """Mean over all tokens of a unit's sequences, each counted by itself."""
     model, tokenizer = open_model(learned.after)

@@ -41,9 +41,13 @@ def test_a_run_is_audited_against_its_ledgers(
     assert code == 0
     assert found["claim"]["epsilon"] == max(written["epsilon"].values())
     assert found["claim"]["source"] == "the nodes' ledgers"
+    assert found["noise"] == written["noise"] == "seeded, not private"
     assert 0 <= found["bound"] < found["claim"]["epsilon"]
-    assert {row["name"] for row in found["membership"]} == set(written["epsilon"])
-    for row, node in zip(found["membership"], written["institutions"], strict=True):
+    *rows, pooled = found["membership"]
+    assert {row["name"] for row in rows} == set(written["epsilon"])
+    for count in ("members", "non_members"):
+        assert pooled[count] == sum(row[count] for row in rows)
+    for row, node in zip(rows, written["institutions"], strict=True):
         assert (row["name"], row["members"]) == (node["name"], node["units"])
         assert [attack["attack"] for attack in row["attacks"]] == ["loss", "rmia"]
     assert {each["was_trained_on"] for each in found["secrets"]} == {True, False}
@@ -62,6 +66,7 @@ def test_a_run_without_noise_claims_nothing(
     assert code == 0
     assert "Nothing is claimed" in out
     assert "claimed epsilon" not in out
+    assert "noise: none. The run itself protects nobody." in out
 
 
 @pytest.mark.parametrize("compare", [{"seeds": 1}, {}], ids=["comparison", "unfinished"])
