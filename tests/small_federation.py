@@ -323,7 +323,7 @@ def build(
         "base_model": ground.base_model,
         "runtime": "simulate",
         "seeded": seed is not None,
-        "deadline_s": 20.0,
+        "deadline_s": 120.0,
     }
     homes = build_homes(
         root,
