@@ -157,7 +157,7 @@ def _print_membership(found: Mapping[str, Any]) -> None:
 
 
 def _print_secrets(found: list[Mapping[str, Any]]) -> None:
-    for seen, words in ((True, "trained on"), (False, "not trained on"), (None, "")):
+    for seen, words in ((True, "trained on"), (False, "not trained on, or in part"), (None, "")):
         bits = [each["bits"] for each in found if each["was_trained_on"] is seen]
         if bits:
             expected = found[0]["expected_when_unseen"]

@@ -188,7 +188,7 @@ def tpr_words(at: Report) -> str:
 def _secret_blocks(report: Report) -> Iterator[Block]:
     if not report["secrets"]:
         return
-    trained = {True: "yes", False: "no", None: "not known"}
+    trained = {True: "yes", False: "no, or in part", None: "not known"}
     rows = [
         [
             number,

@@ -66,7 +66,7 @@ class SecretFinding:
     """One secret's exposure; neither the secret nor the unit that holds it is in it.
 
     Attributes:
-        was_trained_on: whether a member record holds it; None where that is not known.
+        was_trained_on: whether a sequence of a member holds it whole; None where not known.
 
     """
 

@@ -30,7 +30,7 @@ from arion.progress import Progress
 from arion.run_file import RunFile, load_run_file
 from arion.simulate import RUN_FILE
 from client.data import DataConfig, Record, detect_config, read_shard
-from client.training import unit_rows
+from client.training import UnitRows, unit_rows
 from coordinator.settings import RunSettings, load_settings
 from models.config import preset
 from models.decoder import Decoder
@@ -141,11 +141,10 @@ def _audit_run(folder: Path, auditor: Auditor) -> Audit:
     model, tokenizer = open_model(folder / "model")
     planted = folder / "data" / "secrets.json"
     listing = wanted.secrets or (planted if planted.is_file() else None)
-    trained = [record.text for split in corpus.splits.values() for record in split.train]
-    secrets = auditor.secrets(model, tokenizer, listing, trained)
-    references = (folder / "base", *wanted.references)
     suspects = _suspects_of(corpus, tokenizer, settings.recipe)
-    membership = auditor.membership(model, references, suspects)
+    trained = [text for each in suspects for text in _texts_of(each.members, tokenizer)]
+    secrets = auditor.secrets(model, tokenizer, listing, trained)
+    membership = auditor.membership(model, (folder / "base", *wanted.references), suspects)
     canaries = None if claim is None else _run_canaries(folder, settings, claim, auditor)
     return Audit(folder.name, wanted, claim, canaries, membership, secrets, noise)
 
@@ -221,6 +220,11 @@ def _suspects_of(corpus: Corpus, tokenizer: Tokenizer, recipe: Recipe) -> list[S
         )
         for name, split in corpus.splits.items()
     ]
+
+
+def _texts_of(units: UnitRows, tokenizer: Tokenizer) -> list[str]:
+    """What training reads of units: the text of every sequence, without what the caps cut off."""
+    return [tokenizer.decode(row.ids) for unit in units.rows for row in unit]
 
 
 def layout_of(path: Path) -> DataConfig:
