@@ -33,8 +33,11 @@ class NodeConfig(BaseModel):
         base_model: model folder that runs start from.
         heldout, validation: shares of record groups that are never trained on.
         part, parts: this node holds the units whose hash falls to `part` of `parts`.
-        chunk_sequences: sequences processed at once; 1 computes every unit alone, which keeps a
-            model built to enlarge rounding from coupling them (docs/privacy.md, section 10).
+        chunk_sequences: sequences processed at once; a unit that has more is processed in pieces
+            and clipped whole. 1 computes every unit alone, which keeps a model built to enlarge
+            rounding from coupling them (docs/privacy.md, section 10).
+        two_passes: find the norms in one pass and clip in a second: less memory, more time. In
+            fp32 only.
         device: "cuda" trains rounds on the GPU that torch sees.
         precision: "bf16" computes in bf16 under fp32 weights, in draws that are padded.
         pad_draws: process every draw in the same number of chunks, so that the time a round takes
@@ -55,17 +58,22 @@ class NodeConfig(BaseModel):
     part: int = Field(default=0, ge=0)
     parts: int = Field(default=1, ge=1)
     chunk_sequences: int = Field(default=32, ge=1)
+    two_passes: bool = False
     device: Device = Device.CPU
     precision: Literal["fp32", "bf16"] = "fp32"
     pad_draws: bool = True
     seed: int | None = Field(default=None, ge=0, lt=2**63)
 
     @model_validator(mode="after")
-    def _shapes_are_fixed_in_bf16(self) -> Self:
+    def _bf16_fits(self) -> Self:
         if self.precision == "bf16" and not self.pad_draws:
             raise ValueError(
                 'precision = "bf16" needs pad_draws = true: in other shapes a unit would round '
                 "otherwise, and so tell of its company"
+            )
+        if self.precision == "bf16" and self.two_passes:
+            raise ValueError(
+                'two_passes = true needs precision = "fp32": autograd would round sums to bf16'
             )
         return self
 

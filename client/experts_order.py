@@ -122,6 +122,7 @@ def train_experts(
                 unit_rows(training_records(config), tokenizer, recipe),
                 recipe,
                 chunk_sequences=config.chunk_sequences,
+                two_passes=config.two_passes,
                 pad_draws=config.pad_draws,
             )
             public_text = public_inputs(base, token_BT)

@@ -229,6 +229,7 @@ class Node:
                 units,
                 recipe,
                 chunk_sequences=self.config.chunk_sequences,
+                two_passes=self.config.two_passes,
                 pad_draws=self.config.pad_draws,
             )
             self._trainer = (digest, trainer)

@@ -5,7 +5,7 @@ Shapes: B sequences, T positions, U units of a chunk, D coordinates of the train
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ from models.recipe import Recipe
 from models.tokenizer import Row, Tokenizer, stack_rows
 from models.vector import vector_length, views_by_name
 from privacy.dp.clipping import Chunk, add_clipped_gradients, unit_losses
+from privacy.dp.passes import add_clipped_twice, add_clipped_unit
 from privacy.dp.plan import PrivateStep
 from privacy.dp.records import UnitLayout
 from privacy.dp.sampling import chunks_for, physical_chunks
@@ -63,8 +64,8 @@ class LocalTrainer:
         model: prepared by the recipe; its parameters are the round's. Work is done where it lies.
         units: the training units.
         recipe: cap and length of sequences.
-        chunk_sequences: sequences processed at once; rounded up to whole units.
-        pad_draws: see `client.config.NodeConfig`.
+        chunk_sequences: sequences processed at once: of whole units, or of one unit in pieces.
+        two_passes, pad_draws: see `client.config.NodeConfig`.
 
     """
 
@@ -75,9 +76,11 @@ class LocalTrainer:
         recipe: Recipe,
         *,
         chunk_sequences: int = 32,
+        two_passes: bool = False,
         pad_draws: bool = True,
     ) -> None:
         self.model, self.units, self.recipe = model, units, recipe
+        self._chunk_sequences, self._two_passes = chunk_sequences, two_passes
         self._chunk_units = max(1, chunk_sequences // recipe.sequences_per_unit)
         self._pad_draws = pad_draws
         self._device = next(model.parameters()).device
@@ -104,11 +107,18 @@ class LocalTrainer:
         sum_D = torch.zeros(vector_length(self.model), device=self._device)
         for chunk in self._chunks(drawn, step):
             if step.is_private:
-                sums = views_by_name(self.model, sum_D)
-                add_clipped_gradients(self.model, chunk, step.clipping_norm, sums)
+                self._add_clipped(chunk, step.clipping_norm, views_by_name(self.model, sum_D))
             else:
                 _add_gradients(self.model, chunk, sum_D)
         return sum_D.cpu().numpy()
+
+    def _add_clipped(self, chunk: Chunk, clipping_norm: float, sums: Mapping[str, Tensor]) -> None:
+        if len(chunk.token_BT) > self._chunk_sequences and chunk.layout.units == 1:
+            add_clipped_unit(self.model, chunk, clipping_norm, sums, self._chunk_sequences)
+        elif self._two_passes:
+            add_clipped_twice(self.model, chunk, clipping_norm, sums)
+        else:
+            add_clipped_gradients(self.model, chunk, clipping_norm, sums)
 
     def _chunks(
         self, drawn: NDArray[np.int64], step: PrivateStep, part: int = 0, parts: int = 1

@@ -65,7 +65,7 @@ class BookKeeper:
         self._layout = layout
         self._segments: dict[int, Segments] = {}
         self._records: list[tuple[Record, Tensor]] = []
-        self._uses: dict[int, list[Record]] = {}
+        self._uses: dict[int, list[object]] = {}
 
     def linear(self, weight_OI: Tensor, x_BTI: Tensor, grad_BTO: Tensor) -> None:
         if x_BTI.dim() != 3 or len(x_BTI) != len(self._layout.unit_B):
@@ -144,7 +144,7 @@ class BookKeeper:
         return total_U
 
 
-def _tied(uses: Sequence[Record]) -> tuple[LinearRecord, EmbeddingRecord] | None:
+def _tied(uses: Sequence[object]) -> tuple[LinearRecord, EmbeddingRecord] | None:
     """Return the two uses of a tied table; backward meets the head's first."""
     if len(uses) == 2:
         head, embedding = uses
@@ -196,21 +196,30 @@ def add_clipped_gradients(
     (tests/clipping/test_norms.py).
 
     """
-    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    _check(parameters, clipping_norm, sums)
+    parameters = trained_parameters(model)
+    check(parameters, clipping_norm, sums)
     keeper = BookKeeper(chunk.layout)
     with recording(keeper):
         loss_U = unit_losses(model, chunk)
         loss_U.sum().backward()  # type: ignore[no-untyped-call]
-    _check_nothing_escaped(parameters)
+    check_nothing_escaped(parameters)
     norm_U = keeper.norms()
-    coefficient_U = (clipping_norm / norm_U.clamp(min=1e-12)).clamp(max=1.0)
-    usable_U = chunk.present_U & torch.isfinite(norm_U)
-    coefficient_U = coefficient_U.where(usable_U, 0.0)
+    coefficient_U = clip_coefficients(norm_U, clipping_norm, chunk.present_U)
     names = {id(p): n for n, p in parameters.items()} if weights is None else weights
     by_id = {key: sums[name] for key, name in names.items() if name in sums}
     keeper.add_weighted(norm_U, coefficient_U, by_id)
     return ChunkOutcome(norm_U, loss_U.detach())
+
+
+def clip_coefficients(norm_U: Tensor, clipping_norm: float, present_U: Tensor) -> Tensor:
+    """What each unit's gradient is scaled by, in [0, 1]; 0 if it is absent or not finite, [U]."""
+    coefficient_U = (clipping_norm / norm_U.clamp(min=1e-12)).clamp(max=1.0)
+    return coefficient_U.where(present_U & torch.isfinite(norm_U), 0.0)
+
+
+def trained_parameters(model: LanguageModel) -> dict[str, Tensor]:
+    """The released parameters by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def unit_losses(model: LanguageModel, chunk: Chunk) -> Tensor:
@@ -222,9 +231,10 @@ def unit_losses(model: LanguageModel, chunk: Chunk) -> Tensor:
     return total_U / tokens_U.clamp(min=1)
 
 
-def _check(
+def check(
     parameters: Mapping[str, Tensor], clipping_norm: float, sums: Mapping[str, Tensor]
 ) -> None:
+    """Raise ClippingError where exact clipping is not to be had."""
     if not clipping_norm > 0:
         raise ClippingError(f"Expected clipping_norm > 0, got {clipping_norm}.")
     if not are_exact():
@@ -243,7 +253,8 @@ def _check(
             )
 
 
-def _check_nothing_escaped(parameters: Mapping[str, Tensor]) -> None:
+def check_nothing_escaped(parameters: Mapping[str, Tensor]) -> None:
+    """Raise ClippingError if autograd gave a parameter a gradient of its own."""
     escaped = [name for name, parameter in parameters.items() if parameter.grad is not None]
     if escaped:
         for parameter in parameters.values():

@@ -35,6 +35,11 @@ def test_bf16_without_fixed_shapes_is_refused(tmp_path: Path) -> None:
         config(tmp_path, precision='"bf16"', pad_draws="false")
 
 
+def test_bf16_in_two_passes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(NodeError, match="two_passes"):
+        config(tmp_path, precision='"bf16"', two_passes="true")
+
+
 def test_a_gpu_that_is_not_there_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

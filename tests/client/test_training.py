@@ -70,6 +70,17 @@ def test_the_order_of_units_and_records_does_not_depend_on_how_they_were_read(
     assert again == units
 
 
+@pytest.mark.parametrize("options", [{"chunk_sequences": 1}, {"two_passes": True}], ids=str)
+def test_ways_that_hold_less_add_the_same(
+    ground: Ground, units: UnitRows, options: dict[str, Any]
+) -> None:
+    """A unit of two sequences in pieces of one; and norms first, sums second."""
+    drawn = np.array([0, 1, 4, 5], np.int64)
+    expected = trainer(ground, units).clipped_sum(drawn, STEP)
+    found = trainer(ground, units, **options).clipped_sum(drawn, STEP)
+    assert np.linalg.norm(found - expected) <= 1e-5 * np.linalg.norm(expected)
+
+
 @pytest.mark.parametrize("step", [STEP, PLAIN], ids=["clipped", "plain"])
 @pytest.mark.parametrize("drawn", [[0], [1, 4, 5], list(range(10)), []], ids=len)
 def test_padding_changes_nothing(
