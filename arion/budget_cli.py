@@ -261,6 +261,10 @@ def _print_outlook(outlook: Outlook, verdicts: dict[str, Verdict]) -> None:
     for path, verdict in verdicts.items():
         if not verdict.refused:
             typer.echo(f"{path}: agrees; {verdict.runs_in_life} such runs in the data's life")
+            typer.echo(
+                f"  {verdict.runs_in_life * step.releases} releases; a Rényi filter, which no "
+                f"consent can choose yet, would hold {verdict.releases_by_filter}"
+            )
         for reason in verdict.refused:
             typer.echo(f"{path}: refuses by {reason}")
 

@@ -21,8 +21,9 @@ from models.recipe import Recipe, prepare
 from models.vector import trainable_layout
 from privacy.budget_clauses import run_delta
 from privacy.consent import Consent
-from privacy.dp.accountant import epsilon_after, epsilon_if_all_others_collude
+from privacy.dp.accountant import AccountantError, epsilon_after, epsilon_if_all_others_collude
 from privacy.dp.plan import PrivateStep
+from privacy.dp.rdp_filter import Charge, charge_of, open_filter
 from privacy.figures import at_most
 
 _MOST_ROUNDS = 100_000
@@ -132,10 +133,19 @@ def members_needed(ratio: float, cohort: Cohort, target: float) -> int:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether one consent would let the run through: the clauses that would not, in words."""
+    """Whether one consent would let the run through.
+
+    Attributes:
+        refused: the clauses that would not, in words.
+        runs_in_life: such runs that the life's budget holds, each charged whole.
+        releases_by_filter: such releases that a Rényi filter on the life's budget would hold;
+            to compare with, no consent can choose it.
+
+    """
 
     refused: tuple[str, ...]
     runs_in_life: int
+    releases_by_filter: int
 
 
 def consider(outlook: Outlook, consent: Consent) -> Verdict:
@@ -175,7 +185,24 @@ def consider(outlook: Outlook, consent: Consent) -> Verdict:
         for clause, holds, got in checks
         if not holds
     )
-    return Verdict(refused, int(consent.epsilon / charged) if charged else 0)
+    runs = int(consent.epsilon / charged) if charged else 0
+    return Verdict(refused, runs, releases_by_filter(outlook, consent))
+
+
+def releases_by_filter(outlook: Outlook, consent: Consent) -> int:
+    """Return how many of the run's releases a Rényi filter on the life's budget would hold."""
+    step = outlook.step
+    try:
+        limits = open_filter(consent.epsilon, consent.delta)
+        each = charge_of(
+            step.event(),
+            vector_length=outlook.vector_length,
+            contributors=outlook.cohort.nodes,
+            noise_in_lattice_units=step.noise_in_lattice_units,
+        )
+    except AccountantError:
+        return 0
+    return limits.releases_left(Charge(), each)
 
 
 def _trainable(model: LanguageModel, recipe: Recipe) -> int:

@@ -225,7 +225,7 @@ def epsilon_microunits(epsilon_value: float) -> int:
 
 def count_releases(event: DpEvent) -> int:
     """How many noisy vectors an event stands for; NoOpDpEvent counts zero."""
-    return sum(count for leaf, count in _leaves(event) if not isinstance(leaf, NoOpDpEvent))
+    return sum(count for leaf, count in leaf_events(event) if not isinstance(leaf, NoOpDpEvent))
 
 
 def _epsilon(
@@ -261,10 +261,10 @@ def _pld_epsilon(written: str, delta: float, interval: float | None) -> float:
             f"Expected at most {_MOST_RELEASES} releases, got {count_releases(event)}. Split the "
             "work into fewer, larger rounds."
         )
-    leaves = [leaf for leaf, _ in _leaves(event)]
+    leaves = [leaf for leaf, _ in leaf_events(event)]
     if any(isinstance(leaf, NonPrivateDpEvent) for leaf in leaves):
         return math.inf
-    noise = min((_noise_of(leaf) for leaf in leaves), default=math.inf)
+    noise = min((noise_of(leaf) for leaf in leaves), default=math.inf)
     if noise == math.inf:
         return 0.0
     finest = _finest_interval(event, delta, noise)
@@ -277,13 +277,13 @@ def _pld_epsilon(written: str, delta: float, interval: float | None) -> float:
 def _composed(event: DpEvent, interval: float) -> PrivacyLossDistribution:
     """The loss of all of an event's releases, as dp_accounting's PLDAccountant composes them."""
     loss = identity(interval)
-    for leaf, count in _leaves(event):
+    for leaf, count in leaf_events(event):
         if isinstance(leaf, PoissonSampledDpEvent):
-            release = _release_loss(_noise_of(leaf), float(leaf.sampling_probability), interval)
+            release = _release_loss(noise_of(leaf), float(leaf.sampling_probability), interval)
             loss = loss.compose(release.self_compose(count))
         elif not isinstance(leaf, NoOpDpEvent):
             # Gaussians add up to one with less noise.
-            loss = loss.compose(_release_loss(_noise_of(leaf) / math.sqrt(count), 1.0, interval))
+            loss = loss.compose(_release_loss(noise_of(leaf) / math.sqrt(count), 1.0, interval))
     return loss
 
 
@@ -317,19 +317,19 @@ def _finest_interval(event: DpEvent, delta: float, noise: float) -> float:
     )
 
 
-def _leaves(event: DpEvent) -> Iterator[tuple[DpEvent, int]]:
+def leaf_events(event: DpEvent) -> Iterator[tuple[DpEvent, int]]:
     """The single releases of an event, each with the number of times it happens."""
     if isinstance(event, SelfComposedDpEvent):
-        for leaf, count in _leaves(event.event):
+        for leaf, count in leaf_events(event.event):
             yield leaf, count * int(event.count)
     elif isinstance(event, ComposedDpEvent):
         for part in event.events:
-            yield from _leaves(part)
+            yield from leaf_events(part)
     else:
         yield event, 1
 
 
-def _noise_of(leaf: DpEvent) -> float:
+def noise_of(leaf: DpEvent) -> float:
     """The noise multiplier of one release; infinity where nothing is released."""
     if isinstance(leaf, NoOpDpEvent):
         return math.inf

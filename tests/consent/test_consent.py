@@ -79,6 +79,7 @@ BAD = {
     "no colluders": ({"tolerated_colluders": "0"}, "'tolerated_colluders': Input should be great"),
     "all collude": ({"tolerated_colluders": "3"}, "'tolerated_colluders': Expected fewer than"),
     "accountant": ({"accountant": '"gdp"'}, "'accountant': Input should be 'schedule'"),
+    "filter not enforced": ({"accountant": '"filter"'}, "'accountant': Input should be 'schedule'"),
     "runtime": ({"runtimes": '["ray"]'}, "'runtimes.0': Input should be 'simulate'"),
     "no runtime": ({"runtimes": "[]"}, "'runtimes': Value should have at least 1 item"),
     "one string": ({"trainable": '"*"'}, "'trainable': Input should be a valid tuple"),

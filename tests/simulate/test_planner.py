@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from models.vector import trainable_layout
 from privacy.consent import Consent, parse_consent
 from privacy.dp.accountant import epsilon
 from privacy.dp.plan import PrivateStep
+from privacy.dp.rdp_filter import charge_of, open_filter
 
 RUN = RunFile.model_validate(
     {
@@ -106,6 +108,17 @@ def test_a_fitting_consent_agrees(outlook: Outlook) -> None:
     assert (verdict.refused, verdict.runs_in_life) == ((), 3)
 
 
+def test_a_filter_holds_what_it_admits_and_no_more(outlook: Outlook) -> None:
+    limits = open_filter(9.5, 9.5e-5)
+    each = charge_of(outlook.step.event(), vector_length=outlook.vector_length, contributors=5)
+    held = consider(outlook, consent_with()).releases_by_filter
+    assert held > 3 * 4  # the three runs that fit by addition
+    assert limits.admits(each.times(held))
+    assert not limits.admits(each.times(held + 1))
+    tiny = {"epsilon": 0.01, "epsilon_per_run": 0.01, "delta": 1e-9}
+    assert consider(outlook, consent_with(**tiny)).releases_by_filter == 0
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -173,5 +186,10 @@ def test_the_plan_command_says_who_would_refuse(tmp_path: Path) -> None:
     code, out = cli("plan", *arguments, "--consent", strict)
     assert code == 1
     assert "refuses by epsilon_per_run = 0.5" in out
+    loose = tmp_path / "loose.toml"
+    loose.write_text(strict.read_text().replace("epsilon_per_run = 0.5", "epsilon_per_run = 9.0"))
+    code, out = cli("plan", *arguments, "--consent", loose)
+    assert code == 0
+    assert re.search(r"\d+ releases; a Rényi filter, .* would hold [1-9]\d*\n", out)
     code, out = cli("plan", *arguments, "--json")
     assert (code, json.loads(out)["epsilon"][-1]["rounds"]) == (0, 2)
