@@ -37,6 +37,7 @@ from models.recipe import Recipe
 from models.tokenizer import Row, stack_rows
 from models.vector import read_vector, vector_length, views_by_name, write_vector
 from privacy.dp.clipping import Chunk, add_clipped_gradients, unit_losses
+from privacy.dp.coefficients import clip_coefficients
 from privacy.dp.lattice import release_variance
 from privacy.dp.plan import PrivateStep
 from privacy.dp.projections import project_gradients
@@ -161,19 +162,25 @@ class _Attacker:
         rest_D = (sum_D - expected_D).float()
         slopes = [project_gradients(self._model, chunk, rest_D) for chunk in self._chunks()]
         along_M = _joined(slopes) / np.maximum(norm_M, 1e-12)
-        clipped_M = np.minimum(norm_M, step.clipping_norm)
+        norms = torch.from_numpy(norm_M)
+        present_M = torch.ones(len(norm_M), dtype=torch.bool)
+        factor_M = clip_coefficients(norms, step.clipping_norm, step.clipping, present_M)
+        clipped_M = norm_M * factor_M.numpy()
         # `expected_D` holds half of q of the canary itself, which is put back.
         along_M += step.sampling_probability / 2 * clipped_M
         return log_likelihood_ratio(along_M, clipped_M, step)
 
     def _expected(self) -> tuple[Tensor, NDArray[np.float64]]:
         """What all canaries contribute on average, fp32 [D], and each one's gradient norm, [M]."""
+        step = self._step
         sum_D, norms = torch.zeros(vector_length(self._model)), []
         sums = views_by_name(self._model, sum_D)
         for chunk in self._chunks():
-            outcome = add_clipped_gradients(self._model, chunk, self._step.clipping_norm, sums)
+            outcome = add_clipped_gradients(
+                self._model, chunk, step.clipping_norm, sums, clipping=step.clipping
+            )
             norms.append(outcome.norm_U)
-        return sum_D * (self._step.sampling_probability / 2), _joined(norms)
+        return sum_D * (step.sampling_probability / 2), _joined(norms)
 
     def _chunks(self) -> Iterator[Chunk]:
         rows = [row for unit in self._units.rows for row in unit]

@@ -112,6 +112,7 @@ def choose_step(
         )
     return PrivateStep(
         clipping_norm=run.privacy.clipping_norm,
+        clipping=run.privacy.clipping,
         noise_multiplier=noise_multiplier,
         sampling_probability=probability,
         expected_batch=probability * units,

@@ -33,6 +33,7 @@ ARMS = {
 MECHANISM = {
     "noise_multiplier": "noise multiplier z",
     "clipping_norm": "clipping norm C",
+    "clipping": "clipping rule",
     "sampling_probability": "sampling probability q",
     "expected_batch": "expected batch B (units)",
     "releases": "releases T (rounds charged)",

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from models.optimiser import OptimiserSettings
 from models.pretrain import WarmUp
+from privacy.dp.plan import Clipping
 
 Arm = Literal["local", "local_dp", "federated", "central", "federated_dp", "central_dp"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
@@ -102,6 +103,7 @@ class PrivacySection(_Section):
         enabled: False runs without noise and without clipping: no privacy.
         epsilon, delta: for the whole schedule, per privacy unit and node.
         clipping_norm: C.
+        clipping: how a unit's gradient is brought within C, see `privacy.dp.coefficients`.
         spare_releases: releases of the schedule kept for new attempts; None takes 0 without
             drop-outs, and as many as are likely to be needed with them.
 
@@ -111,6 +113,7 @@ class PrivacySection(_Section):
     epsilon: float = Field(default=8.0, gt=0)
     delta: float = Field(default=1e-5, gt=0, lt=1e-3)
     clipping_norm: float = Field(default=1.0, gt=0)
+    clipping: Clipping = "fixed"
     spare_releases: int | None = Field(default=None, ge=0)
 
 

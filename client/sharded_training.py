@@ -139,7 +139,8 @@ class ShardedTrainer(LocalTrainer):
     def _add_sum(self, drawn: NDArray[np.int64], step: PrivateStep, sum_D: Tensor) -> None:
         """Process this rank's chunks; rank 0 ends with the sum over all ranks."""
         bound = step.clipping_norm if step.is_private else math.inf
+        rule = step.clipping if step.is_private else "fixed"
         sums = views_by_name(self.model, sum_D)
         for chunk in self._chunks(drawn, step, self._world.rank, self._world.size):
-            add_clipped_gradients(self.model, chunk, bound, sums, self._weights)
+            add_clipped_gradients(self.model, chunk, bound, sums, self._weights, clipping=rule)
         distributed.reduce(sum_D, 0)

@@ -95,7 +95,7 @@ class LocalTrainer:
 
         Args:
             drawn: indices of the drawn units, any number, none included.
-            step: gives C; whether there is noise decides whether anything is clipped.
+            step: gives C and the rule; whether there is noise decides whether anything is clipped.
 
         Returns:
             Sum over the drawn units of the gradient of each unit's mean loss, fp32 [D].
@@ -107,18 +107,19 @@ class LocalTrainer:
         sum_D = torch.zeros(vector_length(self.model), device=self._device)
         for chunk in self._chunks(drawn, step):
             if step.is_private:
-                self._add_clipped(chunk, step.clipping_norm, views_by_name(self.model, sum_D))
+                self._add_clipped(chunk, step, views_by_name(self.model, sum_D))
             else:
                 _add_gradients(self.model, chunk, sum_D)
         return sum_D.cpu().numpy()
 
-    def _add_clipped(self, chunk: Chunk, clipping_norm: float, sums: Mapping[str, Tensor]) -> None:
+    def _add_clipped(self, chunk: Chunk, step: PrivateStep, sums: Mapping[str, Tensor]) -> None:
+        clip, rule = step.clipping_norm, step.clipping
         if len(chunk.token_BT) > self._chunk_sequences and chunk.layout.units == 1:
-            add_clipped_unit(self.model, chunk, clipping_norm, sums, self._chunk_sequences)
+            add_clipped_unit(self.model, chunk, clip, sums, self._chunk_sequences, clipping=rule)
         elif self._two_passes:
-            add_clipped_twice(self.model, chunk, clipping_norm, sums)
+            add_clipped_twice(self.model, chunk, clip, sums, clipping=rule)
         else:
-            add_clipped_gradients(self.model, chunk, clipping_norm, sums)
+            add_clipped_gradients(self.model, chunk, clip, sums, clipping=rule)
 
     def _chunks(
         self, drawn: NDArray[np.int64], step: PrivateStep, part: int = 0, parts: int = 1

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from models.language_model import LanguageModel
 from models.ops import Slots, recording
+from privacy.dp.coefficients import clip_coefficients
 from privacy.dp.grouped_records import GroupedRecord, Segments
+from privacy.dp.plan import Clipping
 from privacy.dp.products import are_exact
 from privacy.dp.records import (
     EmbeddingRecord,
@@ -169,6 +171,8 @@ def add_clipped_gradients(
     clipping_norm: float,
     sums: Mapping[str, Tensor],
     weights: Mapping[int, str] | None = None,
+    *,
+    clipping: Clipping = "fixed",
 ) -> ChunkOutcome:
     """Add the clipped gradients of a chunk's units to `sums`.
 
@@ -182,6 +186,7 @@ def add_clipped_gradients(
         sums: one accumulator per trainable parameter name, changed in place.
         weights: names by id of the weights that operations see, where those are not the model's
             parameters themselves (a sharded model gathers them, `models.parallel.shard`).
+        clipping: the rule, see `privacy.dp.coefficients`.
 
     Returns:
         Norms before clipping and losses, for the node's own eyes.
@@ -204,17 +209,11 @@ def add_clipped_gradients(
         loss_U.sum().backward()  # type: ignore[no-untyped-call]
     check_nothing_escaped(parameters)
     norm_U = keeper.norms()
-    coefficient_U = clip_coefficients(norm_U, clipping_norm, chunk.present_U)
+    coefficient_U = clip_coefficients(norm_U, clipping_norm, clipping, chunk.present_U)
     names = {id(p): n for n, p in parameters.items()} if weights is None else weights
     by_id = {key: sums[name] for key, name in names.items() if name in sums}
     keeper.add_weighted(norm_U, coefficient_U, by_id)
     return ChunkOutcome(norm_U, loss_U.detach())
-
-
-def clip_coefficients(norm_U: Tensor, clipping_norm: float, present_U: Tensor) -> Tensor:
-    """What each unit's gradient is scaled by, in [0, 1]; 0 if it is absent or not finite, [U]."""
-    coefficient_U = (clipping_norm / norm_U.clamp(min=1e-12)).clamp(max=1.0)
-    return coefficient_U.where(present_U & torch.isfinite(norm_U), 0.0)
 
 
 def trained_parameters(model: LanguageModel) -> dict[str, Tensor]:

@@ -60,6 +60,11 @@ class LocalPlan(BaseModel):
                 f"{self.embedding.sampling_probability!r} and {self.embedding.releases} releases. "
                 "Set both to 1."
             )
+        if self.embedding.clipping != "fixed":
+            raise PlanError(
+                f'Expected clipping = "fixed" for embedding, got {self.embedding.clipping!r}: its '
+                "sum knows no other rule. Set it to fixed."
+            )
         for name in ("unit", "noise_in_lattice_units", "ring_bits"):
             ours, theirs = getattr(self.embedding, name), getattr(self.step, name)
             if ours != theirs:

@@ -22,11 +22,12 @@ from privacy.dp.clipping import (
     ClippingError,
     check,
     check_nothing_escaped,
-    clip_coefficients,
     trained_parameters,
     unit_losses,
 )
+from privacy.dp.coefficients import clip_coefficients
 from privacy.dp.norms import squared_norm
+from privacy.dp.plan import Clipping
 from privacy.dp.products import is_reduced
 from privacy.dp.records import Record, UnitLayout
 
@@ -37,6 +38,8 @@ def add_clipped_unit(
     clipping_norm: float,
     sums: Mapping[str, Tensor],
     sequences: int,
+    *,
+    clipping: Clipping = "fixed",
 ) -> ChunkOutcome:
     """Add the clipped gradient of a chunk's only unit, a few of its sequences at a time.
 
@@ -44,7 +47,7 @@ def add_clipped_unit(
     sequences clip together, whatever number of them is processed at once.
 
     Args:
-        model, clipping_norm, sums: as in `add_clipped_gradients`. chunk: of one unit.
+        model, clipping_norm, sums, clipping: as in `add_clipped_gradients`. chunk: of one unit.
         sequences: processed at once, >= 1.
 
     Raises:
@@ -68,7 +71,7 @@ def add_clipped_unit(
             loss.backward()  # type: ignore[no-untyped-call]
             nats += loss.detach()
     norm_U = _norm_of(buffers.values())[None]
-    coefficient_U = clip_coefficients(norm_U, clipping_norm, chunk.present_U)
+    coefficient_U = clip_coefficients(norm_U, clipping_norm, clipping, chunk.present_U)
     if bool(torch.isfinite(norm_U)):
         for name, total in sums.items():
             total.add_(buffers[name] * coefficient_U)
@@ -76,7 +79,12 @@ def add_clipped_unit(
 
 
 def add_clipped_twice(
-    model: LanguageModel, chunk: Chunk, clipping_norm: float, sums: Mapping[str, Tensor]
+    model: LanguageModel,
+    chunk: Chunk,
+    clipping_norm: float,
+    sums: Mapping[str, Tensor],
+    *,
+    clipping: Clipping = "fixed",
 ) -> ChunkOutcome:
     """Add the clipped gradients of a chunk's units in two passes, and keep nothing in between.
 
@@ -84,7 +92,7 @@ def add_clipped_twice(
     autograd add up, which is what an unprotected step holds.
 
     Args:
-        model, chunk, clipping_norm, sums: as in `add_clipped_gradients`.
+        model, chunk, clipping_norm, sums, clipping: as in `add_clipped_gradients`.
 
     Raises:
         ClippingError: bf16 activations, whose gradients autograd would round; and as in
@@ -103,7 +111,7 @@ def add_clipped_twice(
         loss_U.sum().backward()  # type: ignore[no-untyped-call]
     check_nothing_escaped(parameters)
     norm_U = keeper.norms()
-    coefficient_U = clip_coefficients(norm_U, clipping_norm, chunk.present_U)
+    coefficient_U = clip_coefficients(norm_U, clipping_norm, clipping, chunk.present_U)
     finite_U = torch.isfinite(norm_U)
     if bool(finite_U.any()):
         with _gradients_into(parameters, sums):

@@ -39,6 +39,9 @@ VALUE_BOUND = 128.0
 SMALLEST_LATTICE_NOISE, LARGEST_LATTICE_NOISE = 3.0, 1024.0
 """Limits of s, the noise of one node in lattice units: the lemma of docs/privacy.md, the ring."""
 
+Clipping = Literal["fixed", "automatic"]
+"""The rule by which a unit's gradient is scaled; see `privacy.dp.coefficients`."""
+
 _EVENT_MODULE = "dp_accounting.dp_event"
 
 
@@ -55,6 +58,7 @@ class PrivateStep(BaseModel):
 
     Attributes:
         clipping_norm: C > 0, the l2 bound of one unit's contribution.
+        clipping: how contributions are brought within C; the bound is C for every rule.
         noise_multiplier: z >= 0, noise of the honest survivors' sum over the sensitivity;
             0 means no noise and no guarantee.
         sampling_probability: q in (0, 1], independently for every unit and every round.
@@ -80,6 +84,7 @@ class PrivateStep(BaseModel):
     unit: Annotated[str, StringConstraints(min_length=1, max_length=128)]
     noise_in_lattice_units: float = 4.0
     ring_bits: Literal[16, 32] = 16
+    clipping: Clipping = "fixed"
 
     @field_validator("noise_in_lattice_units")
     @classmethod

@@ -84,7 +84,7 @@ def plant_no_clip(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         client.training,
         "add_clipped_gradients",
-        lambda model, chunk, clip, sums, *rest: honest(model, chunk, 1e6, sums, *rest),
+        lambda model, chunk, clip, sums, **options: honest(model, chunk, 1e6, sums, **options),
     )
 
 
@@ -119,8 +119,9 @@ def test_training_by_adapters_is_audited_too(monkeypatch: pytest.MonkeyPatch) ->
     assert weak[0].epsilon > 1.0
 
 
+@pytest.mark.parametrize("rule", ["fixed", "automatic"])
 @pytest.mark.parametrize("kind", ["full", "lora"])
-def test_what_the_attacker_reads_is_of_single_gradients(kind: str) -> None:
+def test_what_the_attacker_reads_is_of_single_gradients(kind: str, rule: str) -> None:
     """Against one backward pass per canary in float64, with a sum of noise's size."""
     trained = training(STEP, kind)
     units = canary_units(12, trained, Entropy(1))
@@ -135,13 +136,16 @@ def test_what_the_attacker_reads_is_of_single_gradients(kind: str) -> None:
     own_MD = torch.stack(own_MD)
     length_M = own_MD.norm(dim=1)
     clipped_M = length_M.clamp(max=STEP.clipping_norm)
+    if rule == "automatic":
+        clipped_M = STEP.clipping_norm * length_M / (length_M + 0.01)
     generator = torch.Generator().manual_seed(2)
     sum_D = 0.3 * torch.randn(own_MD.shape[1], generator=generator, dtype=torch.float64)
     unit_MD = own_MD / length_M[:, None]
     rest_D = sum_D - 0.5 * (clipped_M[:, None] * unit_MD).sum(0)  # half of all: q is 1
     along_M = unit_MD @ rest_D + 0.5 * clipped_M
     expected = log_likelihood_ratio(along_M.numpy(), clipped_M.numpy(), STEP)
-    found = _Attacker(trained.model, units, STEP).read(sum_D)
+    step = STEP.model_copy(update={"clipping": rule})
+    found = _Attacker(trained.model, units, step).read(sum_D)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
 
 

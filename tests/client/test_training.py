@@ -124,9 +124,9 @@ def test_the_chunks_processed_tell_nothing_of_a_padded_draw(
     shapes: list[tuple[Any, ...]] = []
     original = client.training.add_clipped_gradients
 
-    def spy(model: Any, chunk: Chunk, *rest: Any) -> Any:
+    def spy(model: Any, chunk: Chunk, *rest: Any, **options: Any) -> Any:
         shapes.append((*chunk.token_BT.shape, chunk.layout.units, len(chunk.present_U)))
-        return original(model, chunk, *rest)
+        return original(model, chunk, *rest, **options)
 
     monkeypatch.setattr(client.training, "add_clipped_gradients", spy)
     local = trainer(ground, units, chunk_sequences=4, pad_draws=pad)

@@ -120,6 +120,7 @@ def test_a_target_below_the_cost_of_rounding_is_refused():
         ({"embedding": {"noise_multiplier": 0.0}}, "noise_multiplier > 0"),
         ({"step": {"honest_survivors": 2}}, "honest_survivors = 1"),
         ({"embedding": {"sampling_probability": 0.5}}, "over all units"),
+        ({"embedding": {"clipping": "automatic"}}, 'clipping = "fixed"'),
         ({"embedding": {"releases": 2}}, "one release of the embedding"),
         ({"embedding": {"unit": "record"}}, "one unit"),
         ({"embedding": {"noise_in_lattice_units": 8.0}}, "one noise_in_lattice_units"),
