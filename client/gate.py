@@ -1,9 +1,10 @@
 """The single exit: nothing derived from data leaves the node but through a `Gate`.
 
-The order, each step durable before the next: verify the plan; recompute event and epsilon; refuse,
-or reserve the schedule; train, noise, encode, mask; seal to the outbox; debit naming the sealed
-digest; release. After a crash: without a debit the sealed file is deleted and all is drawn anew;
-with one, the identical bytes are sent again. Aborted attempts are never refunded.
+The order, each step durable before the next: the consent still stands; verify the plan; recompute
+event and epsilon; refuse, or reserve the schedule; train, noise, encode, mask; seal to the outbox;
+the consent still stands; debit naming the sealed digest; release. After a crash: without a debit
+the sealed file is deleted and all is drawn anew; with one, the identical bytes are sent again.
+Aborted attempts are never refunded.
 
 A round's upload leaves by `Gate.release`, a module of owned experts by `Gate.release_experts`.
 """
@@ -22,6 +23,7 @@ from client.entropy import Entropy
 from client.module_outbox import ModuleOutbox, SealedModule, facts_of
 from client.outbox import Outbox, SealedUpload
 from client.release import Trainer, release_words
+from privacy.budget_clauses import check_consent_stands, check_expiry
 from privacy.consent import Consent
 from privacy.dp.accountant import epsilon_microunits
 from privacy.experts_job import ExpertsJob, verify_job
@@ -44,6 +46,7 @@ class Gate:
 
     Attributes:
         consent: what the institution agreed to; nothing the coordinator sends widens it.
+        consent_file: where it was read from, and must still stand.
         books: the node's ledger.
         outbox: sealed uploads.
         modules: modules of owned experts, in training and sealed.
@@ -54,6 +57,7 @@ class Gate:
     """
 
     consent: Consent
+    consent_file: Path
     books: NodeBooks
     outbox: Outbox
     modules: ModuleOutbox
@@ -83,6 +87,7 @@ class Gate:
         """
         plan_digest = _digest_of(signed)
         try:
+            self._check_consent()
             if (debit := self.books.debit_of(plan_digest)) is not None:
                 return self._resend(plan_digest, debit.sealed_digest)
             self._forget_unfinished(plan_digest, member)
@@ -94,6 +99,7 @@ class Gate:
             self.books.refuse(refusal, plan_digest)
             raise
         sealed = self._seal(plan, member, trainer)
+        self._check_consent_again(plan_digest)
         self.books.debit(plan, sealed.digest)
         return sealed
 
@@ -120,6 +126,7 @@ class Gate:
         """
         digest = job.digest()
         try:
+            self._check_consent()
             if (debit := self.books.debit_of_experts(digest)) is not None:
                 return self._same_module(digest, debit)
             self.modules.forget_unfinished(digest)
@@ -139,9 +146,22 @@ class Gate:
             raise
         facts = facts_of(job, epsilon_microunits(epsilon), self.books.name, entry)
         sealed = self.modules.seal(digest, training.train(), facts)
+        self._check_consent_again(digest)
         self.books.debit_experts(job, sealed.digest, sealed.card_digest)
         self.modules.forget_training(digest)
         return sealed
+
+    def _check_consent(self) -> None:
+        check_consent_stands(self.consent, self.consent_file)
+        check_expiry(self.consent, self.today())
+
+    def _check_consent_again(self, digest: bytes) -> None:
+        """Refuse what was made while the consent ended; unsent, it is deleted at the next try."""
+        try:
+            self._check_consent()
+        except PlanRefused as refusal:
+            self.books.refuse(refusal, digest)
+            raise
 
     def _same_module(self, job_digest: bytes, debit: ExpertsDebited) -> SealedModule:
         sealed = self.modules.load(job_digest)

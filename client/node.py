@@ -85,7 +85,15 @@ class Node:
         self._histories = Histories(home, self._ledger, books, self._identity, key)
         self._outbox = Outbox(home / "outbox")
         modules = ModuleOutbox(home / "experts")
-        self._gate = Gate(self.consent, books, self._outbox, modules, runtime, self.config.seed)
+        self._gate = Gate(
+            self.consent,
+            home / CONSENT_FILE,
+            books,
+            self._outbox,
+            modules,
+            runtime,
+            self.config.seed,
+        )
         self._epoch: Epoch | None = None
         self._member: SecAggNode | None = None
         self._plans: dict[bytes, RoundPlan] = {}

@@ -2,8 +2,9 @@
 
 from datetime import date
 from fractions import Fraction
+from pathlib import Path
 
-from privacy.consent import Consent, ConsentError
+from privacy.consent import Consent, ConsentError, load_consent
 from privacy.dp.accountant import epsilon_microunits
 from privacy.round_plan import PlanCode, PlanRefused
 
@@ -55,6 +56,31 @@ def check_expiry(consent: Consent, today: date) -> None:
         consent.check_not_expired(today)
     except ConsentError as error:
         raise PlanRefused(PlanCode.EXPIRED, "expires", str(error)) from error
+
+
+def check_consent_stands(consent: Consent, path: Path) -> None:
+    """Refuse where the file no longer says what the node was started with.
+
+    Args:
+        consent: what was read when the node started.
+        path: the `consent.toml` that it was read from.
+
+    Raises:
+        PlanRefused: the file is missing or broken, or a clause has another value; names the clause.
+
+    """
+    try:
+        now = load_consent(path)
+    except ConsentError as error:
+        raise PlanRefused(PlanCode.CONSENT_CHANGED, error.clause, str(error)) from error
+    for clause in Consent.model_fields:
+        require(
+            getattr(now, clause) == getattr(consent, clause),
+            PlanCode.CONSENT_CHANGED,
+            clause,
+            "the consent that the node was started with, got another value; restart the node to "
+            "take part under the new one",
+        )
 
 
 def require(holds: bool, code: PlanCode, clause: str, expected: str) -> None:

@@ -49,6 +49,7 @@ class PlanCode(StrEnum):
     RESTORED_LEDGER = "restored-ledger"
     OVER_BUDGET = "over-budget"
     EXPIRED = "expired"
+    CONSENT_CHANGED = "consent-changed"
     OWNED_EXPERTS = "owned-experts"
 
 

@@ -14,6 +14,7 @@ from arion.federation import write_toml
 from client.config import NODE_FILE
 from client.histories import FORK_FILE
 from client.node import CONSENT_FILE, Node
+from client.outbox import Outbox
 from models.recipe import Recipe
 from privacy.canonical import canonical_bytes, sha256_hex
 from privacy.identity import IdentityKey, SignatureError, Signed
@@ -125,6 +126,39 @@ def test_a_second_run_beyond_the_life_of_the_data(hands: Hands) -> None:
 def test_an_expired_consent(hands: Hands) -> None:
     rewrite_consent(hands, expires=date(2020, 1, 1).isoformat())
     refused(hands, PlanCode.EXPIRED, lambda: hands.release("north", hands.plan()))
+
+
+@pytest.mark.parametrize("change", ["edited", "missing"])
+def test_a_consent_that_no_longer_stands(hands: Hands, change: str) -> None:
+    path = hands.federation.homes.nodes["north"] / CONSENT_FILE
+    if change == "edited":
+        write_toml(path, tomllib.loads(path.read_text()) | {"purposes": ["something else"]})
+    else:
+        path.unlink()
+    refused(hands, PlanCode.CONSENT_CHANGED, lambda: hands.release("north", hands.plan()))
+    clauses = [body["clause"] for body in hands.federation.bodies("north", "refusal")]
+    assert clauses == ["purposes" if change == "edited" else "(file)"]
+
+
+def test_a_consent_edited_while_the_node_trains(
+    hands: Hands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The upload is sealed, the consent changes, nothing is debited and nothing leaves."""
+    path = hands.federation.homes.nodes["north"] / CONSENT_FILE
+    seal = Outbox.seal
+
+    def seal_and_edit(*arguments: Any) -> Any:
+        sealed = seal(*arguments)
+        write_toml(path, tomllib.loads(path.read_text()) | {"purposes": ["something else"]})
+        return sealed
+
+    monkeypatch.setattr(Outbox, "seal", seal_and_edit)
+    with pytest.raises(PlanRefused) as caught:
+        hands.release("north", hands.plan())
+    assert caught.value.code is PlanCode.CONSENT_CHANGED
+    assert hands.federation.bodies("north", "release-debited") == []
+    (refusal,) = hands.federation.bodies("north", "refusal")
+    assert (refusal["code"], refusal["clause"]) == ("consent-changed", "purposes")
 
 
 def test_a_plan_of_another_coordinator(hands: Hands) -> None:
