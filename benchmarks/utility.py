@@ -67,10 +67,10 @@ SETS: Mapping[str, DataSet] = {
 class Effort:
     """How much is trained and evaluated, the same in every cell."""
 
-    rounds: int = 20
+    rounds: int = 10
     expected_batch: float = 128.0
     seeds: int = 2
-    evaluated: int = 150
+    evaluated: int = 60
     base_steps: int = 900
 
 
