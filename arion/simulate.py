@@ -13,6 +13,7 @@ from arion.evaluation import Evaluator, Losses
 from arion.federation import FEDERATION, Homes, build_homes
 from arion.journal import Journal
 from arion.mechanism import budget_of, choose_cohort, choose_recipe, choose_step
+from arion.preflight import check_liveness
 from arion.progress import Progress
 from arion.report import write_report
 from arion.run_federation import final_vector, run_federation, write_merged_model
@@ -54,6 +55,7 @@ class Simulation:
         """Carry the simulation to its end; returns the report."""
         corpus = self.corpus()
         self.prepare_base()
+        self.check_liveness(corpus)
         homes = self.homes(corpus)
         recipe = load_settings(homes.coordinator).recipe
         evaluator = Evaluator(self.base, recipe, corpus)
@@ -97,6 +99,16 @@ class Simulation:
         units = sum(len({r.unit for r in split.train}) for split in corpus.splits.values())
         cohort = choose_cohort(self.run_file.federation, len(corpus.shares))
         return recipe, choose_step(self.run_file, corpus.unit, units, cohort, length), length
+
+    def check_liveness(self, corpus: Corpus) -> None:
+        """Look, before any budget is spent, whether the run can learn; once."""
+        if (self.out / "coordinator").exists():
+            return
+        training = self.run_file.training
+        recipe = choose_recipe(self.run_file, corpus.unit, self.base)
+        check_liveness(
+            self.base, recipe, training.optimiser(training.learning_rate), training.rounds
+        )
 
     def base_losses(self, recipe: Recipe, corpus: Corpus) -> Losses:
         """Held-out losses of the base model."""

@@ -17,6 +17,7 @@ from client.gate import ExpertsTrainer, Gate
 from client.histories import Histories
 from client.module_outbox import ModuleOutbox, SealedModule
 from client.outbox import Outbox, SealedUpload
+from client.preflight import PreflightError, check_private_gradients
 from client.training import LocalTrainer, unit_rows
 from client.training_records import training_records
 from models.checkpoint import model_digest
@@ -25,6 +26,7 @@ from models.recipe import Recipe, prepare
 from models.vector import trainable_layout, write_vector
 from privacy.canonical import canonical_bytes, sha256_hex
 from privacy.consent import load_consent
+from privacy.dp.clipping import ClippingError
 from privacy.experts_job import ExpertsJob
 from privacy.identity import IdentityKey, Signed
 from privacy.ledger.log import LedgerLog
@@ -98,6 +100,7 @@ class Node:
         self._member: SecAggNode | None = None
         self._plans: dict[bytes, RoundPlan] = {}
         self._trainer: tuple[str, LocalTrainer] | None = None
+        self._checked: LocalTrainer | None = None
 
     @property
     def name(self) -> str:
@@ -216,7 +219,17 @@ class Node:
         write_vector(trainer.model, torch.from_numpy(np.frombuffer(vector, "<f4").copy()))
         if model_digest(trainer.model) != plan.model_digest:
             _refuse_plan(PlanCode.WRONG_MODEL, "", "the model that the plan names, got another")
+        self._check_first(trainer)
         return trainer
+
+    def _check_first(self, trainer: LocalTrainer) -> None:
+        """Look once at what a recipe trains, before anything is reserved for it."""
+        if self._checked is not trainer:
+            try:
+                check_private_gradients(trainer.model, trainer.recipe)
+            except (PreflightError, ClippingError) as error:
+                raise PlanRefused(PlanCode.NOT_TRAINABLE, "", str(error)) from error
+            self._checked = trainer
 
     def _trainer_for(self, recipe_json: bytes) -> LocalTrainer:
         """The trainer of a recipe: model and data are read once and stay in memory."""
