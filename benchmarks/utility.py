@@ -157,7 +157,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     for data_set in dict.fromkeys(row["data_set"] for row in rows):
         for kind in KINDS:
             own = [r for r in rows if (r["data_set"], r["kind"]) == (data_set, kind)]
-            found = [f"{row['loss']:.3f} (+{row['gap']:.3f})" for row in own]
+            found = [f"{row['loss']:.3f} ({row['gap']:+.3f})" for row in own]
             lines.append(f"| {data_set} | {kind} | {own[0]['base']:.3f} | {' | '.join(found)} |")
     return "\n".join(lines)
 
@@ -173,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="a few steps, to see that it runs")
     options = parser.parse_args(argv)
     effort = QUICK if options.quick else Effort()
-    options.work.mkdir(parents=True, exist_ok=True)
+    claim(options.work, effort)
     _make_base(options.data, options.work, effort)
     names = [options.set] if options.set else list(SETS)
     rows = with_gaps(
@@ -190,6 +190,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         replace_durably(options.json, (json.dumps(document, indent=1) + "\n").encode())
     if options.chart:
         replace_durably(options.chart, svg(rows).encode())
+
+
+def claim(work: Path, effort: Effort) -> None:
+    """Make a work folder, or go on in one of the same effort.
+
+    Raises:
+        ValueError: what lies there was made with another.
+
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    note, text = work / "effort.json", json.dumps(vars(effort), indent=1) + "\n"
+    if not note.exists():
+        replace_durably(note, text.encode())
+    elif note.read_text() != text:
+        raise ValueError(
+            f"Expected the work of the same effort in {work}, got another's. Choose another --work."
+        )
 
 
 def _make_base(data: Path, work: Path, effort: Effort) -> None:

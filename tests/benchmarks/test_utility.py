@@ -6,7 +6,19 @@ from typing import Any
 
 import pytest
 
-from benchmarks.utility import EPSILONS, KINDS, QUICK, SETS, Cell, cells, run_file, table, with_gaps
+from benchmarks.utility import (
+    EPSILONS,
+    KINDS,
+    QUICK,
+    SETS,
+    Cell,
+    Effort,
+    cells,
+    claim,
+    run_file,
+    table,
+    with_gaps,
+)
 from benchmarks.utility_chart import svg
 
 LOSS = {1.0: 4.8, 3.0: 4.5, 8.0: 4.25, math.inf: 4.0}
@@ -42,6 +54,13 @@ def test_the_chart_names_both_kinds_and_is_drawn_alike_twice() -> None:
     assert drawn == svg(with_gaps(rows()))
     assert drawn != svg(with_gaps(rows()[:8]))
     assert "<svg" in drawn
+
+
+def test_work_of_another_effort_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    claim(tmp_path / "work", QUICK)
+    claim(tmp_path / "work", QUICK)
+    with pytest.raises(ValueError, match="another"):
+        claim(tmp_path / "work", Effort())
 
 
 @pytest.mark.parametrize("cell", cells("medquad"), ids=lambda cell: cell.name)
