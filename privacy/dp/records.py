@@ -108,18 +108,13 @@ class UnitLayout:
         real_US = place_S < counts_U[:, None]
         return rows_US.where(real_US, 0), real_US
 
-    def gather(self, x_BT: Tensor) -> Tensor:
-        """[B, T, ...] -> [U, P, ...], P = S*T; padding holds copies (zero gradients mask it)."""
+    def gather(self, x_BTX: Tensor) -> Tensor:
+        """[B, T, ...] -> [U, P, ...], P = S*T; padding is zero, whatever the other units hold."""
         if self.one_each:
-            return x_BT
-        return x_BT[self._rows[0]].flatten(1, 2)
-
-    def gather_gradient(self, grad_BTX: Tensor) -> Tensor:
-        """Like gather, with padding set to zero."""
-        if self.one_each:
-            return grad_BTX
+            return x_BTX
         rows_US, real_US = self._rows
-        return (grad_BTX[rows_US] * real_US[:, :, None, None].to(grad_BTX)).flatten(1, 2)
+        padding = ~real_US.view(*real_US.shape, *[1] * (x_BTX.dim() - 1))
+        return x_BTX[rows_US].masked_fill_(padding, 0).flatten(1, 2)
 
     def add_rows(self, x_BX: Tensor) -> Tensor:
         """Sum [B, X] over each unit's sequences, [U, X]."""
@@ -165,7 +160,7 @@ class LinearRecord:
         return resolve(squared_U, self.cancelled_U, self._terms_U, counts, exact)
 
     def _by_unit(self) -> tuple[Tensor, Tensor]:
-        return self.layout.gather(self.x_BTI), self.layout.gather_gradient(self.grad_BTO)
+        return self.layout.gather(self.x_BTI), self.layout.gather(self.grad_BTO)
 
     def add_weighted(self, coefficient_U: Tensor, total: Tensor) -> None:
         if self.gradient_UOI is not None:
@@ -239,7 +234,7 @@ class EmbeddingRecord:
     def _by_unit(self) -> tuple[Tensor, Tensor]:
         """(Gradients, fp32; whether two positions hold the same token)."""
         token_UP = self.layout.gather(self.token_BT)
-        grad_UPD = wide(self.layout.gather_gradient(self.grad_BTD))
+        grad_UPD = wide(self.layout.gather(self.grad_BTD))
         return grad_UPD, token_UP[:, :, None] == token_UP[:, None, :]
 
     def add_weighted(self, coefficient_U: Tensor, total: Tensor) -> None:
@@ -258,11 +253,11 @@ def tied_cross_term(embedding: EmbeddingRecord, head: LinearRecord) -> Tensor:
     """
     layout = embedding.layout
     token_UP = layout.gather(embedding.token_BT)
-    grad_UPD = wide(layout.gather_gradient(embedding.grad_BTD))
+    grad_UPD = wide(layout.gather(embedding.grad_BTD))
     if head.gradient_UOI is not None:
         rows_UPD = head.gradient_UOI.gather(1, token_UP[..., None].expand_as(grad_UPD))
         return 2 * (rows_UPD * grad_UPD).sum((1, 2))
     hidden_UPD = wide(layout.gather(head.x_BTI))
-    head_grad_UPV = layout.gather_gradient(head.grad_BTO)
+    head_grad_UPV = layout.gather(head.grad_BTO)
     columns_UPP = head_grad_UPV.gather(2, token_UP[:, None, :].expand(-1, hidden_UPD.shape[1], -1))
     return 2 * (columns_UPP * product(hidden_UPD, grad_UPD.mT)).sum((1, 2))

@@ -11,7 +11,7 @@ from models.config import ModelConfig
 from models.decoder import Decoder
 from models.language_model import IGNORED
 from models.lora import add_lora
-from privacy.dp.clipping import Chunk, ClippingError, add_clipped_gradients
+from privacy.dp.clipping import Chunk, ChunkOutcome, ClippingError, add_clipped_gradients
 from privacy.dp.passes import add_clipped_twice, add_clipped_unit
 from privacy.dp.records import UnitLayout
 
@@ -124,6 +124,23 @@ def test_an_infinite_unit_adds_nothing_in_two_passes_and_spoils_nothing() -> Non
     assert not torch.isfinite(add_clipped_twice(model, chunk, 0.5, found).norm_U[1])
     for name, total in found.items():
         torch.testing.assert_close(total, expected[name], rtol=1e-4, atol=2e-6, msg=name)
+
+
+@pytest.mark.parametrize("positions", [4, 40], ids=["factors kept", "gradients kept"])
+@pytest.mark.parametrize("add", [add_clipped_gradients, add_clipped_twice])
+def test_an_infinite_unit_spoils_none_of_fewer_sequences_than_others(
+    positions: int, add: Callable[..., ChunkOutcome]
+) -> None:
+    """Units of one, two and three sequences, padded to three: padding must hold nobody's rows."""
+    model, chunk = build("untied"), batch([0, 1, 1, 2, 2, 2], positions)
+    expected = add(model, chunk, 0.5, zeros(model)).norm_U
+    model.embedding.data[63] = float("nan")
+    chunk.token_BT[0, 1] = 63  # unit 0 alone holds it
+    sums = zeros(model)
+    norm_U = add(model, chunk, 0.5, sums).norm_U
+    assert not torch.isfinite(norm_U[0])
+    torch.testing.assert_close(norm_U[1:], expected[1:], rtol=1e-5, atol=0)
+    assert 0.5 < length(sums) <= 2 * 0.5 * 1.001
 
 
 def test_where_nothing_is_finite_nothing_is_added() -> None:
