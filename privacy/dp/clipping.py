@@ -93,7 +93,8 @@ class BookKeeper:
     def norms(self) -> Tensor:
         """Gradient norm of each unit over all recorded weights, [U].
 
-        With bf16 activations, the most that it can be once scaled rows were rounded.
+        The most that it can be: with bf16 activations once scaled rows were rounded, and with what
+        vanished below the least number.
         """
         squared_U = rounding_U = self._layout.zeros()
         self._resolve()

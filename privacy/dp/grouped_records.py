@@ -96,8 +96,10 @@ class GroupedRecord:
         return self.segments.over_experts(squared_S)
 
     def _norms_of_factors(self) -> Tensor:
-        over, length_M = self.segments.over_experts, term_lengths(self.x_MI, self.grad_MO)
-        zeros_S = length_M.new_zeros(len(self.segments.ends_S))
+        over, ends_S = self.segments.over_experts, self.segments.ends_S
+        length_M, lost_M = term_lengths(self.x_MI, self.grad_MO)
+        zeros_S = length_M.new_zeros(len(ends_S))
+        lost_S = zeros_S.index_add(0, self.segments.segment_M, lost_M)
         length_S = zeros_S.index_add(0, self.segments.segment_M, length_M)
         self._terms_S = zeros_S.index_add(0, self.segments.segment_M, length_M.square())
         if self._has_kernel():
@@ -106,7 +108,8 @@ class GroupedRecord:
         else:
             pairs = self.segments.pairs(self.x_MI, self.grad_MO)
             self._squared_S = torch.stack([squared_norm_of(wide(x), wide(g)) for x, g in pairs])
-        self.squared_rounding_U = over(squared_rounding(length_S, self.x_MI))
+        lost_S = lost_S * ends_S.diff(prepend=ends_S.new_zeros(1))
+        self.squared_rounding_U = over(squared_rounding(length_S, self.x_MI) + lost_S)
         self._cancelled_S = cancelled(self._squared_S, self._terms_S)
         self.cancelled_U = over(self._cancelled_S) > 0
         return over(self._squared_S)

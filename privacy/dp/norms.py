@@ -74,9 +74,18 @@ def squared_norm(gradient_SOI: Tensor) -> Tensor:
     return row_lengths(gradient_SOI).square().sum(1)
 
 
-def term_lengths(x_SNI: Tensor, grad_SNO: Tensor) -> Tensor:
-    """Norm of every term grad_n x_n^T, [S, N]."""
-    return row_lengths(x_SNI) * row_lengths(grad_SNO)
+def term_lengths(x_SNI: Tensor, grad_SNO: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (norm of every term grad_n x_n^T, what a ghost norm may lose by it), both [S, N].
+
+    Products x_ni x_mi or g_no g_mo can vanish below the least fp32 number where x_ni g_no does not:
+    large activations under tiny gradients. Each inner product is then off by `tiny` per column, and
+    the other factor multiplies that. The squared norm lost over all pairs of N terms is at most N
+    times the sum of what is returned; four times as much is, since the norms here lose as well.
+    """
+    dtype = torch.promote_types(x_SNI.dtype, torch.float32)
+    x_SN, grad_SN = row_lengths(x_SNI), row_lengths(grad_SNO)
+    lost_SN = x_SNI.shape[-1] * grad_SN.square() + grad_SNO.shape[-1] * x_SN.square()
+    return x_SN * grad_SN, 4 * torch.finfo(dtype).tiny * lost_SN
 
 
 def squared_norms_of(x_SNI: Tensor, grad_SNO: Tensor) -> Tensor:

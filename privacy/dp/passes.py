@@ -146,8 +146,8 @@ class _NormKeeper(BookKeeper):
         super()._add(record)
         if id(record.weight) not in self._shared:
             self._resolve()
-            _, squared_U = self._records.pop()
-            self._squared_U = self._squared_U + squared_U.float()
+            kept, squared_U = self._records.pop()
+            self._squared_U = self._squared_U + squared_U.float() + kept.squared_rounding_U
             # Only that it was used: a second use is refused.
             self._uses[id(record.weight)] = [record.weight]
 

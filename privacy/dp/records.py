@@ -46,8 +46,8 @@ class Record(Protocol):
     Attributes:
         weight: its shape is the gradient's.
         cancelled_U: units of whose norm float32 left too little. squared_rounding_U: bound on what
-            rounding adds to a unit's weighted gradient, as a share of its coefficient, squared.
-            Both are known once `squared_norms` was called.
+            rounding adds to a unit's weighted gradient, as a share of its coefficient, squared, and
+            on what its norm lost. Both are known once `squared_norms` was called.
 
     """
 
@@ -141,8 +141,9 @@ class LinearRecord:
             self.gradient_UOI = gradients(grad_UPO, x_UPI)
             self.x_BTI = self.grad_BTO = self.gradient_UOI.new_empty(0)
             return squared_norm(self.gradient_UOI)
-        length_UP = term_lengths(x_UPI, grad_UPO)
-        self.squared_rounding_U = squared_rounding(length_UP.sum(1), x_UPI)
+        length_UP, lost_UP = term_lengths(x_UPI, grad_UPO)
+        rounding_U = squared_rounding(length_UP.sum(1), x_UPI)
+        self.squared_rounding_U = rounding_U + length_UP.shape[1] * lost_UP.sum(1)
         self._terms_U = length_UP.square().sum(1)
         squared_U = squared_norms_of(x_UPI, grad_UPO)
         self.cancelled_U = cancelled(squared_U, self._terms_U)

@@ -10,10 +10,12 @@ from models.config import ModelConfig
 from models.decoder import Decoder
 from models.ops import Slots, embedding, grouped_linear, linear, recording, rms_norm
 from privacy.dp.clipping import BookKeeper, Chunk, ClippingError, add_clipped_gradients
+from privacy.dp.passes import _NormKeeper
 from privacy.dp.records import UnitLayout
 
 WIDTH, POSITIONS = 64, 16
 ALONE = UnitLayout(torch.tensor([0]), 1)
+_NONE: frozenset[int] = frozenset()
 # Activations of 2^14 and output gradients that alternate in sign; what is left is 1e-5 of one.
 X = torch.zeros(1, POSITIONS, WIDTH).index_fill_(2, torch.tensor([0]), 2.0**14)
 SIGN = torch.tensor([1.0, -1.0]).repeat(POSITIONS // 2)
@@ -87,6 +89,22 @@ def test_a_model_built_to_hide_a_units_norm_gains_nothing(share: float) -> None:
     sums = {"head": torch.zeros(WIDTH, WIDTH)}
     add_clipped_gradients(model, chunk, 1.0, sums)
     assert float(sums["head"].norm()) <= 1.001
+
+
+@pytest.mark.parametrize("size", [2e-23, 4e-23, 1e-22])
+@pytest.mark.parametrize("keeper_class", [BookKeeper, lambda layout: _NormKeeper(layout, _NONE)])
+def test_a_norm_whose_products_vanish_is_not_too_small(
+    size: float, keeper_class: Callable[[UnitLayout], BookKeeper]
+) -> None:
+    """Huge activations under tiny gradients: g . g is below the least fp32 number, |g| |x| not."""
+    x, grad = torch.full((1, 64, 512), 1e17), torch.full((1, 64, 512), size)
+    linears, experts = keeper_class(ALONE), keeper_class(ALONE)
+    linears.linear(weight_of(512, 512), x, grad)
+    experts.grouped(weight_of(1, 512, 512), x[0], grad[0], Slots.of((0, 64), torch.arange(64), 64))
+    true_norm = float((grad[0].double().T @ x[0].double()).norm())
+    assert true_norm > 0.05
+    assert float(linears.norms()) >= true_norm
+    assert float(experts.norms()) >= true_norm
 
 
 def test_a_weight_that_is_used_twice_is_refused() -> None:
