@@ -95,7 +95,7 @@ def slots_of(lengths: list[int]) -> Slots:
     return Slots.of(offsets, torch.cat(token), 4)
 
 
-@pytest.mark.parametrize("outputs", [8, 96], ids=["gradients kept", "factors kept"])
+@pytest.mark.parametrize("outputs", [8, 96])
 @pytest.mark.parametrize("lengths", [[5, 0, 11], [1, 16, 16], [0, 0, 16]])
 def test_one_kernel_for_all_segments_gives_what_single_products_give(
     outputs: int, lengths: list[int], monkeypatch: pytest.MonkeyPatch
@@ -115,7 +115,8 @@ def test_one_kernel_for_all_segments_gives_what_single_products_give(
         found.append((squared_U, total, record.squared_rounding_U))
     for by_kernel, single in zip(found[0][:2], found[1][:2], strict=True):
         torch.testing.assert_close(by_kernel, single, rtol=1e-2, atol=1e-2)
-    assert (found[0][2] >= found[1][2]).all()  # the measure was rounded too
+    holds_U = found[1][0] > 0
+    assert (found[0][2] > found[1][2])[holds_U].all()  # the measure was rounded too
 
 
 def test_coefficients_of_kept_bf16_gradients_are_never_rounded_up() -> None:

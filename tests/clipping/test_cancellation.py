@@ -9,8 +9,14 @@ from torch import Tensor
 from models.config import ModelConfig
 from models.decoder import Decoder
 from models.ops import Slots, embedding, grouped_linear, linear, recording, rms_norm
-from privacy.dp.clipping import BookKeeper, Chunk, ClippingError, add_clipped_gradients
-from privacy.dp.passes import _NormKeeper
+from privacy.dp.clipping import (
+    BookKeeper,
+    Chunk,
+    ChunkOutcome,
+    ClippingError,
+    add_clipped_gradients,
+)
+from privacy.dp.passes import _NormKeeper, add_clipped_twice
 from privacy.dp.records import UnitLayout
 
 WIDTH, POSITIONS = 64, 16
@@ -65,8 +71,17 @@ def test_no_norm_comes_out_too_small(record: Callable[[BookKeeper], float]) -> N
     assert float(keeper.norms()) >= 0.999 * true_norm
 
 
+@pytest.mark.parametrize("record", [through_linear, through_experts, through_embedding])
+def test_nor_where_records_are_let_go_of(record: Callable[[BookKeeper], float]) -> None:
+    keeper = _NormKeeper(ALONE, _NONE)
+    assert record(keeper) <= float(keeper.norms()) / 0.999
+
+
+@pytest.mark.parametrize("add", [add_clipped_gradients, add_clipped_twice])
 @pytest.mark.parametrize("share", [0.0, 1e-5, 2e-5, 5e-5, 1e-4])
-def test_a_model_built_to_hide_a_units_norm_gains_nothing(share: float) -> None:
+def test_a_model_built_to_hide_a_units_norm_gains_nothing(
+    share: float, add: Callable[..., ChunkOutcome]
+) -> None:
     """Tokens 2 and 3 follow token 1 in turn, and the head gives them almost equal chances."""
     config = ModelConfig(
         vocab_size=WIDTH, hidden_size=WIDTH, layers=1, heads=2, kv_heads=1, head_dim=8, experts=2,
@@ -87,7 +102,7 @@ def test_a_model_built_to_hide_a_units_norm_gains_nothing(share: float) -> None:
     token = torch.tensor([[1, 2, 1, 3] * 4 + [1]])
     chunk = Chunk(token[:, :-1], token[:, 1:], ALONE, torch.tensor([True]))
     sums = {"head": torch.zeros(WIDTH, WIDTH)}
-    add_clipped_gradients(model, chunk, 1.0, sums)
+    add(model, chunk, 1.0, sums)
     assert float(sums["head"].norm()) <= 1.001
 
 
