@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
@@ -13,31 +14,16 @@ from privacy.ledger.entries import (
     Entry,
     ExpertsDebited,
     FederationJoined,
+    FilterOpened,
     ReleaseDebited,
     RunClosed,
     RunReserved,
 )
+from privacy.ledger.spends import RunSpend, compose_spends, format_micro
 
-
-@dataclass(frozen=True)
-class RunSpend:
-    """What one run may cost and has used, as its ledger says.
-
-    Attributes:
-        epsilon_micro: millionths, for the whole schedule; None where the run adds no noise.
-        delta_1e15: units of 1e-15, for the whole schedule.
-        releases: length of the schedule.
-        debits: releases made so far.
-
-    """
-
-    run: str
-    epsilon_micro: int | None
-    delta_1e15: int
-    releases: int
-    debits: int
-    unit: str
-    data_set: str
+if TYPE_CHECKING:
+    from privacy.ledger.filter import FilterState
+    from privacy.ledger.filter_rules import FilterRules
 
 
 @dataclass(frozen=True)
@@ -59,7 +45,17 @@ class Findings:
     noises: set[str] = field(default_factory=set)
     plans: set[str] = field(default_factory=set)
     modules: dict[str, ModuleSpend] = field(default_factory=dict)
+    filter: "FilterState | None" = None
     jobs: set[str] = field(default_factory=set)
+
+    def total(self) -> tuple[int | None, int]:
+        """Return (epsilon in millionths or None, delta in 1e-15) of all runs together.
+
+        Under a filter: its budget, which holds at any time and whatever is released after it.
+        """
+        if self.filter is not None:
+            return self.filter.opened.epsilon_micro, self.filter.opened.delta_1e15
+        return compose_spends(self.runs)
 
 
 @dataclass
@@ -78,6 +74,8 @@ def check_node_entries(entries: Sequence[Entry]) -> Findings:
     debit follows its run's reservation, of the same event and noise. 6. There are no more debits
     than were reserved. 7. (round, attempt) grows. 8. A closed run makes no release. 9. A module
     comes from the job that its run reserved, rounds from a run of rounds, and no module twice.
+    10. A filter is opened once, in a ledger that reserves no run; every debit after it then names
+    its charge, which is computed anew, and is within the filter's limits.
 
     Args:
         entries: well-formed entries in order.
@@ -94,6 +92,7 @@ class _NodeReader:
     def __init__(self) -> None:
         self._found = Findings()
         self._runs: dict[str, _Run] = {}
+        self._filter: FilterRules | None = None
 
     def read(self, entries: Sequence[Entry]) -> Findings:
         if entries and entries[0].kind != "federation-joined":  # 2
@@ -101,6 +100,9 @@ class _NodeReader:
         for entry in entries:
             self._read_entry(entry)
         self._found.runs = [_spend(run) for run in self._runs.values()]
+        if self._filter is not None:
+            self._found.filter = self._filter.state
+            self._found.runs += self._filter.runs()
         return self._found
 
     def _read_entry(self, entry: Entry) -> None:
@@ -112,6 +114,10 @@ class _NodeReader:
             self._found.noises.add(body.noise)
         if isinstance(body, RunReserved):
             self._reserve(entry, body)
+        elif isinstance(body, FilterOpened):
+            self._open_filter(entry, body)
+        elif isinstance(body, ReleaseDebited) and (self._filter or body.charge is not None):
+            self._debit_filter(entry, body)
         elif isinstance(body, ReleaseDebited):
             self._debit_round(entry, body)
         elif isinstance(body, ExpertsDebited):
@@ -120,6 +126,8 @@ class _NodeReader:
             self._close(entry, body)
 
     def _reserve(self, entry: Entry, body: RunReserved) -> None:
+        if self._filter is not None:  # 10
+            self._fail(entry, f"run {body.run!r} is reserved in a ledger that a filter keeps")
         if body.run in self._runs:  # 3
             self._fail(entry, f"run {body.run!r} is reserved a second time")
             return
@@ -152,6 +160,27 @@ class _NodeReader:
             )
         run.last = (body.round, body.attempt)
 
+    def _open_filter(self, entry: Entry, body: FilterOpened) -> None:
+        # Takes the accountant's second to import, as schedules do below.
+        from privacy.ledger.filter_rules import FilterRules  # noqa: PLC0415
+
+        if self._filter is not None or self._runs:  # 10
+            other = "a second time" if self._filter else "in a ledger that charges schedules"
+            self._fail(entry, f"a filter is opened {other}; a ledger keeps one accountant")
+            return
+        try:
+            self._filter = FilterRules(body)
+        except ValueError as error:
+            self._fail(entry, f"a filter is opened on a budget that it cannot keep: {error}")
+
+    def _debit_filter(self, entry: Entry, body: ReleaseDebited) -> None:
+        self._found.plans.add(body.plan_digest)
+        if self._filter is None:  # 10
+            self._fail(entry, f"run {body.run!r} names a charge, and no filter was opened")
+            return
+        for reason in self._filter.debit(body):  # 7, 8, 10
+            self._fail(entry, reason)
+
     def _debit_experts(self, entry: Entry, body: ExpertsDebited) -> None:
         run = self._debit(entry, body)
         if run is not None and body.plan_digest != run.reserved.job:  # 9
@@ -183,6 +212,8 @@ class _NodeReader:
         return run
 
     def _close(self, entry: Entry, body: RunClosed) -> None:
+        if self._filter is not None and self._filter.close(body.run):
+            return
         if body.run not in self._runs:
             self._fail(entry, f"run {body.run!r} is closed and was never reserved")
             return
@@ -190,24 +221,6 @@ class _NodeReader:
 
     def _fail(self, entry: Entry, reason: str) -> None:
         self._found.failures.append(f"entry {entry.index}: {reason}")
-
-
-def compose_spends(runs: Sequence[RunSpend]) -> tuple[int | None, int]:
-    """Add up what all runs may cost.
-
-    Formal guarantee: basic composition, valid for runs chosen after seeing the results of earlier
-    ones: the releases of all runs together are (sum of epsilons, sum of deltas)-DP per unit.
-
-    Returns:
-        epsilon in millionths (None if any run has no noise), delta in units of 1e-15.
-
-    Source: Dwork and Roth 2014, theorem 3.16; Rogers et al. 2016 (1605.08294) for adaptivity.
-
-    """
-    epsilons = [run.epsilon_micro for run in runs]
-    known = [epsilon for epsilon in epsilons if epsilon is not None]
-    total = sum(known) if len(known) == len(epsilons) else None
-    return total, sum(run.delta_1e15 for run in runs)
 
 
 def schedule_epsilon_micro(event: JsonValue, releases: int, delta_1e15: int) -> int | None:
@@ -242,11 +255,6 @@ def _schedule_epsilon_micro(event: bytes, releases: int, delta_1e15: int) -> int
         return None
     spent = epsilon(SelfComposedDpEvent(release, releases), delta_1e15 / DELTA_UNITS)
     return None if spent == float("inf") else epsilon_microunits(spent)
-
-
-def format_micro(epsilon_micro: int | None) -> str:
-    """Write an epsilon for people; None is a run without a finite one."""
-    return "unbounded" if epsilon_micro is None else f"{epsilon_micro / 1e6:.6f}"
 
 
 def _spend(run: _Run) -> RunSpend:

@@ -20,6 +20,7 @@ Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
+Units = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,199})$")]
 Noise = Literal["csprng", "seeded, not private"]
 LedgerKind = Literal["node", "coordinator"]
 
@@ -80,8 +81,63 @@ class RunReserved(Body):
     job: Digest | None = None
 
 
+class FilterOpened(Body):
+    """A Rényi filter's budget, written before the first release that it is asked about.
+
+    Attributes:
+        epsilon_micro, delta_1e15: of the data's life, all runs together; rounded down.
+        epsilon_per_run_micro, run_delta_1e15: of one run.
+        epsilon_if_all_others_collude_micro: of one run, at `run_delta_1e15`.
+
+    """
+
+    epsilon_micro: Count
+    delta_1e15: Count
+    epsilon_per_run_micro: Count
+    run_delta_1e15: Count
+    epsilon_if_all_others_collude_micro: Count
+    unit: Text
+    data_set: Text
+
+
+class FilterBasis(Body):
+    """What a release's charge depends on beside its event; see `privacy.dp.rdp_filter.charge_of`.
+
+    Attributes:
+        vector_length: coordinates of the release.
+        contributors: members of the cohort.
+        noise_in_lattice_units: s.
+        honest_survivors: h.
+
+    """
+
+    vector_length: Positive
+    contributors: Positive
+    noise_in_lattice_units: float = Field(ge=3, le=1024)
+    honest_survivors: Positive
+
+
+class FilterCharge(Body):
+    """What one release costs a filter; integers as text, since some exceed 2^53.
+
+    Attributes:
+        rdp: at each of `privacy.dp.rdp_filter.ORDERS`, in units of 1e-12.
+        slack: of the lattice, in units of 1e-12.
+        tail: of the sampler, in units of 1e-100.
+
+    """
+
+    basis: FilterBasis
+    rdp: tuple[Units, ...]
+    slack: Units
+    tail: Units
+
+
 class ReleaseDebited(Body):
-    """One release, written before it leaves the node; `sealed_digest` names its exact bytes."""
+    """One release, written before it leaves the node; `sealed_digest` names its exact bytes.
+
+    `charge` is what it costs a filter; None under a schedule, which was charged before.
+    """
 
     run: Text
     epoch: Count
@@ -91,6 +147,7 @@ class ReleaseDebited(Body):
     sealed_digest: Digest
     event: JsonValue
     noise: Noise
+    charge: FilterCharge | None = None
 
 
 class ExpertsDebited(Body):
@@ -172,6 +229,7 @@ class Release(Body):
 NODE_KINDS: dict[str, type[Body]] = {
     "federation-joined": FederationJoined,
     "run-reserved": RunReserved,
+    "filter-opened": FilterOpened,
     "release-debited": ReleaseDebited,
     "experts-debited": ExpertsDebited,
     "refusal": Refusal,

@@ -4,7 +4,8 @@ import re
 from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from privacy.ledger.budget import ModuleSpend, format_micro
+from privacy.ledger.budget import ModuleSpend
+from privacy.ledger.spends import format_micro
 
 SEALED_FOLDER = "sealed"
 """Folder of a job in a node's home: its module lacks its debit until the job is done."""

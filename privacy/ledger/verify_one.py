@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from privacy.identity import Signed, fingerprint
-from privacy.ledger.budget import ModuleSpend, RunSpend, check_node_entries, compose_spends
+from privacy.ledger.budget import ModuleSpend, check_node_entries
 from privacy.ledger.entries import Entry, LedgerKind, parse_entry
 from privacy.ledger.files import Lines, read_lines
 from privacy.ledger.head import (
@@ -20,6 +20,7 @@ from privacy.ledger.history import check_coordinator_entries
 from privacy.ledger.log import COUNTERSIGNATURES_FILE, ENTRIES_FILE, HEADS_FILE
 from privacy.ledger.merkle import MerkleTree, leaf_hash
 from privacy.ledger.pins import Pin, Pins
+from privacy.ledger.spends import RunSpend
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class LedgerReport:
         runs: cost of every run (a node's ledger).
         run_count: number of runs, in a ledger of either kind.
         rounds: rounds recorded (a coordinator's ledger).
-        epsilon_micro: all runs together, millionths; None where a run has no noise.
+        epsilon_micro: all runs together, millionths (under a filter its budget); None where a run
+            has no noise.
         delta_1e15: all runs together, units of 1e-15.
         noise: "csprng", "seeded, not private", or "-" where the ledger has none.
         key_fingerprint: of the key that the heads were checked against.
@@ -256,7 +258,7 @@ def _with_rules(reading: _Reading) -> LedgerReport:
 
 def _with_budget(report: LedgerReport, entries: list[Entry]) -> LedgerReport:
     found = check_node_entries(entries)
-    epsilon_micro, delta_1e15 = compose_spends(found.runs)
+    epsilon_micro, delta_1e15 = found.total()
     return replace(
         report,
         runs=tuple(found.runs),

@@ -12,6 +12,8 @@ from privacy.dp.local_plan import LocalPlan
 from privacy.dp.plan import PrivateStep
 from privacy.identity import IdentityKey
 from privacy.ledger.budget import schedule_epsilon_micro
+from privacy.ledger.entries import FilterBasis
+from privacy.ledger.filter import charge_entry
 from privacy.ledger.log import LedgerLog
 from privacy.ledger.pins import Pin, Pins
 
@@ -66,6 +68,29 @@ def debit(round_: int, run: str = "r1", **changes: Any) -> tuple[str, dict[str, 
         "noise": "csprng",
     }
     return "release-debited", body | changes
+
+
+BASIS = FilterBasis(
+    vector_length=900, contributors=3, noise_in_lattice_units=4.0, honest_survivors=2
+)
+
+
+def filter_opened(**changes: Any) -> tuple[str, dict[str, Any]]:
+    body: dict[str, Any] = {
+        "epsilon_micro": 8_000_000,
+        "delta_1e15": 10**11,
+        "epsilon_per_run_micro": 8_000_000,
+        "run_delta_1e15": 10**11,
+        "epsilon_if_all_others_collude_micro": 100_000_000,
+        "unit": "patient",
+        "data_set": "notes",
+    }
+    return "filter-opened", body | changes
+
+
+def charged(round_: int, run: str = "r1", **changes: Any) -> tuple[str, dict[str, Any]]:
+    charge = charge_entry(STEP.event_json(), BASIS).model_dump(mode="json")
+    return debit(round_, run, **{"charge": charge, **changes})
 
 
 PLAN = LocalPlan(
