@@ -1,26 +1,19 @@
-"""`arion privacy plan | calibrate | epsilon | budget`: what runs cost, before and after them."""
+"""`arion privacy plan | calibrate | epsilon`: what runs cost, before they are made."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from arion.errors import user_errors
 from arion.planner import Outlook, Verdict, consider, plan_run
 from arion.run_file import RunFile, RunFileError, load_run_file
-from client.node import CONSENT_FILE, LEDGER_FOLDER
-from privacy.consent import Consent, load_consent
+from privacy.consent import load_consent
 from privacy.dp.accountant import AccountantError, calibrate_noise_multiplier, epsilon_after
 from privacy.dp.plan import PrivateStep
-from privacy.figures import at_least, at_most
-from privacy.ledger.budget import RunSpend, check_node_entries, compose_spends, format_micro
-from privacy.ledger.entries import DELTA_UNITS, EPSILON_UNITS, LedgerError, parse_entry
-from privacy.ledger.files import read_lines
-from privacy.ledger.log import ENTRIES_FILE
+from privacy.figures import at_most
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Delta = Annotated[float, typer.Option(help="Delta of the whole schedule.")]
@@ -135,100 +128,6 @@ def members_of(run: RunFile, nodes: int | None) -> int:
     return members
 
 
-@dataclass(frozen=True)
-class _Account:
-    """What the life of one data set's units has been charged at one node."""
-
-    node: str
-    consent: Consent
-    runs: tuple[RunSpend, ...]
-
-    def as_json(self) -> dict[str, Any]:
-        epsilon, delta = compose_spends(self.runs)
-        spent = None if epsilon is None else epsilon / EPSILON_UNITS
-        left = 0.0 if spent is None else max(0.0, self.consent.epsilon - spent)
-        return {
-            "node": self.node,
-            "data_set": self.consent.data_set,
-            "unit": self.consent.unit,
-            "epsilon": self.consent.epsilon,
-            "delta": self.consent.delta,
-            "spent_epsilon": spent,
-            "spent_delta": delta / DELTA_UNITS,
-            "left_epsilon": left,
-            "left_delta": max(0.0, self.consent.delta - delta / DELTA_UNITS),
-            "next_run_at_most": min(left, self.consent.epsilon_per_run),
-            "full_runs_left": int(left / self.consent.epsilon_per_run),
-            "runs": [asdict(run) for run in self.runs],
-        }
-
-
-def budget_command(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Node homes, at any depth.")],
-    as_json: Json = False,
-) -> None:
-    """Show what each data set's units were charged, what is left, and what a next run may cost.
-
-    Reads the books of every node below DIR; `arion privacy ledger verify` checks them.
-
-    Example: arion privacy budget runs/demo/nodes/hospital-a
-    """
-    with user_errors():
-        accounts = [_account(path.parent) for path in sorted(directory.rglob(CONSENT_FILE))]
-        if not accounts:
-            raise LedgerError(
-                f"Expected a node's home with {CONSENT_FILE} below {directory}, got none. Check "
-                "the path."
-            )
-    if as_json:
-        typer.echo(json.dumps([account.as_json() for account in accounts], indent=1))
-        return
-    for account in accounts:
-        _print_account(account)
-
-
-def _account(home: Path) -> _Account:
-    consent = load_consent(home / CONSENT_FILE)
-    ledger = home / LEDGER_FOLDER
-    if not (ledger / ENTRIES_FILE).is_file():
-        return _Account(home.name, consent, ())
-    # Read only, so that a node may go on writing.
-    entries = [parse_entry(line) for line in read_lines(ledger / ENTRIES_FILE).complete]
-    findings = check_node_entries(entries)
-    if findings.failures:
-        raise LedgerError(
-            f"Expected books that add up in {ledger}, got: {findings.failures[0]}. Run "
-            "`arion privacy ledger verify` on them."
-        )
-    return _Account(home.name, consent, tuple(findings.runs))
-
-
-def _print_account(account: _Account) -> None:
-    told = account.as_json()
-    title = f"{account.node}: {told['data_set']}, unit {told['unit']}"
-    table = Table("run", "releases", "made", "epsilon", "delta", title=title, box=None)
-    for run in account.runs:
-        table.add_row(
-            run.run,
-            str(run.releases),
-            str(run.debits),
-            format_micro(run.epsilon_micro),
-            f"{run.delta_1e15 / DELTA_UNITS:.3g}",
-        )
-    Console().print(table)
-    spent = told["spent_epsilon"]
-    figure = "unbounded" if spent is None else at_most(spent)
-    left = at_least(told["left_epsilon"])
-    typer.echo(
-        f"spent epsilon {figure} of {told['epsilon']:g}, "
-        f"delta {told['spent_delta']:.3g} of {told['delta']:g}; left {left}"
-    )
-    typer.echo(
-        f"a next run may cost at most {at_least(told['next_run_at_most'])}; "
-        f"{told['full_runs_left']} runs at the full cap fit"
-    )
-
-
 def _outlook_json(outlook: Outlook) -> dict[str, Any]:
     told = asdict(outlook)
     return {
@@ -260,13 +159,23 @@ def _print_outlook(outlook: Outlook, verdicts: dict[str, Verdict]) -> None:
     )
     for path, verdict in verdicts.items():
         if not verdict.refused:
-            typer.echo(f"{path}: agrees; {verdict.runs_in_life} such runs in the data's life")
-            typer.echo(
-                f"  {verdict.runs_in_life * step.releases} releases; a Rényi filter, which no "
-                f"consent can choose yet, would hold {verdict.releases_by_filter}"
-            )
+            _print_agreement(path, verdict, step.releases)
         for reason in verdict.refused:
             typer.echo(f"{path}: refuses by {reason}")
+
+
+def _print_agreement(path: str, verdict: Verdict, releases: int) -> None:
+    if verdict.accountant == "filter":
+        typer.echo(
+            f"{path}: agrees; its filter holds {verdict.releases_by_filter} such releases in the "
+            "data's life"
+        )
+        return
+    typer.echo(f"{path}: agrees; {verdict.runs_in_life} such runs in the data's life")
+    typer.echo(
+        f'  {verdict.runs_in_life * releases} releases; a Rényi filter (accountant = "filter") '
+        f"would hold {verdict.releases_by_filter}"
+    )
 
 
 def _tell(as_json: bool, values: dict[str, Any], text: str) -> None:

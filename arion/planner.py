@@ -19,12 +19,13 @@ from models.folders import open_model
 from models.language_model import LanguageModel
 from models.recipe import Recipe, prepare
 from models.vector import trainable_layout
-from privacy.budget_clauses import run_delta
+from privacy.budget_clauses import filter_budget, run_delta
 from privacy.consent import Consent
 from privacy.dp.accountant import AccountantError, epsilon_after, epsilon_if_all_others_collude
 from privacy.dp.plan import PrivateStep
-from privacy.dp.rdp_filter import Charge, charge_of, open_filter
 from privacy.figures import at_most
+from privacy.ledger.entries import FilterBasis
+from privacy.ledger.filter import CLAUSES, FilterState, cost_of
 
 _MOST_ROUNDS = 100_000
 _PARTS = 4
@@ -138,14 +139,19 @@ class Verdict:
     Attributes:
         refused: the clauses that would not, in words.
         runs_in_life: such runs that the life's budget holds, each charged whole.
-        releases_by_filter: such releases that a Rényi filter on the life's budget would hold;
-            to compare with, no consent can choose it.
+        releases_by_filter: such releases that a Rényi filter on the life's budget holds; to
+            compare with, where the consent's accountant is the schedule.
+        accountant: the consent's.
 
     """
 
     refused: tuple[str, ...]
     runs_in_life: int
     releases_by_filter: int
+    accountant: str
+
+
+_Check = tuple[str, bool, str]
 
 
 def consider(outlook: Outlook, consent: Consent) -> Verdict:
@@ -153,11 +159,16 @@ def consider(outlook: Outlook, consent: Consent) -> Verdict:
 
     Epsilon is computed anew at the delta that the consent gives a run.
     """
-    delta = run_delta(consent)
-    step, length = outlook.step, outlook.vector_length
-    charged = _epsilon(step, step.releases, delta, length, outlook.cohort)
-    collude = epsilon_if_all_others_collude(step, delta, vector_length=length)
-    checks = (
+    step = outlook.step
+    charged = _epsilon(
+        step, step.releases, run_delta(consent), outlook.vector_length, outlook.cohort
+    )
+    by_accountant = (
+        _filter_checks(outlook, consent)
+        if consent.accountant == "filter"
+        else _schedule_checks(outlook, consent, charged)
+    )
+    checks: tuple[_Check, ...] = (
         ("unit", step.unit == consent.unit, f"the run's unit is {step.unit!r}"),
         (
             "smallest_cohort",
@@ -169,6 +180,22 @@ def consider(outlook: Outlook, consent: Consent) -> Verdict:
             outlook.cohort.colluders >= consent.tolerated_colluders,
             f"the noise bears {outlook.cohort.colluders} colluders",
         ),
+        *by_accountant,
+    )
+    refused = tuple(
+        f"{clause} = {getattr(consent, clause)}: {got}"
+        for clause, holds, got in checks
+        if not holds
+    )
+    runs = int(consent.epsilon / charged) if charged else 0
+    return Verdict(refused, runs, releases_by_filter(outlook, consent), consent.accountant)
+
+
+def _schedule_checks(outlook: Outlook, consent: Consent, charged: float) -> tuple[_Check, ...]:
+    collude = epsilon_if_all_others_collude(
+        outlook.step, run_delta(consent), vector_length=outlook.vector_length
+    )
+    return (
         (
             "epsilon_per_run",
             charged <= consent.epsilon_per_run,
@@ -180,29 +207,36 @@ def consider(outlook: Outlook, consent: Consent) -> Verdict:
             f"it costs {at_most(collude)} if all others collude",
         ),
     )
-    refused = tuple(
-        f"{clause} = {getattr(consent, clause)}: {got}"
-        for clause, holds, got in checks
-        if not holds
+
+
+def _filter_checks(outlook: Outlook, consent: Consent) -> tuple[_Check, ...]:
+    """Whether the filter would let the run come to its end, if it were the first."""
+    releases = outlook.step.releases
+    return tuple(
+        (clause, held >= releases, f"the filter holds {held} of the run's {releases} releases")
+        for clause, held in zip(CLAUSES, _held(outlook, consent), strict=True)
     )
-    runs = int(consent.epsilon / charged) if charged else 0
-    return Verdict(refused, runs, releases_by_filter(outlook, consent))
 
 
 def releases_by_filter(outlook: Outlook, consent: Consent) -> int:
     """Return how many of the run's releases a Rényi filter on the life's budget would hold."""
+    return _held(outlook, consent)[0]
+
+
+def _held(outlook: Outlook, consent: Consent) -> tuple[int, int, int]:
+    """Return the releases that each clause's filter would hold, 0 where it cannot be opened."""
     step = outlook.step
+    basis = FilterBasis(
+        vector_length=outlook.vector_length,
+        contributors=outlook.cohort.nodes,
+        noise_in_lattice_units=step.noise_in_lattice_units,
+        honest_survivors=step.honest_survivors,
+    )
     try:
-        limits = open_filter(consent.epsilon, consent.delta)
-        each = charge_of(
-            step.event(),
-            vector_length=outlook.vector_length,
-            contributors=outlook.cohort.nodes,
-            noise_in_lattice_units=step.noise_in_lattice_units,
-        )
+        state = FilterState(filter_budget(consent))
+        return state.releases_left("", cost_of(step.event_json(), basis))
     except AccountantError:
-        return 0
-    return limits.releases_left(Charge(), each)
+        return 0, 0, 0
 
 
 def _trainable(model: LanguageModel, recipe: Recipe) -> int:

@@ -12,18 +12,20 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from arion.account_cli import budget_command
 from arion.audit_cli import audit_command, plant_command
-from arion.budget_cli import budget_command, calibrate_command, epsilon_command, plan_command
+from arion.budget_cli import calibrate_command, epsilon_command, plan_command
 from arion.errors import user_errors
 from privacy.canonical import JsonValue
-from privacy.consent import explain, load_consent
+from privacy.consent import load_consent
+from privacy.consent_words import explain
 from privacy.identity import fingerprint
-from privacy.ledger.budget import format_micro
 from privacy.ledger.bundle import export_bundle, opened_bundle
 from privacy.ledger.entries import DELTA_UNITS, LedgerError, parse_entry
 from privacy.ledger.files import read_lines
 from privacy.ledger.log import ENTRIES_FILE
 from privacy.ledger.pins import PINS_FILE, Pins, load_pins
+from privacy.ledger.spends import format_micro
 from privacy.ledger.verify import LedgerReport, verify_tree
 
 PIPED_WIDTH = 160

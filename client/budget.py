@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from client.filter_release import admit, openable, over_budget
 from privacy.consent import Consent
 from privacy.dp.accountant import epsilon_microunits
 from privacy.experts_job import ExpertsJob
@@ -12,6 +13,9 @@ from privacy.ledger.entries import (
     Body,
     ExpertsDebited,
     FederationJoined,
+    FilterCharge,
+    FilterOpened,
+    LedgerError,
     Noise,
     Refusal,
     ReleaseDebited,
@@ -19,6 +23,7 @@ from privacy.ledger.entries import (
     RunReserved,
     delta_units,
 )
+from privacy.ledger.filter import FilterState
 from privacy.ledger.log import LedgerLog
 from privacy.rounds import PlanCode, PlanRefused, RoundPlan, run_cost
 
@@ -27,7 +32,6 @@ from privacy.rounds import PlanCode, PlanRefused, RoundPlan, run_cost
 class _Run:
     reserved: RunReserved
     debits: int = 0
-    closed: bool = False
 
 
 class NodeBooks:
@@ -46,6 +50,8 @@ class NodeBooks:
         self._debits: dict[str, ReleaseDebited] = {}
         self._modules: dict[str, ExpertsDebited] = {}
         self._joined: FederationJoined | None = None
+        self._filter: FilterState | None = None
+        self._closed: set[str] = set()
         for entry in log.entries:
             self._read(entry.parsed())
 
@@ -83,14 +89,19 @@ class NodeBooks:
         return self._modules.get(job_digest.hex())
 
     def reserve(self, plan: RoundPlan) -> None:
-        """Charge a run's whole schedule, once, before its first release.
+        """Charge a run's whole schedule, once, before its first release; or ask the filter.
 
         Raises:
             PlanRefused: the run was reserved with another mechanism, is closed, or has used up
-                its schedule.
+                its schedule; a filter does not admit the release; the ledger was charged by the
+                other accountant.
 
         """
-        self._reserve(self._reservation(plan))
+        self._check_one_accountant()
+        if self._consent.accountant == "filter":
+            self._admit(plan)
+        else:
+            self._reserve(self._reservation(plan))
 
     def reserve_experts(self, job: ExpertsJob, epsilon: float) -> int:
         """Charge a module's whole training, once, before anything is computed from the data.
@@ -107,6 +118,7 @@ class NodeBooks:
                 module.
 
         """
+        self._check_one_accountant()
         wanted = self._experts_reservation(job, epsilon)
         self._reserve(wanted)
         return next(e.index for e in self._log.entries if e.parsed() == wanted)
@@ -123,7 +135,7 @@ class NodeBooks:
                 f"Expected what run {wanted.run!r} reserved, got another mechanism or job. A run "
                 "keeps both; start a new run for another one.",
             )
-        if run.closed or run.debits >= run.reserved.releases:
+        if wanted.run in self._closed or run.debits >= run.reserved.releases:
             raise PlanRefused(
                 PlanCode.OVER_BUDGET,
                 "epsilon_per_run",
@@ -132,7 +144,13 @@ class NodeBooks:
             )
 
     def debit(self, plan: RoundPlan, sealed_digest: str) -> None:
-        """Write down one release before it leaves, and sign the ledger with it in."""
+        """Write down one release before it leaves, and sign the ledger with it in.
+
+        Raises:
+            PlanRefused: a filter does not admit it, though it did when it was reserved.
+
+        """
+        charge = self._admit(plan) if self._consent.accountant == "filter" else None
         body = ReleaseDebited(
             run=plan.run,
             epoch=plan.epoch,
@@ -142,6 +160,7 @@ class NodeBooks:
             sealed_digest=sealed_digest,
             event=plan.dp_event,
             noise=noise_label(plan),
+            charge=charge,
         )
         self._write("release-debited", body)
         self._log.sign_head(self._key)
@@ -171,9 +190,28 @@ class NodeBooks:
     def close(self, run: str) -> None:
         """Note that a run makes no more releases; what it reserved stays charged."""
         known = self._runs.get(run)
-        if known is not None and not known.closed:
+        charged = any(debit.run == run for debit in self._debits.values())
+        if (known is not None or charged) and run not in self._closed:
             self._write("run-closed", RunClosed(run=run))
             self._log.sign_head(self._key)
+
+    def _admit(self, plan: RoundPlan) -> FilterCharge:
+        """Ask the filter for one more release; opens it, durably, before the first."""
+        if plan.run in self._closed:
+            raise over_budget("epsilon_per_run", f"an open run, got {plan.run!r}, which was closed")
+        if self._filter is None:
+            self._write("filter-opened", openable(self._consent))
+        return admit(self._filter, plan, self._consent)
+
+    def _check_one_accountant(self) -> None:
+        """Refuse where the ledger was charged by the other accountant: they do not add up."""
+        other = self._runs if self._consent.accountant == "filter" else self._filter
+        if other:
+            raise over_budget(
+                "accountant",
+                f"a ledger charged by one accountant, got {self._consent.accountant!r} in the "
+                "consent and entries of the other one",
+            )
 
     def _reservation(self, plan: RoundPlan) -> RunReserved:
         cost = run_cost(plan, self._consent)
@@ -212,14 +250,35 @@ class NodeBooks:
             self._joined = body
         elif isinstance(body, RunReserved):
             self._runs[body.run] = _Run(body)
+        elif isinstance(body, FilterOpened):
+            self._open_filter(body)
         elif isinstance(body, ReleaseDebited):
-            self._runs[body.run].debits += 1
-            self._debits[body.plan_digest] = body
+            self._read_debit(body)
         elif isinstance(body, ExpertsDebited):
             self._runs[body.run].debits += 1
             self._modules[body.plan_digest] = body
         elif isinstance(body, RunClosed):
-            self._runs[body.run].closed = True
+            self._closed.add(body.run)
+
+    def _open_filter(self, body: FilterOpened) -> None:
+        if self._filter is not None:  # a second one would forget what the first was charged
+            raise LedgerError(
+                "Expected one 'filter-opened' in a ledger, got two. Run "
+                "`arion privacy ledger verify` on this node's ledger."
+            )
+        self._filter = FilterState(body)
+
+    def _read_debit(self, body: ReleaseDebited) -> None:
+        self._debits[body.plan_digest] = body
+        if body.charge is None:
+            self._runs[body.run].debits += 1
+        elif self._filter is not None:
+            self._filter.add(body)
+        else:
+            raise LedgerError(
+                "Expected 'filter-opened' before a debit that a filter was charged, got none. Run "
+                "`arion privacy ledger verify` on this node's ledger."
+            )
 
 
 def noise_label(plan: RoundPlan | ExpertsJob) -> Noise:

@@ -1,8 +1,9 @@
 """The single exit: nothing derived from data leaves the node but through a `Gate`.
 
 The order, each step durable before the next: the consent still stands; verify the plan; recompute
-event and epsilon; refuse, or reserve the schedule; train, noise, encode, mask; seal to the outbox;
-the consent still stands; debit naming the sealed digest; release. After a crash: without a debit
+event and epsilon; refuse, or reserve the schedule (a filter reserves nothing, and is asked here and
+before the debit); train, noise, encode, mask; seal to the outbox; the consent still stands; debit
+naming the sealed digest; release. After a crash: without a debit
 the sealed file is deleted and all is drawn anew; with one, the identical bytes are sent again.
 Aborted attempts are never refunded.
 

@@ -6,10 +6,12 @@ from pathlib import Path
 
 from privacy.consent import Consent, ConsentError, load_consent
 from privacy.dp.accountant import epsilon_microunits
+from privacy.ledger.entries import FilterOpened
 from privacy.round_plan import PlanCode, PlanRefused
 
 _DELTA_UNITS = 10**15
 _EPSILON_UNITS = 10**6
+_LARGEST_INTEGER = 2**53 - 1
 
 
 def run_delta(consent: Consent) -> float:
@@ -20,6 +22,21 @@ def run_delta(consent: Consent) -> float:
     """
     share = Fraction(consent.epsilon_per_run) / Fraction(consent.epsilon)
     return int(Fraction(consent.delta) * share * _DELTA_UNITS) / _DELTA_UNITS
+
+
+def filter_budget(consent: Consent) -> FilterOpened:
+    """Return the budget that a filter is opened on under a consent, rounded down."""
+    return FilterOpened(
+        epsilon_micro=_down(consent.epsilon, _EPSILON_UNITS),
+        delta_1e15=_down(consent.delta, _DELTA_UNITS),
+        epsilon_per_run_micro=_down(consent.epsilon_per_run, _EPSILON_UNITS),
+        run_delta_1e15=round(run_delta(consent) * _DELTA_UNITS),
+        epsilon_if_all_others_collude_micro=_down(
+            consent.epsilon_if_all_others_collude, _EPSILON_UNITS
+        ),
+        unit=consent.unit,
+        data_set=consent.data_set,
+    )
 
 
 def check_life_budget(
@@ -88,3 +105,8 @@ def require(holds: bool, code: PlanCode, clause: str, expected: str) -> None:
     if not holds:
         remedy = f"See the clause {clause!r}." if clause else "Ask the coordinator for a new plan."
         raise PlanRefused(code, clause, f"Expected {expected}. {remedy}")
+
+
+def _down(value: float, units: int) -> int:
+    """Return a figure of the consent, as it is written there, in whole units."""
+    return min(int(Fraction(repr(value)) * units), _LARGEST_INTEGER)

@@ -23,7 +23,6 @@ from pydantic import (
 )
 
 from privacy.canonical import canonical_bytes, sha256_hex
-from privacy.identity import fingerprint
 
 LARGEST_FEDERATION = 50
 LARGEST_DELTA = 1e-3
@@ -72,7 +71,8 @@ class Consent(BaseModel):
         purposes: what the trained model is for.
         data_set: name of the data that may be used.
         unit: whose data epsilon protects: "record", or the field that names it, e.g. "patient".
-        accountant: "schedule" charges a run's whole schedule (PLD) before its first release.
+        accountant: "schedule" charges a run's whole schedule (PLD) before its first release;
+            "filter" charges each release when it is made (RDP).
         epsilon: budget for the life of the unit-key space, all runs together.
         delta: the same for delta; below 1e-3.
         epsilon_per_run: budget of one run, at most `epsilon`.
@@ -96,7 +96,7 @@ class Consent(BaseModel):
     purposes: Texts
     data_set: Text
     unit: Text
-    accountant: Literal["schedule"]
+    accountant: Literal["schedule", "filter"]
     epsilon: PositiveBudget
     delta: float = Field(gt=0, lt=LARGEST_DELTA)
     epsilon_per_run: PositiveBudget
@@ -113,6 +113,7 @@ class Consent(BaseModel):
     @model_validator(mode="after")
     def _clauses_agree(self) -> Self:
         self._check_numbers()
+        self._check_filter()
         self._check_keys()
         return self
 
@@ -159,6 +160,19 @@ class Consent(BaseModel):
                 f"Expected fewer than smallest_cohort = {self.smallest_cohort}, got "
                 f"{self.tolerated_colluders}. Raise smallest_cohort, or lower it.",
             )
+
+    def _check_filter(self) -> None:
+        """Refuse what a filter has no way to charge."""
+        if self.accountant != "filter":
+            return
+        for clause in ("owned_experts_may_leave", "allow_unprotected_release"):
+            if getattr(self, clause):
+                raise ConsentError(
+                    clause,
+                    f'Expected {clause} = false under accountant = "filter", which charges '
+                    "noised rounds only, got true. Set it to false, or choose "
+                    'accountant = "schedule".',
+                )
 
     def _check_keys(self) -> None:
         names: dict[str, str] = {}
@@ -218,84 +232,3 @@ def _explained(kind: str, message: str) -> str:
     if kind == "extra_forbidden":
         return "Expected a clause that Arion knows, got another name. Check its spelling."
     return f"{message}. Correct its value."
-
-
-def explain(consent: Consent) -> list[str]:
-    """Say in plain sentences what a consent allows, for a data-protection officer.
-
-    Returns:
-        One sentence per clause, the dangerous permissions last and marked "WARNING".
-
-    """
-    return [
-        *_explain_parties(consent),
-        *_explain_budget(consent),
-        *_explain_scope(consent),
-        *_explain_warnings(consent),
-    ]
-
-
-def _explain_parties(consent: Consent) -> list[str]:
-    members = [
-        f"Member {name} has the fingerprint {fingerprint(bytes.fromhex(key))}."
-        for name, key in sorted(consent.members.items())
-    ]
-    coordinator = fingerprint(bytes.fromhex(consent.coordinator_key))
-    return [
-        f"This node takes part in the federation {consent.federation!r} of "
-        f"{len(consent.members)} members, until the end of {consent.expires}.",
-        f"It obeys round plans signed by one coordinator only, with the fingerprint {coordinator}.",
-        *members,
-        "Compare every fingerprint with its owner by telephone or in person, not through the "
-        "coordinator.",
-    ]
-
-
-def _explain_budget(consent: Consent) -> list[str]:
-    whose = "record" if consent.unit == "record" else f"value of the field {consent.unit!r}"
-    return [
-        f"The protection is counted for each {whose}: all of its data here together.",
-        f"Over the life of this data, all runs together may spend epsilon {consent.epsilon:g} at "
-        f"delta {consent.delta:g}; the smaller both are, the less anyone can learn about one "
-        f"{consent.unit}.",
-        f"One run may spend epsilon {consent.epsilon_per_run:g}; all of a run is charged before "
-        "its first release, and nothing is refunded.",
-        f"A sum is released only over at least {consent.smallest_cohort} members; these figures "
-        f"hold even if {consent.tolerated_colluders} of them conspire with the coordinator.",
-        "If every other member conspires, one run may cost epsilon "
-        f"{consent.epsilon_if_all_others_collude:g} instead.",
-    ]
-
-
-def _explain_scope(consent: Consent) -> list[str]:
-    experts = (
-        "Experts that this institution trains for itself may be released, with noise of their own."
-        if consent.owned_experts_may_leave
-        else "Experts that this institution trains for itself never leave it."
-    )
-    return [
-        f"The data set {consent.data_set!r} may be used for: {'; '.join(consent.purposes)}.",
-        f"Only these parts of the model may be trained on it: {', '.join(consent.trainable)}.",
-        experts,
-        f"The node may run under: {', '.join(consent.runtimes)}.",
-    ]
-
-
-def _explain_warnings(consent: Consent) -> list[str]:
-    warnings = []
-    if "flower" in consent.runtimes:
-        warnings.append(
-            "WARNING: under Flower's own engines the promises above hold only if the code that "
-            "they deliver is honest."
-        )
-    if consent.allow_unprotected_release:
-        warnings.append(
-            "WARNING: runs without noise are allowed. They protect nobody; the data must not be "
-            "private."
-        )
-    if consent.allow_seeded_simulation:
-        warnings.append(
-            "WARNING: seeded simulations are allowed. Whoever knows the seed can remove their "
-            "noise; the data must not be private."
-        )
-    return warnings

@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import json
 import shutil
+import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from typing import Any
 import pytest
 from torch import Tensor
 
+from arion.federation import write_toml
 from client.config import load_node_config
 from client.experts_order import make_job, public_tokens
 from client.module_outbox import SealedModule
-from client.node import Node
+from client.node import CONSENT_FILE, Node
 from models.checkpoint import load_model
 from models.owned import branch, owned_tensors
 from privacy.ledger.bundle import export_bundle
@@ -65,9 +67,17 @@ def each_operation(
 
 
 @FAILURES
-def test_an_upload_at_every_write(hands: Hands, tmp_path: Path, fail: Any) -> None:
+@pytest.mark.parametrize(
+    ("accountant", "opens"), [("schedule", "run-reserved"), ("filter", "filter-opened")]
+)
+def test_an_upload_at_every_write(
+    hands: Hands, tmp_path: Path, fail: Any, accountant: str, opens: str
+) -> None:
     federation, plan = hands.federation, hands.plan()
     home = federation.homes.nodes["north"]
+    consent = home / CONSENT_FILE
+    write_toml(consent, tomllib.loads(consent.read_text()) | {"accountant": accountant})
+    hands.reopen("north")
     folder, first_head = Folder(home, tmp_path / "pristine"), hands.heads["north"]
     pins = load_pins(federation.homes.root / PINS_FILE)
     hands.release("north", plan)
@@ -92,7 +102,8 @@ def test_an_upload_at_every_write(hands: Hands, tmp_path: Path, fail: Any) -> No
         (debit,) = written(home, "release-debited")
         assert debit["sealed_digest"] == sealed.digest, operation
         assert left in ([], [debit]), operation
-        assert len(written(home, "run-reserved")) == 1, operation
+        assert len(written(home, opens)) == 1, operation
+        assert (debit["charge"] is not None) == (accountant == "filter"), operation
         assert verify_ledger(home / "ledger", pins).is_ok, operation
     assert {"write", "half a write", "fsync", "replace", "claim_plan"} <= set(operations)
     assert len(operations) > 20

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from privacy.consent import Consent, ConsentError, explain, load_consent
+from privacy.consent import Consent, ConsentError, load_consent
+from privacy.consent_words import explain
 from privacy.identity import fingerprint
 
 KEYS = {name: f"{number:02x}" * 32 for number, name in enumerate(("hub", "a", "b", "c"), start=1)}
@@ -79,7 +80,14 @@ BAD = {
     "no colluders": ({"tolerated_colluders": "0"}, "'tolerated_colluders': Input should be great"),
     "all collude": ({"tolerated_colluders": "3"}, "'tolerated_colluders': Expected fewer than"),
     "accountant": ({"accountant": '"gdp"'}, "'accountant': Input should be 'schedule'"),
-    "filter not enforced": ({"accountant": '"filter"'}, "'accountant': Input should be 'schedule'"),
+    "filter and experts": (
+        {"accountant": '"filter"', "owned_experts_may_leave": "true"},
+        "'owned_experts_may_leave': Expected owned_experts_may_leave = false under accountant",
+    ),
+    "filter without noise": (
+        {"accountant": '"filter"', "allow_unprotected_release": "true"},
+        "'allow_unprotected_release': Expected allow_unprotected_release = false under accountant",
+    ),
     "runtime": ({"runtimes": '["ray"]'}, "'runtimes.0': Input should be 'simulate'"),
     "no runtime": ({"runtimes": "[]"}, "'runtimes': Value should have at least 1 item"),
     "one string": ({"trainable": '"*"'}, "'trainable': Input should be a valid tuple"),
@@ -141,6 +149,22 @@ def test_the_explanation_says_every_figure_and_key(tmp_path: Path) -> None:
     assert "field 'patient'" in text
     assert "never leave it" in text
     assert "WARNING" not in text
+
+
+def test_the_explanation_says_how_releases_are_charged(tmp_path: Path) -> None:
+    schedule = " ".join(explain(consent_of(tmp_path)))
+    assert "all of a run is charged before its first release" in schedule
+    assert "filter" not in schedule
+    text = " ".join(explain(consent_of(tmp_path, accountant='"filter"')))
+    assert "before its first release, and nothing is refunded" not in text
+    for phrase in (
+        "epsilon 3.5; a filter charges each release before it is made",
+        "Only releases are charged",
+        "may therefore stop at any time",
+        "chosen after seeing the results",
+        "The price: the filter adds up Rényi divergences",
+    ):
+        assert phrase in text
 
 
 @pytest.mark.parametrize(

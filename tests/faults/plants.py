@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dp_accounting.dp_event import ComposedDpEvent, SelfComposedDpEvent
+from dp_accounting.dp_event import ComposedDpEvent, DpEvent, SelfComposedDpEvent
 from torch.nn import functional as F
 
 import client.release
@@ -28,7 +28,8 @@ from privacy.dp.noise import SecureGaussian
 from privacy.dp.plan import event_from_json
 from privacy.dp.records import UnitLayout
 from privacy.ledger import verify, verify_one
-from privacy.ledger.entries import EPSILON_UNITS
+from privacy.ledger.entries import DELTA_UNITS, EPSILON_UNITS, ReleaseDebited
+from privacy.ledger.filter import Cost, FilterState
 from privacy.ledger.log import LedgerLog
 
 PACKAGES = ("arion", "client", "coordinator", "models", "privacy", "protos", "tests")
@@ -217,6 +218,25 @@ def compose_later_runs_by_pld(patch: pytest.MonkeyPatch) -> None:
         return whole - (others[-1].epsilon_micro or 0) / EPSILON_UNITS, 0.0
 
     patch.setattr(NodeBooks, "spent_elsewhere", spent_elsewhere)
+
+
+def compose_filtered_runs_by_pld(patch: pytest.MonkeyPatch) -> None:
+    """Under a filter, everything so far and the next release are charged as one PLD."""
+    events: dict[int, list[DpEvent]] = {}
+    charge = FilterState.add
+
+    def add(self: FilterState, body: ReleaseDebited) -> Cost:
+        events.setdefault(id(self), []).append(event_from_json(body.event))
+        return charge(self, body)
+
+    def clause_against(self: FilterState, run: str, cost: Cost) -> str | None:
+        so_far = events.get(id(self), [])
+        delta = self.opened.delta_1e15 / DELTA_UNITS
+        spent = accountant.epsilon(ComposedDpEvent([*so_far, *so_far[-1:]]), delta)
+        return "epsilon" if so_far and spent * EPSILON_UNITS > self.opened.epsilon_micro else None
+
+    patch.setattr(FilterState, "add", add)
+    patch.setattr(FilterState, "clause_against", clause_against)
 
 
 def believe_any_ledger(patch: pytest.MonkeyPatch) -> None:

@@ -120,6 +120,11 @@ FAULTS = (
         plants.compose_later_runs_by_pld,
     ),
     Fault(
+        "PLD over runs chosen adaptively, under a filter",
+        "tests/faults/test_releases.py::test_runs_chosen_after_seeing_results_share_a_filter",
+        plants.compose_filtered_runs_by_pld,
+    ),
+    Fault(
         "a restored, older ledger",
         "tests/client/test_restored_ledger.py::test_a_restored_older_ledger_is_refused[1]",
         plants.believe_any_ledger,

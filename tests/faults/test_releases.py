@@ -143,3 +143,28 @@ def test_runs_chosen_after_seeing_results_add_up(take: Callable[..., Hands]) -> 
     with pytest.raises(PlanRefused) as caught:
         hands.release("north", hands.plan(run="chosen-later"))
     assert (caught.value.code, caught.value.clause) == (PlanCode.OVER_BUDGET, "epsilon")
+
+
+def test_runs_chosen_after_seeing_results_share_a_filter(take: Callable[..., Hands]) -> None:
+    """PLD would let both runs come to their ends; the filter stops the second before its own.
+
+    The filter's charges hold for releases chosen after results, and add up to more.
+    """
+    hands = take()
+    plan = hands.plan(step={"releases": 2})
+    consent = hands.nodes["north"].consent
+    both = ComposedDpEvent([plan.step.schedule_event()] * 2)
+    length = plan.vector_length
+    jointly = epsilon(both, consent.delta, vector_length=length, contributors=len(NAMES))
+    path = hands.federation.homes.nodes["north"] / CONSENT_FILE
+    budget = {"epsilon": 1.01 * jointly, "epsilon_per_run": 1.01 * jointly}
+    clauses = {"accountant": "filter", "epsilon_if_all_others_collude": 100.0, **budget}
+    write_toml(path, tomllib.loads(path.read_text()) | clauses)
+    hands.reopen("north")
+    for number in (1, 2):
+        hands.release("north", hands.plan(number, step={"releases": 2}))
+    later = [hands.plan(number, run="chosen-later", step={"releases": 2}) for number in (1, 2)]
+    hands.release("north", later[0])
+    with pytest.raises(PlanRefused) as caught:
+        hands.release("north", later[1])
+    assert (caught.value.code, caught.value.clause) == (PlanCode.OVER_BUDGET, "epsilon")

@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from arion.privacy_cli import privacy_app
+from privacy.dp.rdp_filter import charge_of, open_filter
 from privacy.ledger.pins import Pins
 from privacy.ledger.verify import verify_tree
 
@@ -73,3 +75,52 @@ def test_no_home_is_one_line(tmp_path: Path) -> None:
     result = budget(tmp_path)
     assert result.exit_code == 2
     assert "consent.toml" in result.output
+
+
+@pytest.fixture
+def filtered(tmp_path: Path, make: Any) -> Path:
+    """A home whose filter was charged two releases."""
+    home = tmp_path / "nodes" / "hospital-a"
+    home.mkdir(parents=True)
+    limits = {"epsilon_per_run_micro": 3_000_000, "run_delta_1e15": 37_500_000_000}
+    entries = [make.joined(), make.filter_opened(**limits), make.charged(1), make.charged(2)]
+    make.write(home / "ledger", "hospital-a", make.NODE_KEY, entries)
+    (home / "consent.toml").write_text(CONSENT.replace('"schedule"', '"filter"'))
+    return home
+
+
+def test_a_filter_says_what_was_spent_and_what_fits(filtered: Path, make: Any) -> None:
+    (account,) = json.loads(budget(filtered, "--json").output)
+    limits = open_filter(8.0, 1e-4)
+    each = charge_of(make.STEP.event(), vector_length=900, contributors=3)
+    assert account["releases_left"] == limits.releases_left(each.times(2), each)
+    longest = min(2 * a / b for a, b in zip(each.rdp, limits.limits, strict=True) if b > 0)
+    assert account["spent_share"] == max(longest, 2 * each.slack / limits.slack)
+    assert account["left_share"] == 1 - account["spent_share"]
+    assert "spent_epsilon" not in account
+    out = budget(filtered).output
+    assert "a filter on epsilon 8 and delta 0.0001: spent" in out
+    assert f"{account['releases_left']} more releases like the last one fit" in out
+
+
+def test_a_filter_without_releases_has_all_of_it(filtered: Path) -> None:
+    (filtered / "ledger").rename(filtered / "elsewhere")
+    (account,) = json.loads(budget(filtered, "--json").output)
+    assert (account["spent_share"], account["releases_left"]) == (0.0, None)
+
+
+@pytest.mark.parametrize("change", [('"filter"', '"schedule"'), ("epsilon = 8.0", "epsilon = 9.0")])
+def test_books_of_another_budget_are_one_line(filtered: Path, change: tuple[str, str]) -> None:
+    path = filtered / "consent.toml"
+    path.write_text(path.read_text().replace(*change))
+    result = budget(filtered)
+    assert result.exit_code == 2
+    assert "by the accountant and the budget of consent.toml" in result.output
+
+
+def test_schedules_under_a_consent_for_a_filter_are_one_line(home: Path) -> None:
+    path = home / "consent.toml"
+    path.write_text(path.read_text().replace('"schedule"', '"filter"'))
+    result = budget(home)
+    assert result.exit_code == 2
+    assert "by the accountant and the budget of consent.toml" in result.output

@@ -119,6 +119,13 @@ def test_a_filter_holds_what_it_admits_and_no_more(outlook: Outlook) -> None:
     assert consider(outlook, consent_with(**tiny)).releases_by_filter == 0
 
 
+def test_a_consent_with_a_filter_is_held_against_the_filter(outlook: Outlook) -> None:
+    wide = {"accountant": "filter", "epsilon_per_run": 9.5}
+    assert consider(outlook, consent_with(**wide)).refused == ()
+    (reason,) = consider(outlook, consent_with(**{**wide, "epsilon_per_run": 0.8})).refused
+    assert reason.startswith("epsilon_per_run = 0.8: the filter holds 0 of the run's 4 releases")
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -190,6 +197,11 @@ def test_the_plan_command_says_who_would_refuse(tmp_path: Path) -> None:
     loose.write_text(strict.read_text().replace("epsilon_per_run = 0.5", "epsilon_per_run = 9.0"))
     code, out = cli("plan", *arguments, "--consent", loose)
     assert code == 0
-    assert re.search(r"\d+ releases; a Rényi filter, .* would hold [1-9]\d*\n", out)
+    assert re.search(r"\d+ releases; a Rényi filter \(.*\) would hold [1-9]\d*\n", out)
+    chosen = tmp_path / "filter.toml"
+    chosen.write_text(loose.read_text().replace('"schedule"', '"filter"'))
+    code, out = cli("plan", *arguments, "--consent", chosen)
+    assert code == 0
+    assert re.search(r"agrees; its filter holds [1-9]\d* such releases", out)
     code, out = cli("plan", *arguments, "--json")
     assert (code, json.loads(out)["epsilon"][-1]["rounds"]) == (0, 2)

@@ -1,0 +1,156 @@
+"""`arion privacy budget`: what each data set's units were charged, and what is left."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from arion.budget_cli import Json
+from arion.errors import user_errors
+from client.node import CONSENT_FILE, LEDGER_FOLDER
+from privacy.budget_clauses import filter_budget
+from privacy.consent import Consent, load_consent
+from privacy.figures import at_least, at_most
+from privacy.ledger.budget import check_node_entries
+from privacy.ledger.entries import DELTA_UNITS, EPSILON_UNITS, LedgerError, parse_entry
+from privacy.ledger.files import read_lines
+from privacy.ledger.filter import FilterState
+from privacy.ledger.log import ENTRIES_FILE
+from privacy.ledger.spends import RunSpend, compose_spends, format_micro
+
+
+@dataclass(frozen=True)
+class _Account:
+    """What the life of one data set's units has been charged at one node."""
+
+    node: str
+    consent: Consent
+    runs: tuple[RunSpend, ...]
+    filter: FilterState | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        told = {
+            "node": self.node,
+            "data_set": self.consent.data_set,
+            "unit": self.consent.unit,
+            "accountant": self.consent.accountant,
+            "epsilon": self.consent.epsilon,
+            "delta": self.consent.delta,
+        }
+        left = self._left() if self.filter is None else self._left_by_filter(self.filter)
+        return {**told, **left, "runs": [asdict(run) for run in self.runs]}
+
+    def _left_by_filter(self, state: FilterState) -> dict[str, Any]:
+        """No epsilon "so far": a filter bounds the end, and promises no figure on the way."""
+        return {
+            "spent_share": state.spent_share,
+            "left_share": max(0.0, 1 - state.spent_share),
+            "releases_left": state.life_releases_left,
+        }
+
+    def _left(self) -> dict[str, Any]:
+        epsilon, delta = compose_spends(self.runs)
+        spent = None if epsilon is None else epsilon / EPSILON_UNITS
+        left = 0.0 if spent is None else max(0.0, self.consent.epsilon - spent)
+        return {
+            "spent_epsilon": spent,
+            "spent_delta": delta / DELTA_UNITS,
+            "left_epsilon": left,
+            "left_delta": max(0.0, self.consent.delta - delta / DELTA_UNITS),
+            "next_run_at_most": min(left, self.consent.epsilon_per_run),
+            "full_runs_left": int(left / self.consent.epsilon_per_run),
+        }
+
+
+def budget_command(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Node homes, at any depth.")],
+    as_json: Json = False,
+) -> None:
+    """Show what each data set's units were charged, what is left, and what a next run may cost.
+
+    Reads the books of every node below DIR; `arion privacy ledger verify` checks them.
+
+    Example: arion privacy budget runs/demo/nodes/hospital-a
+    """
+    with user_errors():
+        accounts = [_account(path.parent) for path in sorted(directory.rglob(CONSENT_FILE))]
+        if not accounts:
+            raise LedgerError(
+                f"Expected a node's home with {CONSENT_FILE} below {directory}, got none. Check "
+                "the path."
+            )
+    if as_json:
+        typer.echo(json.dumps([account.as_json() for account in accounts], indent=1))
+        return
+    for account in accounts:
+        _print_account(account)
+
+
+def _account(home: Path) -> _Account:
+    consent = load_consent(home / CONSENT_FILE)
+    ledger = home / LEDGER_FOLDER
+    if not (ledger / ENTRIES_FILE).is_file():
+        return _Account(home.name, consent, (), _unspent_filter(consent))
+    # Read only, so that a node may go on writing.
+    entries = [parse_entry(line) for line in read_lines(ledger / ENTRIES_FILE).complete]
+    findings = check_node_entries(entries)
+    if findings.failures:
+        raise LedgerError(
+            f"Expected books that add up in {ledger}, got: {findings.failures[0]}. Run "
+            "`arion privacy ledger verify` on them."
+        )
+    state = findings.filter or _unspent_filter(consent)
+    is_other = consent.accountant != "filter" or (findings.filter is None and findings.runs)
+    if state is not None and (is_other or state.opened != filter_budget(consent)):
+        raise LedgerError(
+            f"Expected books in {ledger} by the accountant and the budget of {CONSENT_FILE}, got "
+            "another one there. The node releases nothing until they agree."
+        )
+    return _Account(home.name, consent, tuple(findings.runs), state)
+
+
+def _unspent_filter(consent: Consent) -> FilterState | None:
+    return FilterState(filter_budget(consent)) if consent.accountant == "filter" else None
+
+
+def _print_account(account: _Account) -> None:
+    told = account.as_json()
+    title = f"{account.node}: {told['data_set']}, unit {told['unit']}"
+    table = Table("run", "releases", "made", "epsilon", "delta", title=title, box=None)
+    for run in account.runs:
+        table.add_row(
+            run.run,
+            str(run.releases),
+            str(run.debits),
+            format_micro(run.epsilon_micro),
+            f"{run.delta_1e15 / DELTA_UNITS:.3g}",
+        )
+    Console().print(table)
+    if account.filter is not None:
+        _print_filter(told)
+        return
+    spent = told["spent_epsilon"]
+    figure = "unbounded" if spent is None else at_most(spent)
+    left = at_least(told["left_epsilon"])
+    typer.echo(
+        f"spent epsilon {figure} of {told['epsilon']:g}, "
+        f"delta {told['spent_delta']:.3g} of {told['delta']:g}; left {left}"
+    )
+    typer.echo(
+        f"a next run may cost at most {at_least(told['next_run_at_most'])}; "
+        f"{told['full_runs_left']} runs at the full cap fit"
+    )
+
+
+def _print_filter(told: dict[str, Any]) -> None:
+    typer.echo(
+        f"a filter on epsilon {told['epsilon']:g} and delta {told['delta']:g}: spent "
+        f"{at_most(100 * told['spent_share'])} %, left {at_least(100 * told['left_share'])} %"
+    )
+    left = told["releases_left"]
+    if left is not None:
+        typer.echo(f"{left} more releases like the last one fit in the data's life")
