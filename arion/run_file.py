@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from models.optimiser import OptimiserSettings
 from models.pretrain import WarmUp
-from privacy.dp.plan import Clipping
+from privacy.dp.plan import SMALLEST_CLIPPING_NORM, Clipping
 
 Arm = Literal["local", "local_dp", "federated", "central", "federated_dp", "central_dp"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
@@ -112,7 +112,7 @@ class PrivacySection(_Section):
     enabled: bool = True
     epsilon: float = Field(default=8.0, gt=0)
     delta: float = Field(default=1e-5, gt=0, lt=1e-3)
-    clipping_norm: float = Field(default=1.0, gt=0)
+    clipping_norm: float = Field(default=1.0, ge=SMALLEST_CLIPPING_NORM)
     clipping: Clipping = "fixed"
     spare_releases: int | None = Field(default=None, ge=0)
 

@@ -18,8 +18,8 @@ from models.language_model import LanguageModel
 from models.recipe import Recipe
 from models.tokenizer import Row, Tokenizer, stack_rows
 from models.vector import vector_length, views_by_name
-from privacy.dp.clipping import Chunk, add_clipped_gradients, unit_losses
-from privacy.dp.passes import add_clipped_twice, add_clipped_unit
+from privacy.dp.clipping import Chunk, add_clipped_gradients, trained_parameters, unit_losses
+from privacy.dp.passes import add_clipped_twice, add_clipped_unit, gradients_into
 from privacy.dp.plan import PrivateStep
 from privacy.dp.records import UnitLayout
 from privacy.dp.sampling import chunks_for, physical_chunks
@@ -105,11 +105,12 @@ class LocalTrainer:
 
         """
         sum_D = torch.zeros(vector_length(self.model), device=self._device)
+        sums = views_by_name(self.model, sum_D)
         for chunk in self._chunks(drawn, step):
             if step.is_private:
-                self._add_clipped(chunk, step, views_by_name(self.model, sum_D))
+                self._add_clipped(chunk, step, sums)
             else:
-                _add_gradients(self.model, chunk, sum_D)
+                _add_gradients(self.model, chunk, sums)
         return sum_D.cpu().numpy()
 
     def _add_clipped(self, chunk: Chunk, step: PrivateStep, sums: Mapping[str, Tensor]) -> None:
@@ -154,12 +155,8 @@ class LocalTrainer:
         return max(2, *(len(row.ids) - 1 for row in rows))
 
 
-def _add_gradients(model: LanguageModel, chunk: Chunk, sum_D: Tensor) -> None:
-    """Plain gradients of the sum of the units' losses, accumulated into `sum_D` in place."""
-    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    for name, view in views_by_name(model, sum_D).items():
-        parameters[name].grad = view
-    loss_U = unit_losses(model, chunk)
-    loss_U.where(chunk.present_U, 0.0).sum().backward()  # type: ignore[no-untyped-call]
-    for parameter in parameters.values():
-        parameter.grad = None
+def _add_gradients(model: LanguageModel, chunk: Chunk, sums: Mapping[str, Tensor]) -> None:
+    """Add the plain gradient of the sum of the units' losses to `sums`."""
+    with gradients_into(trained_parameters(model), sums):
+        loss_U = unit_losses(model, chunk)
+        loss_U.where(chunk.present_U, 0.0).sum().backward()  # type: ignore[no-untyped-call]

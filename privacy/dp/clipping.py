@@ -16,7 +16,7 @@ from models.language_model import LanguageModel
 from models.ops import Slots, recording
 from privacy.dp.coefficients import clip_coefficients
 from privacy.dp.grouped_records import GroupedRecord, Segments
-from privacy.dp.plan import Clipping
+from privacy.dp.plan import SMALLEST_CLIPPING_NORM, Clipping
 from privacy.dp.products import are_exact
 from privacy.dp.records import (
     EmbeddingRecord,
@@ -183,7 +183,7 @@ def add_clipped_gradients(
     Args:
         model: its trainable parameters (requires_grad) are the released ones.
         chunk: whole units; padding units have present_U False.
-        clipping_norm: C > 0, in gradient norm units.
+        clipping_norm: C >= 1e-9, in gradient norm units.
         sums: one accumulator per trainable parameter name, changed in place.
         weights: names by id of the weights that operations see, where those are not the model's
             parameters themselves (a sharded model gathers them, `models.parallel.shard`).
@@ -235,8 +235,11 @@ def check(
     parameters: Mapping[str, Tensor], clipping_norm: float, sums: Mapping[str, Tensor]
 ) -> None:
     """Raise ClippingError where exact clipping is not to be had."""
-    if not clipping_norm > 0:
-        raise ClippingError(f"Expected clipping_norm > 0, got {clipping_norm}.")
+    if not clipping_norm >= SMALLEST_CLIPPING_NORM:
+        raise ClippingError(
+            f"Expected clipping_norm >= {SMALLEST_CLIPPING_NORM:g}, got {clipping_norm}. Raise it: "
+            "below, the squares of gradients that exceed it may vanish."
+        )
     if not are_exact():
         raise ClippingError(
             "Expected fp32 products in fp32, got torch set to round their operands: norms and sums "

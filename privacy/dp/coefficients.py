@@ -46,3 +46,8 @@ def clip_coefficients(
     else:
         factor_U = (clipping_norm / norm_U.clamp(min=1e-12)).clamp(max=1.0)
     return factor_U.where(present_U & norm_U.isfinite(), 0.0)
+
+
+def largest_coefficient(clipping_norm: float, clipping: Clipping) -> float:
+    """Return a bound on the factors that `clip_coefficients` gives, whatever the norms."""
+    return clipping_norm / AUTOMATIC_GAMMA if clipping == "automatic" else 1.0

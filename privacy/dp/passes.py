@@ -25,7 +25,7 @@ from privacy.dp.clipping import (
     trained_parameters,
     unit_losses,
 )
-from privacy.dp.coefficients import clip_coefficients
+from privacy.dp.coefficients import clip_coefficients, largest_coefficient
 from privacy.dp.norms import squared_norm
 from privacy.dp.plan import Clipping
 from privacy.dp.products import is_reduced
@@ -63,7 +63,7 @@ def add_clipped_unit(
     tokens = int((chunk.target_BT != IGNORED).sum())
     buffers = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
     nats = torch.zeros((), device=chunk.token_BT.device)
-    with _gradients_into(parameters, buffers):
+    with gradients_into(parameters, buffers):
         for begin in range(0, len(chunk.token_BT), sequences):
             part = slice(begin, begin + sequences)
             token_BT, target_BT = chunk.token_BT[part], chunk.target_BT[part]
@@ -89,7 +89,8 @@ def add_clipped_twice(
     """Add the clipped gradients of a chunk's units in two passes, and keep nothing in between.
 
     The first finds the units' norms, the second weights their losses by the coefficients and lets
-    autograd add up, which is what an unprotected step holds.
+    autograd add up, which is what an unprotected step holds; automatic clipping, which may enlarge
+    gradients, needs one more gradient.
 
     Args:
         model, chunk, clipping_norm, sums, clipping: as in `add_clipped_gradients`.
@@ -113,10 +114,17 @@ def add_clipped_twice(
     norm_U = keeper.norms()
     coefficient_U = clip_coefficients(norm_U, clipping_norm, clipping, chunk.present_U)
     finite_U = torch.isfinite(norm_U)
-    if bool(finite_U.any()):
-        with _gradients_into(parameters, sums):
-            again_U = unit_losses(model, _replaced(chunk, finite_U))
-            (again_U * coefficient_U).sum().backward()  # type: ignore[no-untyped-call]
+    if not bool(finite_U.any()):
+        return ChunkOutcome(norm_U, loss_U.detach())
+    # Weights of at most 1: what was finite in the first pass does not overflow in the second.
+    scale = max(1.0, largest_coefficient(clipping_norm, clipping))
+    totals = sums if scale == 1 else {n: torch.zeros_like(total) for n, total in sums.items()}
+    with gradients_into(parameters, totals):
+        again_U = unit_losses(model, _replaced(chunk, finite_U))
+        (again_U * (coefficient_U / scale)).sum().backward()  # type: ignore[no-untyped-call]
+    if totals is not sums:
+        for name, total in sums.items():
+            total.add_(totals[name], alpha=scale)
     return ChunkOutcome(norm_U, loss_U.detach())
 
 
@@ -181,7 +189,7 @@ def _replaced(chunk: Chunk, finite_U: Tensor) -> Chunk:
 
 
 @contextmanager
-def _gradients_into(
+def gradients_into(
     parameters: Mapping[str, Tensor], totals: Mapping[str, Tensor]
 ) -> Iterator[None]:
     """Let autograd add the parameters' gradients to `totals` inside the block."""

@@ -30,6 +30,9 @@ from pydantic import (
 CLIPPING_SLACK = 1.001
 """Float sums of clipped gradients exceed C by up to 3.7e-5 relative; noise is scaled for 1e-3."""
 
+SMALLEST_CLIPPING_NORM = 1e-9
+"""Lower limit of C: squares of fp32 gradients that C is compared with do not vanish above it."""
+
 LARGEST_COHORT = 64
 """Sums of up to this many members fit the ring of a run without noise (consent allows 50)."""
 
@@ -57,7 +60,7 @@ class PrivateStep(BaseModel):
     one relation per (unit, node), up to the factor that `privacy.dp.lattice.lattice_slack` gives.
 
     Attributes:
-        clipping_norm: C > 0, the l2 bound of one unit's contribution.
+        clipping_norm: C >= 1e-9, the l2 bound of one unit's contribution.
         clipping: how contributions are brought within C; the bound is C for every rule.
         noise_multiplier: z >= 0, noise of the honest survivors' sum over the sensitivity;
             0 means no noise and no guarantee.
@@ -75,7 +78,7 @@ class PrivateStep(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    clipping_norm: float = Field(gt=0)
+    clipping_norm: float = Field(ge=SMALLEST_CLIPPING_NORM)
     noise_multiplier: float = Field(ge=0)
     sampling_probability: float = Field(gt=0, le=1)
     expected_batch: float = Field(gt=0)

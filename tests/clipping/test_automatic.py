@@ -18,7 +18,7 @@ from privacy.dp import clipping
 from privacy.dp.clipping import Chunk, add_clipped_gradients
 from privacy.dp.coefficients import AUTOMATIC_GAMMA, clip_coefficients
 from privacy.dp.plan import PlanError, PrivateStep
-from tests.clipping.test_norms import batch, build
+from tests.clipping.small import batch, build, zeros
 
 STEP = PrivateStep(
     clipping_norm=0.3, noise_multiplier=1.0, sampling_probability=0.5, expected_batch=2.0,
@@ -27,7 +27,7 @@ STEP = PrivateStep(
 
 
 def clipped(model: Decoder, chunk: Chunk, clip: float) -> Tensor:
-    sums = {n: torch.zeros_like(p) for n, p in model.named_parameters() if p.requires_grad}
+    sums = zeros(model)
     add_clipped_gradients(model, chunk, clip, sums, clipping="automatic")
     return torch.cat([total.double().flatten() for total in sums.values()])
 
@@ -53,7 +53,7 @@ def only(chunk: Chunk, kept: list[int]) -> Chunk:
 @pytest.mark.parametrize("variant", ["tied", "untied", "lora", "collapsed"])
 @pytest.mark.parametrize("units", [[0, 1, 2, 3], [0, 0, 1, 2, 2, 2]], ids=["records", "patients"])
 def test_the_sum_equals_brute_force(variant: str, units: list[int]) -> None:
-    model, chunk = build(torch.float32, variant), batch(units)
+    model, chunk = build(variant), batch(units)
     gradients = unit_gradients(model, chunk)
     expected = sum(0.3 * g / (g.norm() + AUTOMATIC_GAMMA) for g in gradients)
     assert float((clipped(model, chunk, 0.3) - expected).norm() / expected.norm()) < 1e-5
@@ -70,7 +70,7 @@ def changes(model: Decoder, chunk: Chunk, clip: float) -> list[float]:
 
 @pytest.mark.parametrize("clip", [1e-3, 1.0, 1e3])
 def test_dropping_a_unit_moves_the_sum_by_at_most_the_sensitivity(clip: float) -> None:
-    model, chunk = build(torch.float32, "tied"), batch([0, 0, 1, 2])
+    model, chunk = build("tied"), batch([0, 0, 1, 2])
     for change, gradient in zip(
         changes(model, chunk, clip), unit_gradients(model, chunk), strict=True
     ):
@@ -86,7 +86,7 @@ def test_a_rule_that_exceeds_the_bound_is_noticed(monkeypatch: pytest.MonkeyPatc
         "clip_coefficients",
         lambda norm_U, c, _, present_U: present_U * c / AUTOMATIC_GAMMA,
     )
-    assert min(changes(build(torch.float32, "tied"), batch([0, 1, 2]), 1.0)) > 1.001
+    assert min(changes(build("tied"), batch([0, 1, 2]), 1.0)) > 1.001
 
 
 def test_no_norm_gets_past_the_bound() -> None:
@@ -103,7 +103,7 @@ def test_no_norm_gets_past_the_bound() -> None:
 
 
 def test_a_unit_that_is_not_finite_contributes_zero(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, chunk = build(torch.float32, "untied"), batch([0, 1, 2])
+    model, chunk = build("untied"), batch([0, 1, 2])
     without = clipped(model, only(chunk, [0, 2]), 0.3)
     chunk.token_BT[1, 3] = 63  # a token that only unit 1 holds
     model.embedding.data[63] = float("nan")
@@ -112,7 +112,7 @@ def test_a_unit_that_is_not_finite_contributes_zero(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("way", ["once", "twice", "pieces"])
 def test_the_trainer_follows_the_rule_of_the_step(way: str) -> None:
-    model = build(torch.float32, "tied")
+    model = build("tied")
     rows = tuple((Row(tuple(range(start, start + 11)), 1),) * 2 for start in (1, 20, 40))
     trainer = LocalTrainer(
         model, UnitRows(rows), Recipe(sequence_length=10, sequences_per_unit=2),

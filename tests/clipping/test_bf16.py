@@ -8,30 +8,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.config import ModelConfig
 from models.decoder import Decoder
-from models.lora import add_lora
 from models.ops import Slots
 from privacy.dp import grouped_records, products, records
 from privacy.dp.clipping import Chunk, add_clipped_gradients
 from privacy.dp.grouped_records import GroupedRecord, Segments
 from privacy.dp.records import LinearRecord, UnitLayout
+from tests.clipping import small
 
 UNITS = 6
-CONFIG = ModelConfig(
-    vocab_size=64, hidden_size=32, layers=2, heads=4, kv_heads=2, head_dim=8, experts=4,
-    experts_per_token=2, expert_hidden_size=24, max_positions=64, initializer_range=0.2,
-)  # fmt: skip
 
 
 def build(variant: str) -> Decoder:
-    generator = torch.Generator().manual_seed(1)
-    model = Decoder(CONFIG.model_copy(update={"tie_embeddings": variant == "tied"}), generator)
-    if variant == "lora":
-        add_lora(model, 4, 8.0, generator)
-        for name, parameter in model.named_parameters():
-            if name.endswith("lora_B"):
-                parameter.data.normal_(0, 0.1, generator=generator)
+    model = small.build(variant)
     model.compute_dtype = torch.bfloat16
     return model
 
@@ -46,7 +35,7 @@ def chunk(positions: int, present: list[bool], sequences: int = 1) -> Chunk:
 
 def alone(model: Decoder, positions: int, unit: int, clip: float) -> Tensor:
     """What one unit adds to the sums, fp64."""
-    sums = {n: torch.zeros_like(p) for n, p in model.named_parameters() if p.requires_grad}
+    sums = small.zeros(model)
     present = [place == unit for place in range(UNITS)]
     add_clipped_gradients(model, chunk(positions, present), clip, sums)
     return torch.cat([total.double().flatten() for total in sums.values()])

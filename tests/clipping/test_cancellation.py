@@ -14,10 +14,11 @@ from privacy.dp.clipping import (
     Chunk,
     ChunkOutcome,
     ClippingError,
+    _cross_term,
     add_clipped_gradients,
 )
 from privacy.dp.passes import _NormKeeper, add_clipped_twice
-from privacy.dp.records import UnitLayout
+from privacy.dp.records import EmbeddingRecord, LinearRecord, UnitLayout
 
 WIDTH, POSITIONS = 64, 16
 ALONE = UnitLayout(torch.tensor([0]), 1)
@@ -134,3 +135,36 @@ def test_a_weight_that_is_used_twice_is_refused() -> None:
     for use, weight in uses.items():
         with recording(BookKeeper(ALONE)), pytest.raises(ClippingError, match="used once"):
             (use(weight).sum() + use(weight).sum()).backward()
+
+
+def test_a_gradient_that_cancels_altogether_adds_no_more_than_its_clip() -> None:
+    """Nothing is left in float64, yet what rounds in the weighted sum is not nothing."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 4, WIDTH, generator=generator).repeat(1, 2, 1)
+    grad = torch.randn(1, 4, WIDTH, generator=generator)
+    weight = weight_of(WIDTH, WIDTH)
+    keeper = BookKeeper(ALONE)
+    keeper.linear(weight, x, torch.cat((grad, -grad), 1))
+    norm_U, total = keeper.norms(), torch.zeros(WIDTH, WIDTH)
+    keeper.add_weighted(norm_U, 1e-3 / norm_U, {id(weight): total})
+    assert 0 < float(total.norm()) <= 1.001e-3
+
+
+def test_where_a_tied_tables_term_cannot_be_resolved_a_bound_stands_for_it() -> None:
+    """The head's own norm cancels, so the cross term with the embedding is not to be trusted."""
+    weight, token = weight_of(WIDTH, WIDTH), torch.ones(1, POSITIONS, dtype=torch.int64)
+    x = 1.1 * X
+    lookup = torch.zeros(1, POSITIONS, WIDTH)
+    lookup[0, :, 0] = 0.0417
+    keeper = BookKeeper(ALONE)
+    keeper.linear(weight, x, GRAD)
+    keeper.embedding(weight, token, lookup)
+    together = GRAD[0].double().T @ x[0].double()
+    together[1] += lookup[0].double().sum(0)
+    assert float(keeper.norms()) >= 0.9999 * float(together.norm())
+    head, table = (record for record, _ in keeper._records)
+    assert isinstance(head, LinearRecord)
+    assert isinstance(table, EmbeddingRecord)
+    assert bool(head.cancelled_U.all())
+    bound_U = _cross_term(head, table, torch.tensor([4.0]), torch.tensor([9.0]))
+    assert float(bound_U) == 2 * 2 * 3

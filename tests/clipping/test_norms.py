@@ -6,44 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.config import ModelConfig
 from models.cross_entropy import nats_of_logits
 from models.decoder import Decoder
 from models.language_model import IGNORED
-from models.lora import add_lora
 from privacy.dp import clipping
 from privacy.dp.clipping import BookKeeper, Chunk, ClippingError, add_clipped_gradients
-from privacy.dp.records import UnitLayout
-
-CONFIG = ModelConfig(
-    vocab_size=64, hidden_size=32, layers=2, heads=4, kv_heads=2, head_dim=8, experts=4,
-    experts_per_token=2, expert_hidden_size=24, max_positions=64, initializer_range=0.2,
-)  # fmt: skip
-
-
-def build(dtype: torch.dtype, variant: str) -> Decoder:
-    config = CONFIG.model_copy(update={"tie_embeddings": variant != "untied"})
-    generator = torch.Generator().manual_seed(1)
-    model = Decoder(config, generator)
-    if variant == "lora":
-        add_lora(model, 4, 8.0, generator)
-        for name, parameter in model.named_parameters():
-            if name.endswith("lora_B"):
-                parameter.data.normal_(0, 0.1, generator=generator)
-    if variant == "collapsed":  # two experts take all of a token, or none: the segments are long
-        for block in model.blocks:
-            block.experts.router.weight.data[2:] = block.experts.router.weight.data[:1] * 0 - 3.0
-            block.experts.router.weight.requires_grad_(False)
-    return model.to(dtype)
-
-
-def batch(units: list[int], positions: int = 20) -> Chunk:
-    generator = torch.Generator().manual_seed(7)
-    token = torch.randint(0, 12, (len(units), positions + 1), generator=generator)
-    target = token[:, 1:].clone()
-    target[0, positions // 2 :] = IGNORED
-    layout = UnitLayout(torch.tensor(units), max(units) + 1)
-    return Chunk(token[:, :-1], target, layout, torch.ones(layout.units, dtype=torch.bool))
+from tests.clipping.small import batch, build, zeros
 
 
 def brute_force(model: Decoder, chunk: Chunk, clip: float) -> tuple[Tensor, dict[str, Tensor]]:
@@ -66,14 +34,14 @@ def brute_force(model: Decoder, chunk: Chunk, clip: float) -> tuple[Tensor, dict
 
 
 def clipped(model: Decoder, chunk: Chunk, clip: float) -> tuple[Tensor, dict[str, Tensor]]:
-    sums = {n: torch.zeros_like(p) for n, p in model.named_parameters() if p.requires_grad}
+    sums = zeros(model)
     return add_clipped_gradients(model, chunk, clip, sums).norm_U, sums
 
 
 @pytest.mark.parametrize("variant", ["tied", "untied", "lora", "collapsed"])
 @pytest.mark.parametrize("units", [[0, 1, 2, 3], [0, 0, 1, 2, 2, 2]], ids=["records", "patients"])
 def test_norms_and_sums_equal_brute_force(variant: str, units: list[int]) -> None:
-    model, chunk = build(torch.float32, variant), batch(units)
+    model, chunk = build(variant), batch(units)
     expected_norms, _ = brute_force(model, chunk, 1.0)
     clip = float(expected_norms.median())  # so that some units are clipped and some are not
     expected_norms, expected = brute_force(model, chunk, clip)
@@ -85,7 +53,7 @@ def test_norms_and_sums_equal_brute_force(variant: str, units: list[int]) -> Non
 
 def test_long_sequences_use_the_ghost_norm_and_agree() -> None:
     """Short sequences take the ghost path, long ones instantiate; both equal brute force."""
-    model = build(torch.float32, "untied")
+    model = build("untied")
     for positions in (4, 60):
         chunk = batch([0, 1, 1], positions)
         norms, _ = clipped(model, chunk, 1.0)
@@ -98,7 +66,7 @@ def test_long_sequences_use_the_ghost_norm_and_agree() -> None:
 @pytest.mark.parametrize("positions", [4, 60], ids=["factors kept", "gradients kept"])
 def test_nothing_of_a_chunk_outlives_it(variant: str, positions: int) -> None:
     """A cycle through autograd's graph would be out of the garbage collector's sight."""
-    model, chunk = build(torch.float32, variant), batch([0, 1, 1], positions)
+    model, chunk = build(variant), batch([0, 1, 1], positions)
     keepers = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(clipping, "BookKeeper", lambda layout: _noted(keepers, BookKeeper(layout)))
@@ -112,7 +80,7 @@ def _noted(seen: list[weakref.ref[BookKeeper]], keeper: BookKeeper) -> BookKeepe
 
 
 def test_padding_units_contribute_nothing() -> None:
-    model, chunk = build(torch.float32, "tied"), batch([0, 1, 2])
+    model, chunk = build("tied"), batch([0, 1, 2])
     _, alone = clipped(model, batch([0, 1, 2]), 0.5)
     absent = Chunk(chunk.token_BT, chunk.target_BT, chunk.layout, torch.tensor([True, True, False]))
     _, without = clipped(model, absent, 0.5)
@@ -126,7 +94,7 @@ def test_padding_units_contribute_nothing() -> None:
 
 
 def test_an_infinite_unit_contributes_zero_and_spoils_nothing() -> None:
-    model, chunk = build(torch.float32, "tied"), batch([0, 1, 2])
+    model, chunk = build("tied"), batch([0, 1, 2])
     model.embedding.data[63] = float("nan")  # a token only unit 1 holds
     poisoned = chunk.token_BT.clone()
     poisoned[1, 3] = 63
@@ -142,7 +110,7 @@ def test_an_infinite_unit_contributes_zero_and_spoils_nothing() -> None:
 
 
 def test_a_weight_outside_the_seam_is_refused() -> None:
-    model, chunk = build(torch.float32, "tied"), batch([0, 1])
+    model, chunk = build("tied"), batch([0, 1])
     extra = torch.nn.Parameter(torch.ones(()))
     model.escaped = extra
     original = model.norm.forward
@@ -153,7 +121,7 @@ def test_a_weight_outside_the_seam_is_refused() -> None:
 
 @pytest.mark.parametrize("precision", ["high", "medium"])
 def test_products_that_round_fp32_are_refused(precision: str) -> None:
-    model, chunk = build(torch.float32, "tied"), batch([0, 1])
+    model, chunk = build("tied"), batch([0, 1])
     torch.set_float32_matmul_precision(precision)
     try:
         with pytest.raises(ClippingError, match="highest"):
@@ -164,6 +132,6 @@ def test_products_that_round_fp32_are_refused(precision: str) -> None:
 
 
 def test_half_precision_is_refused() -> None:
-    model = build(torch.bfloat16, "tied")
+    model = build("tied").bfloat16()
     with pytest.raises(ClippingError, match="fp32"):
         clipped(model, batch([0, 1]), 1.0)

@@ -1,50 +1,23 @@
 """Long units in pieces and chunks in two passes: the same norms and sums as in one pass."""
 
+import math
 from collections.abc import Callable
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from benchmarks.harness import peak_mib
-from models.config import ModelConfig
 from models.decoder import Decoder
 from models.language_model import IGNORED
-from models.lora import add_lora
 from privacy.dp.clipping import Chunk, ChunkOutcome, ClippingError, add_clipped_gradients
 from privacy.dp.passes import add_clipped_twice, add_clipped_unit
+from privacy.dp.plan import Clipping, PrivateStep
 from privacy.dp.records import UnitLayout
+from tests.clipping.small import CONFIG, batch, build, zeros
 
-CONFIG = ModelConfig(
-    vocab_size=64, hidden_size=32, layers=2, heads=4, kv_heads=2, head_dim=8, experts=4,
-    experts_per_token=2, expert_hidden_size=24, max_positions=64, initializer_range=0.2,
-)  # fmt: skip
 Sums = dict[str, Tensor]
-
-
-def build(variant: str, config: ModelConfig = CONFIG) -> Decoder:
-    generator = torch.Generator().manual_seed(1)
-    model = Decoder(config.model_copy(update={"tie_embeddings": variant == "tied"}), generator)
-    if variant == "lora":
-        add_lora(model, 4, 8.0, generator)
-        for name, parameter in model.named_parameters():
-            if name.endswith("lora_B"):
-                parameter.data.normal_(0, 0.1, generator=generator)
-    model.checkpoint_blocks = variant == "checkpointed"
-    return model
-
-
-def batch(units: list[int], positions: int = 20) -> Chunk:
-    generator = torch.Generator().manual_seed(7)
-    token = torch.randint(0, 12, (len(units), positions + 1), generator=generator)
-    target = token[:, 1:].clone()
-    target[0, positions // 2 :] = IGNORED
-    layout = UnitLayout(torch.tensor(units), max(units) + 1)
-    return Chunk(token[:, :-1], target, layout, torch.ones(layout.units, dtype=torch.bool))
-
-
-def zeros(model: Decoder) -> Sums:
-    return {n: torch.zeros_like(p) for n, p in model.named_parameters() if p.requires_grad}
 
 
 def compare(model: Decoder, chunk: Chunk, clip: float, clipped: Callable[[Sums], Tensor]) -> None:
@@ -143,6 +116,53 @@ def test_an_infinite_unit_spoils_none_of_fewer_sequences_than_others(
     assert 0.5 < length(sums) <= 2 * 0.5 * 1.001
 
 
+def without_targets(chunk: Chunk, row: int) -> Chunk:
+    target = chunk.target_BT.clone()
+    target[row] = IGNORED
+    return Chunk(chunk.token_BT, target, chunk.layout, chunk.present_U)
+
+
+@pytest.mark.parametrize("clipped", [add_clipped_gradients, add_clipped_twice])
+@pytest.mark.parametrize("rule", ["fixed", "automatic"])
+def test_a_unit_without_targets_adds_nothing(
+    clipped: Callable[..., ChunkOutcome], rule: Clipping
+) -> None:
+    model, chunk = build("tied"), without_targets(batch([0, 1, 2]), 1)
+    absent = Chunk(chunk.token_BT, chunk.target_BT, chunk.layout, torch.tensor([True, False, True]))
+    sums, expected = zeros(model), zeros(model)
+    assert float(clipped(model, chunk, 0.5, sums, clipping=rule).norm_U[1]) < 1e-12
+    clipped(model, absent, 0.5, expected, clipping=rule)
+    for name, total in sums.items():
+        torch.testing.assert_close(total, expected[name], rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_pieces_without_targets_add_nothing() -> None:
+    model, sums = build("tied"), zeros(build("tied"))
+    nothing = without_targets(without_targets(batch([0, 0]), 0), 1)
+    outcome = add_clipped_unit(model, nothing, 0.5, sums, 1)
+    assert (float(outcome.norm_U), float(outcome.loss_U), length(sums)) == (0, 0, 0)
+    chunk = without_targets(batch([0, 0, 0]), 1)
+    compare(model, chunk, 0.5, lambda sums: add_clipped_unit(model, chunk, 0.5, sums, 1).norm_U)
+
+
+def test_automatic_clipping_in_two_passes_cannot_overflow_in_the_second() -> None:
+    """The head's rows are huge and a norm's weights tiny: between them gradients near the largest.
+
+    Weighted by more than 1000 (of C / gamma = 10,000) they leave fp32 in the second pass only.
+    """
+    model, chunk = build("untied"), batch([0, 1, 2])
+    model.requires_grad_(False)
+    model.blocks[0].attention_norm.weight.requires_grad_(True)
+    model.head.data.mul_(1e37)
+    model.norm.weight.data.fill_(1.2e-38)
+    expected, found = zeros(model), zeros(model)
+    add_clipped_gradients(model, chunk, 100.0, expected, clipping="automatic")
+    norm_U = add_clipped_twice(model, chunk, 100.0, found, clipping="automatic").norm_U
+    assert 0 < float(norm_U.max()) < math.inf
+    for name, total in found.items():
+        torch.testing.assert_close(total, expected[name], rtol=1e-3, atol=1e-3, msg=name)
+
+
 def test_where_nothing_is_finite_nothing_is_added() -> None:
     model, chunk = build("untied"), batch([0, 0, 0])
     model.norm.weight.data.fill_(float("inf"))
@@ -150,6 +170,15 @@ def test_where_nothing_is_finite_nothing_is_added() -> None:
     add_clipped_twice(model, chunk, 0.5, sums)
     add_clipped_unit(model, chunk, 0.5, sums, 2)
     assert length(sums) == 0
+
+
+def test_two_passes_refuse_a_weight_outside_the_seam() -> None:
+    model = build("tied")
+    model.escaped = torch.nn.Parameter(torch.ones(()))
+    original = model.norm.forward
+    model.norm.forward = lambda x: original(x) * model.escaped
+    with pytest.raises(ClippingError, match="escaped"):
+        add_clipped_twice(model, batch([0, 1]), 1.0, zeros(model))
 
 
 def test_two_passes_refuse_what_autograd_would_round_and_what_it_would_miss() -> None:
@@ -161,8 +190,24 @@ def test_two_passes_refuse_what_autograd_would_round_and_what_it_would_miss() ->
     model.blocks[1].attention.qkv = model.blocks[0].attention.qkv
     with pytest.raises(ClippingError, match="used once"):
         add_clipped_twice(model, chunk, 1.0, zeros(model))
+    twice = build("untied")  # one name, two uses
+    twice.blocks[1].attention.forward = twice.blocks[0].attention.forward
+    with pytest.raises(ClippingError, match="used once"):
+        add_clipped_twice(twice, chunk, 1.0, zeros(twice))
     with pytest.raises(ClippingError, match="one unit"):
         add_clipped_unit(build("tied"), chunk, 1.0, zeros(build("tied")), 1)
+
+
+@pytest.mark.parametrize("clip", [0.0, -1.0, 1e-10, math.nan])
+def test_a_clipping_norm_that_squares_cannot_be_held_against_is_refused(clip: float) -> None:
+    model = build("tied")
+    with pytest.raises(ClippingError, match="clipping_norm"):
+        add_clipped_gradients(model, batch([0]), clip, zeros(model))
+    with pytest.raises(ValidationError):
+        PrivateStep(
+            clipping_norm=clip, noise_multiplier=1.0, sampling_probability=0.5, expected_batch=2.0,
+            honest_survivors=1, releases=1, unit="record",
+        )  # fmt: skip
 
 
 def test_two_passes_hold_less() -> None:

@@ -14,34 +14,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.config import ModelConfig
 from models.decoder import Decoder
-from models.lora import add_lora
 from models.owned import banks, branch
 from privacy.dp import clipping
 from privacy.dp.clipping import Chunk, add_clipped_gradients
 from privacy.dp.grouped_records import GroupedRecord
 from privacy.dp.records import EmbeddingRecord, LinearRecord, UnitLayout
 from privacy.dp.sampling import physical_chunks
+from tests.clipping import small
 
 UNITS, CHUNK_UNITS, POSITIONS = 7, 3, 20
-CONFIG = ModelConfig(
-    vocab_size=64, hidden_size=32, layers=2, heads=4, kv_heads=2, head_dim=8, experts=4,
-    experts_per_token=2, expert_hidden_size=24, max_positions=64, initializer_range=0.2,
-)  # fmt: skip
 GENERATOR = torch.Generator().manual_seed(3)
 TOKEN_US = torch.randint(0, 64, (UNITS, 2, POSITIONS + 1), generator=GENERATOR)
 
 
 def build(variant: str) -> Decoder:
-    generator = torch.Generator().manual_seed(1)
-    model = Decoder(CONFIG.model_copy(update={"tie_embeddings": variant != "untied"}), generator)
-    if variant == "lora":
-        add_lora(model, 4, 8.0, generator)
-        for name, parameter in model.named_parameters():
-            if name.endswith("lora_B"):
-                parameter.data.normal_(0, 0.1, generator=generator)
+    model = small.build(variant)
     if variant == "owned":
+        generator = torch.Generator().manual_seed(5)
         branch(model, (1, 3), train_rows=True)
         for bank in banks(model):
             for weight in bank.parameters():
@@ -60,7 +50,7 @@ def clipped_sum(
     model: Decoder, drawn: list[int], clip: float, sequences: int
 ) -> tuple[Tensor, list[float]]:
     """Return (all sums as one fp64 vector, the drawn units' norms before clipping)."""
-    sums = {n: torch.zeros_like(p) for n, p in model.named_parameters() if p.requires_grad}
+    sums = small.zeros(model)
     norms: list[float] = []
     for indices, present in physical_chunks(np.array(drawn, dtype=np.int64), CHUNK_UNITS, 1):
         chunk = chunk_of(indices, present, sequences)
