@@ -1,9 +1,6 @@
-"""Chart of the study of epsilon: `python -m benchmarks.utility_chart IN.json OUT.svg`."""
+"""Chart of the study of epsilon, for `python -m benchmarks.utility`."""
 
-import json
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -43,8 +40,3 @@ def _draw(rows: Rows) -> Figure:
         axes.grid(axis="y")
         axes.legend()
     return figure
-
-
-if __name__ == "__main__":
-    source, target = map(Path, sys.argv[1:])
-    target.write_text(svg(json.loads(source.read_text())["rows"]))
