@@ -4,7 +4,7 @@ A mask is the keystream of its key from counter 0, read as little-endian words o
 Expanding and adding in chunks that stay in the processor's cache saves two passes over memory.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 Words: TypeAlias = NDArray[np.uint16] | NDArray[np.uint32]
 
-CHUNK_BYTES = 128 << 10
+CHUNK_BYTES = 256 << 10
 _BLOCK_BYTES = 16
+_LINE_BYTES = 64
 _ZEROS = memoryview(bytes(CHUNK_BYTES))
 
 
@@ -88,22 +89,43 @@ def apply_masks(words: Words, masks: Sequence[Mask], *, threads: int = 1) -> Non
 
 def _apply_slice(words: Words, masks: Iterable[Mask], first_word: int) -> None:
     """Mask a slice whose first byte lies on a block of the keystream."""
-    size = words.itemsize
-    streams = [(_keystream(mask.key, first_word * size), mask.sign) for mask in masks]
+    streams = [
+        (
+            _keystream(mask.key, first_word * words.itemsize).update_into,
+            np.add if mask.sign == 1 else np.subtract,
+        )
+        for mask in masks
+    ]
     # OpenSSL asks for one block of room beyond the output.
-    buffer = np.empty(CHUNK_BYTES + _BLOCK_BYTES, np.uint8)
-    room = buffer.data
+    buffer = _on_a_line(CHUNK_BYTES + _BLOCK_BYTES)
     expanded = buffer[:CHUNK_BYTES].view(words.dtype)
-    step = CHUNK_BYTES // size
-    for start in range(0, len(words), step):
-        part = words[start : start + step]
-        mask_words = expanded[: len(part)]
-        for stream, sign in streams:
-            stream.update_into(_ZEROS[: part.nbytes], room)
-            if sign == 1:
-                np.add(part, mask_words, out=part)
-            else:
-                np.subtract(part, mask_words, out=part)
+    for part in _chunks(words):
+        zeros, mask_words = _ZEROS[: part.nbytes], expanded[: len(part)]
+        for expand_into, combine in streams:
+            expand_into(zeros, buffer.data)
+            combine(part, mask_words, part)
+
+
+def _chunks(words: Words) -> Iterator[Words]:
+    """Cut a vector where cache lines begin: adding across them takes a third longer.
+
+    The first chunk is short, and a whole number of the keystream's blocks, as memory from numpy
+    begins on one; elsewhere chunks lie as they may.
+    """
+    head_bytes = -words.ctypes.data % _LINE_BYTES
+    head = head_bytes // words.itemsize if head_bytes % _BLOCK_BYTES == 0 else 0
+    if head:
+        yield words[:head]
+    step = CHUNK_BYTES // words.itemsize
+    for start in range(head, len(words), step):
+        yield words[start : start + step]
+
+
+def _on_a_line(count: int) -> NDArray[np.uint8]:
+    """Allocate bytes that begin where a cache line does."""
+    buffer = np.empty(count + _LINE_BYTES, np.uint8)
+    skipped = -buffer.ctypes.data % _LINE_BYTES
+    return buffer[skipped : skipped + count]
 
 
 def _keystream(key: bytes, offset: int) -> CipherContext:

@@ -1,21 +1,17 @@
-"""Masks, shares and key derivation against references and published vectors."""
+"""Shares and key derivation against references and published vectors."""
 
 import json
-import os
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from privacy.secagg.keys import EpochKeys, RosterError, encode_parts, hkdf
-from privacy.secagg.masks import CHUNK_BYTES, Mask, MaskError, apply_masks
 from privacy.secagg.shamir import (
     PRIME,
     ShamirError,
@@ -25,62 +21,6 @@ from privacy.secagg.shamir import (
     split,
     wrong_shares,
 )
-
-
-def reference_mask(key: bytes, count: int, dtype: Any) -> Any:
-    cipher = Cipher(algorithms.AES256(key), modes.CTR(bytes(16))).encryptor()
-    return np.frombuffer(cipher.update(bytes(count * dtype.itemsize)), dtype)
-
-
-@pytest.mark.parametrize("dtype", [np.dtype("<u2"), np.dtype("<u4")])
-@pytest.mark.parametrize("count", [0, 1, 7, CHUNK_BYTES // 4, 65_537, 300_001])
-@pytest.mark.parametrize("threads", [1, 3])
-def test_masks_equal_a_plain_reference(dtype: Any, count: int, threads: int) -> None:
-    words = np.frombuffer(os.urandom(count * dtype.itemsize), dtype).copy()
-    masks = [Mask(bytes([place]) * 32, sign) for place, sign in enumerate((1, -1, 1))]
-    expected = words.copy()
-    for mask in masks:
-        keystream = reference_mask(mask.key, count, dtype)
-        expected = expected + keystream if mask.sign == 1 else expected - keystream
-    apply_masks(words, masks, threads=threads)
-    np.testing.assert_array_equal(words, expected)
-
-
-def test_opposite_masks_cancel_in_place() -> None:
-    words = np.arange(100_003, dtype="<u4")
-    address, key = words.ctypes.data, os.urandom(32)
-    apply_masks(words, [Mask(key, 1)])
-    assert not np.array_equal(words, np.arange(100_003))
-    apply_masks(words, [Mask(key, -1)], threads=2)
-    np.testing.assert_array_equal(words, np.arange(100_003))
-    assert words.ctypes.data == address
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        np.zeros(4, "<u8"),
-        np.zeros(4, ">u2"),
-        np.zeros(4, "<f4"),
-        np.zeros((2, 2), "<u2"),
-        np.zeros(8, "<u2")[::2],
-        np.frombuffer(bytes(8), "<u2"),
-    ],
-)
-def test_vectors_that_cannot_be_masked(words: Any) -> None:
-    with pytest.raises(MaskError, match="Expected"):
-        apply_masks(words, [Mask(bytes(32), 1)])
-
-
-@pytest.mark.parametrize("mask", [Mask(bytes(16), 1), Mask(bytes(32), 2)])  # type: ignore[arg-type]
-def test_masks_with_another_key_length_or_sign(mask: Mask) -> None:
-    words = np.zeros(4, "<u2")
-    with pytest.raises(MaskError, match="keys of 32 bytes"):
-        apply_masks(words, [mask])
-
-
-def test_a_masks_key_is_not_shown() -> None:
-    assert "key" not in repr(Mask(bytes(32), 1))
 
 
 @pytest.mark.parametrize("secret", [random_secret(), bytes(32), (PRIME - 1).to_bytes(32, "big")])
