@@ -110,17 +110,22 @@ def _fill(out: NDArray[np.float64], stream: Keystream) -> None:
 
 def _radius(words: NDArray[np.uint64], stream: Keystream) -> NDArray[np.float64]:
     """sqrt(-2 ln u), where the top bit of a word tells which end of (0, 1) u lies near."""
-    near_one = words.view(np.int64) < 0
+    near_one = words.view(np.int64) >> 63  # all bits of a word, or none
     head = words & _LOW_63
     distance = head.view(np.int64).astype(np.float64)
     distance += 0.5
     distance *= _WORD
     _refine(distance, head, stream)
-    minus_log = np.log(distance)
+    logarithm = np.log(distance)
     np.negative(distance, out=distance)
-    np.log1p(distance, out=minus_log, where=near_one)
-    minus_log *= -2.0
-    return np.sqrt(minus_log, out=minus_log)
+    np.log1p(distance, out=distance)
+    # Both logarithms everywhere, then a choice by bits: `where` calls log1p run by run.
+    chosen, other = logarithm.view(np.int64), distance.view(np.int64)
+    other ^= chosen
+    other &= near_one
+    chosen ^= other
+    logarithm *= -2.0
+    return np.sqrt(logarithm, out=logarithm)
 
 
 def _refine(distance: NDArray[np.float64], head: NDArray[np.uint64], stream: Keystream) -> None:
