@@ -121,7 +121,7 @@ def opened_sum(
         words = release_words(trainer, step, entropy, (*place, member))
         total = words if total is None else total + words  # modulo the ring
     assert total is not None, "a step has a survivor"
-    return decode(total, step)
+    return decode(total, step).astype(np.float64)  # scores are computed in it
 
 
 def log_likelihood_ratio(

@@ -56,7 +56,7 @@ def clipped_embedding_sum(
 
 def release_embedding(
     embeddings: Iterable[Tensor], step: PrivateStep, length: int, source: GaussianSource
-) -> NDArray[np.float64]:
+) -> NDArray[np.float32]:
     """Release the sum over all units with noise, once, [D].
 
     Args:

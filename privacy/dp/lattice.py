@@ -16,9 +16,14 @@ from privacy.dp.plan import SMALLEST_LATTICE_NOISE, VALUE_BOUND, PrivateStep
 
 Words = NDArray[np.uint16] | NDArray[np.uint32]
 Floats = NDArray[np.float32] | NDArray[np.float64]
+BFloats = NDArray[np.uint16]
+"""bf16 numbers as their bits, for numpy has no such type: `tensor.view(torch.uint16).numpy()`."""
 
 _CHUNK = 32768
-_LARGEST_LATTICE_POINT = 2.0**52
+_LARGEST_LATTICE_POINT = 2.0**50
+_WHOLE = 1.5 * 2.0**52
+"""A float64 this large plus a number below 2^51 is rounded to a whole one, whose low bits are then
+the sum's low bits: rounding and reduction into the ring in one addition."""
 _TAIL_EXPONENT = 180.0
 _ADDITION_ERROR = 2.0**-54
 
@@ -27,11 +32,11 @@ class LatticeError(ValueError):
     """A vector that cannot be encoded or decoded; nothing may be released."""
 
 
-def encode(x: Floats, step: PrivateStep, source: GaussianSource | None) -> Words:
+def encode(x: Floats | BFloats, step: PrivateStep, source: GaussianSource | None) -> Words:
     """Noise, round and reduce a node's clipped sum: the only form in which it leaves the node.
 
     Args:
-        x: clipped sum over the drawn units, shape [d], in units of the gradient.
+        x: clipped sum over the drawn units, shape [d], in units of the gradient; bf16 as its bits.
         step: gives gamma, s and w.
         source: the noise; None only for a step without noise.
 
@@ -52,17 +57,17 @@ def encode(x: Floats, step: PrivateStep, source: GaussianSource | None) -> Words
         raise LatticeError("A private step needs a noise source, got None. Pass SecureGaussian().")
     words = np.empty(len(x), dtype=_word_type(step))
     for start in range(0, len(x), _CHUNK):
-        part = x[start : start + _CHUNK].astype(np.float64)
+        part = _as_floats(x[start : start + _CHUNK])
         _check_range(part, step)
-        part /= step.lattice_scale
+        point = np.multiply(part, 1 / step.lattice_scale, dtype=np.float64)
         noise = None if source is None or not step.is_private else source.normal(len(part))
-        points = _round_with_noise(part, noise, step.noise_in_lattice_units)
-        words[start : start + _CHUNK] = points.astype(words.dtype)
+        points = _round_with_noise(point, noise, step.noise_in_lattice_units)
+        words[start : start + _CHUNK] = points  # keeps the low bits
     return words
 
 
-def decode(sum_words: Words, step: PrivateStep) -> NDArray[np.float64]:
-    """Read a sum of encodings: the centred representative times gamma, shape [d].
+def decode(sum_words: Words, step: PrivateStep) -> NDArray[np.float32]:
+    """Read a sum of encodings: the centred representative times gamma, fp32 [d].
 
     Raises:
         LatticeError: words of another ring than the step's.
@@ -73,10 +78,12 @@ def decode(sum_words: Words, step: PrivateStep) -> NDArray[np.float64]:
             f"Expected words of {_word_type(step)}, got {sum_words.dtype}. Sum in the plan's ring."
         )
     signed = sum_words.view(np.int16 if step.ring_bits == 16 else np.int32)
-    return signed.astype(np.float64) * step.lattice_scale
+    sum_D = np.empty(len(signed), np.float32)
+    np.multiply(signed, np.float32(step.lattice_scale), out=sum_D, casting="same_kind")
+    return sum_D
 
 
-def noised_sum(x: Floats, step: PrivateStep, source: GaussianSource) -> NDArray[np.float64]:
+def noised_sum(x: Floats, step: PrivateStep, source: GaussianSource) -> NDArray[np.float32]:
     """Add all of a node's own noise to a sum that no other node's is added to.
 
     Args:
@@ -85,7 +92,7 @@ def noised_sum(x: Floats, step: PrivateStep, source: GaussianSource) -> NDArray[
         source: the noise.
 
     Returns:
-        x plus noise of variance sigma^2 + gamma^2/12, in multiples of gamma, shape [d].
+        x plus noise of variance sigma^2 + gamma^2/12, in multiples of gamma, fp32 [d].
 
     Raises:
         LatticeError: noise that others would have to complete, or as `encode`.
@@ -213,21 +220,33 @@ def _precision_slack(pairs: int, s: float) -> float:
     return edge * (linear + relative * rho_squares + _ADDITION_ERROR * pairs)
 
 
+def _as_floats(part: Floats | BFloats) -> Floats:
+    """Widen bf16, the upper half of a float32; all else is as it was."""
+    if part.dtype != np.uint16:
+        return part  # type: ignore[return-value]
+    return (part.astype(np.uint32) << 16).view(np.float32)
+
+
 def _round_with_noise(
     point: NDArray[np.float64], noise: NDArray[np.float64] | None, s: float
 ) -> NDArray[np.int64]:
-    """round(point + s * noise); the integer part stays apart, so that no large sum rounds."""
+    """round(point + s * noise) modulo 2^51; both arguments are overwritten.
+
+    The integer part stays apart until the rest is rounded, so that no large sum rounds.
+    """
     whole = np.rint(point)
-    if noise is None:
-        return whole.astype(np.int64)
-    point -= whole
-    noise *= s
-    point += noise
-    np.rint(point, out=point)
-    return whole.astype(np.int64) + point.astype(np.int64)
+    if noise is not None:
+        point -= whole
+        noise *= s
+        point += noise
+        point += _WHOLE
+        whole += point
+    else:
+        whole += _WHOLE
+    return whole.view(np.int64)
 
 
-def _check_range(part: NDArray[np.float64], step: PrivateStep) -> None:
+def _check_range(part: Floats, step: PrivateStep) -> None:
     largest = float(np.abs(part).max(initial=0.0))
     if not math.isfinite(largest):
         raise LatticeError(
@@ -241,7 +260,7 @@ def _check_range(part: NDArray[np.float64], step: PrivateStep) -> None:
         )
     if largest / step.lattice_scale > _LARGEST_LATTICE_POINT:
         raise LatticeError(
-            "Expected values below 2^52 lattice units, got a larger one. Raise clipping_norm or "
+            "Expected values below 2^50 lattice units, got a larger one. Raise clipping_norm or "
             "noise_multiplier."
         )
 

@@ -4,12 +4,14 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
 from privacy.dp.lattice import (
     LatticeError,
+    _round_with_noise,
     count_wraps,
     decode,
     encode,
@@ -100,7 +102,43 @@ def test_rounding_is_within_half_a_lattice_point(make_step, dtype):
     step = make_step(ring_bits=32)
     x = np.random.default_rng(0).normal(0, 2, 70_001).astype(dtype)
     error = decode(encode(x, step, Silent()), step) - x
-    assert np.abs(error).max() <= step.lattice_scale * 0.500001
+    assert np.abs(error).max() <= step.lattice_scale * 0.50001  # decoding rounds to float32
+
+
+@pytest.mark.parametrize("ring_bits", [16, 32])
+def test_points_near_the_limit_are_reduced_exactly(ring_bits):
+    rng = np.random.default_rng(5)
+    point = np.concatenate([rng.uniform(-(2.0**50), 2.0**50, 500), rng.uniform(-9, 9, 500)])
+    point[:3] = 2.0**50, -(2.0**50), 2.5
+    noise = rng.normal(size=1000)
+    noise[2] = 0.0
+    found = _round_with_noise(point.copy(), noise.copy(), 1024.0)
+    for p, g, word in zip(point.tolist(), noise.tolist(), found, strict=True):
+        exact = round(p) + round(p - round(p) + 1024.0 * g)  # Python's integers do not wrap
+        assert int(word) % 2**ring_bits == exact % 2**ring_bits
+    still = _round_with_noise(point.copy(), None, 1024.0)
+    assert [int(w) % 2**ring_bits for w in still] == [round(p) % 2**ring_bits for p in point]
+
+
+def test_bf16_is_read_from_its_bits(make_step, gaussian):
+    x = torch.randn(70_001, generator=torch.Generator().manual_seed(0)).bfloat16()
+    x[:5] = torch.tensor([0.0, -0.0, 1e-40, -3.0, 256.0])
+    step = make_step()
+    words = encode(x.view(torch.uint16).numpy(), step, gaussian("bf16"))
+    np.testing.assert_array_equal(words, encode(x.float().numpy(), step, gaussian("bf16")))
+    x[3] = math.nan
+    with pytest.raises(LatticeError, match="not finite"):
+        encode(x.view(torch.uint16).numpy(), step, gaussian("bf16"))
+
+
+@pytest.mark.parametrize("ring_bits", [16, 32])
+def test_a_decoded_sum_is_float32_of_the_exact_one(make_step, ring_bits):
+    step = make_step(ring_bits=ring_bits)
+    half = 2 ** (ring_bits - 1)
+    points = np.array([-half, half - 1, 0, 1, -1, half // 3])
+    decoded = decode((points % 2**ring_bits).astype(f"uint{ring_bits}"), step)
+    assert decoded.dtype == np.float32
+    np.testing.assert_allclose(decoded, points * step.lattice_scale, rtol=2.0**-22)
 
 
 def test_words_have_the_rings_width_and_are_native(make_step):
