@@ -44,11 +44,14 @@ class Outbox:
         self._folder = folder
 
     def seal(self, plan_digest: bytes, upload: Upload, words: Words) -> SealedUpload:
-        """Write an upload durably and return it as it was written."""
+        """Write an upload durably and return it as it was written; the words are not copied."""
         body = upload.to_bytes()
-        data = len(body).to_bytes(_LENGTH_BYTES, "big") + body + words.data.cast("B")
-        replace_durably(self._path(plan_digest), data)
-        return _parse(data)
+        head = len(body).to_bytes(_LENGTH_BYTES, "big") + body
+        masked = words.data.cast("B").toreadonly()
+        replace_durably(self._path(plan_digest), head, masked)
+        digest = hashlib.sha256(head)
+        digest.update(masked)
+        return SealedUpload(upload, masked, digest.hexdigest())
 
     def load(self, plan_digest: bytes) -> SealedUpload | None:
         """Return the upload sealed for a plan, or None where there is none or a damaged one."""

@@ -127,7 +127,7 @@ class DurableLines:
         )
 
 
-def write_all(descriptor: int, data: bytes) -> None:
+def write_all(descriptor: int, data: bytes | memoryview) -> None:
     """Write all of `data`: the system may take it in parts."""
     view = memoryview(data)
     while view:
@@ -152,8 +152,12 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def replace_durably(path: Path, data: bytes) -> None:
-    """Replace a small file as a whole: readers and crashes see the old bytes or the new.
+def replace_durably(path: Path, *parts: bytes | memoryview) -> None:
+    """Replace a file as a whole: readers and crashes see the old bytes or the new.
+
+    Args:
+        path: the file; its folder exists.
+        parts: what it holds, one after the other; none is copied.
 
     Raises:
         DiskError: the old bytes are there, or the new.
@@ -163,7 +167,8 @@ def replace_durably(path: Path, data: bytes) -> None:
     with naming(path):
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            write_all(descriptor, data)
+            for data in parts:
+                write_all(descriptor, data)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
