@@ -278,11 +278,11 @@ def _composed(event: DpEvent, interval: float) -> PrivacyLossDistribution:
     """The loss of all of an event's releases, as dp_accounting's PLDAccountant composes them."""
     loss = identity(interval)
     for leaf, count in leaf_events(event):
-        if isinstance(leaf, PoissonSampledDpEvent):
+        if isinstance(leaf, PoissonSampledDpEvent) and leaf.sampling_probability < 1:
             release = _release_loss(noise_of(leaf), float(leaf.sampling_probability), interval)
             loss = loss.compose(release.self_compose(count))
         elif not isinstance(leaf, NoOpDpEvent):
-            # Gaussians add up to one with less noise.
+            # Nothing is sampled: Gaussians add up to one with less noise, exactly.
             loss = loss.compose(_release_loss(noise_of(leaf) / math.sqrt(count), 1.0, interval))
     return loss
 

@@ -105,7 +105,7 @@ def test_the_design_example():
     "event",
     [
         SelfComposedDpEvent(PoissonSampledDpEvent(0.01, GaussianDpEvent(0.8)), 100),
-        PoissonSampledDpEvent(1.0, GaussianDpEvent(2.0)),
+        GaussianDpEvent(2.0),
         ComposedDpEvent(
             [
                 SelfComposedDpEvent(GaussianDpEvent(5.0), 7),
@@ -124,6 +124,16 @@ def test_the_design_example():
 def test_losses_compose_as_the_librarys_accountant_composes_them(event):
     expected = PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE, 1e-4).compose(event)
     assert epsilon(event, 1e-5) == expected.get_epsilon(1e-5)
+
+
+@pytest.mark.parametrize("releases", [1, 40, 1000])
+def test_who_is_surely_drawn_costs_what_is_not_sampled(releases):
+    """At q = 1 Gaussians compose exactly; the library's PLD rounds up once per release."""
+    noise = 3 * math.sqrt(releases)
+    gaussian = SelfComposedDpEvent(GaussianDpEvent(noise), releases)
+    library = PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE, 1e-4)
+    rounded = library.compose(schedule(noise, 1.0, releases)).get_epsilon(1e-5)
+    assert epsilon(schedule(noise, 1.0, releases), 1e-5) == epsilon(gaussian, 1e-5) <= rounded
 
 
 def test_no_noise_costs_infinity_and_no_release_nothing():
