@@ -75,7 +75,7 @@ class ArmWorker:
 
     def __init__(self, setup: WorkerSetup) -> None:
         self._setup = setup
-        corpus = open_corpus(setup.data_dir, setup.run.data, setup.run.federation)
+        corpus = open_corpus(setup.data_dir, setup.run)
         self._setting = Setting(setup.run, corpus, setup.base, setup.recipe, setup.step)
         self._evaluator = Evaluator(setup.base, setup.recipe, corpus)
 

@@ -13,7 +13,7 @@ Shapes: D coordinates of the trainable vector.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,7 +25,6 @@ from arion.federation import FEDERATION, build_homes
 from arion.mechanism import budget_of
 from arion.run_federation import final_vector, run_federation
 from arion.run_file import RunFile
-from client.data import Record
 from client.training import LocalTrainer, UnitRows, unit_rows
 from coordinator.outcome import Observer
 from models.folders import open_model
@@ -37,6 +36,7 @@ from privacy.dp.lattice import release_variance
 from privacy.dp.noise import SeededGaussian
 from privacy.dp.plan import PrivateStep
 from privacy.dp.sampling import PoissonSampler, SeededUniform
+from privacy.units import INSTITUTION
 
 POOLED = "all"
 
@@ -96,15 +96,12 @@ def train(
     """
     if job.arm.startswith("federated"):
         return {POOLED: _train_federated(job, setting, home, observer)}
-    records = {name: split.train for name, split in setting.corpus.splits.items()}
+    units = units_of(setting)
     if job.arm.startswith("central"):
-        pooled = [
-            replace(record, unit=f"{name}/{record.unit}")  # units of two nodes are two units
-            for name, found in records.items()
-            for record in found
-        ]
+        # Units of two nodes are two units, whatever their keys.
+        pooled = UnitRows(tuple(rows for own in units.values() for rows in own.rows))
         return {POOLED: _train_alone(job, setting, pooled, POOLED)}
-    return {name: _train_alone(job, setting, list(r), name) for name, r in records.items()}
+    return {name: _train_alone(job, setting, own, name) for name, own in units.items()}
 
 
 def arm_losses(evaluator: Evaluator, vectors: Vectors, part: str, limit: int) -> Losses:
@@ -125,11 +122,22 @@ def arm_losses(evaluator: Evaluator, vectors: Vectors, part: str, limit: int) ->
     return with_means(found, unseen)
 
 
-def _train_alone(job: Job, setting: Setting, records: list[Record], label: str) -> Tensor:
-    """SGD by whoever holds all of these records; with noise, plain central DP-SGD."""
-    model, tokenizer = open_model(setting.base)
+def units_of(setting: Setting) -> dict[str, UnitRows]:
+    """The training units of each institution: one, where it is the unit itself."""
+    _, tokenizer = open_model(setting.base)
+    units = {
+        name: unit_rows(split.train, tokenizer, setting.recipe)
+        for name, split in setting.corpus.splits.items()
+    }
+    if setting.step.unit == INSTITUTION:
+        return {name: own.as_one() for name, own in units.items()}
+    return units
+
+
+def _train_alone(job: Job, setting: Setting, units: UnitRows, label: str) -> Tensor:
+    """SGD by whoever holds all of these units; with noise, plain central DP-SGD."""
+    model, _ = open_model(setting.base)
     prepare(model, setting.recipe)
-    units = unit_rows(records, tokenizer, setting.recipe)
     trainer = LocalTrainer(model, units, setting.recipe, pad_draws=False)
     step = _step_alone(job, setting.step, units)
     optimiser = setting.run.training.optimiser(job.learning_rate)

@@ -25,7 +25,7 @@ from arion.budget_cli import members_of
 from arion.corpus import Corpus, open_corpus
 from arion.institutions import own_config
 from arion.mechanism import choose_recipe
-from arion.planner import plan_run
+from arion.planner import plan_run, unit_of
 from arion.progress import Progress
 from arion.run_file import RunFile, load_run_file
 from arion.simulate import RUN_FILE
@@ -98,17 +98,18 @@ def _audit_run_file(path: Path, auditor: Auditor) -> Audit:
             "Expected the units that each member of the run trains on, got no --units-per-node. "
             "Give it: the claim depends on it."
         )
+    unit = unit_of(run)
     outlook = plan_run(
         run,
         nodes=members_of(run, wanted.nodes),
         units_per_node=wanted.units_per_node,
-        unit="record",
+        unit=unit,
         target=_TARGET,
     )
     claim = Claim(outlook.epsilon[-1][1], outlook.delta, f"the schedule of {path.name}")
     training = None
     if wanted.text_canaries:
-        recipe = choose_recipe(run, "record", Path(run.model.base))
+        recipe = choose_recipe(run, unit, Path(run.model.base))
         optimiser = run.training.optimiser(run.training.learning_rate)
         training = AuditedTraining(_first_model(run, recipe), outlook.step, recipe, optimiser)
     return Audit(path.name, wanted, claim, auditor.canaries(outlook.step, training, claim))
@@ -137,7 +138,7 @@ def _audit_run(folder: Path, auditor: Auditor) -> Audit:
         )
     settings = load_settings(folder / "coordinator")
     claim, noise = _charged(folder, run)
-    corpus = open_corpus(run.data.path or folder / "data" / "private", run.data, run.federation)
+    corpus = open_corpus(run.data.path or folder / "data" / "private", run)
     model, tokenizer = open_model(folder / "model")
     planted = folder / "data" / "secrets.json"
     listing = wanted.secrets or (planted if planted.is_file() else None)

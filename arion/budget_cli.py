@@ -8,17 +8,24 @@ from typing import Annotated, Any
 import typer
 
 from arion.errors import user_errors
-from arion.planner import Outlook, Verdict, consider, plan_run
+from arion.planner import Outlook, Verdict, consider, plan_run, unit_of
 from arion.run_file import RunFile, RunFileError, load_run_file
 from privacy.consent import load_consent
 from privacy.dp.accountant import AccountantError, calibrate_noise_multiplier, epsilon_after
 from privacy.dp.plan import PrivateStep
 from privacy.figures import at_most
+from privacy.units import INSTITUTION, RECORD
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Delta = Annotated[float, typer.Option(help="Delta of the whole schedule.")]
 Rounds = Annotated[int, typer.Option(help="Releases of the schedule, T.", min=1)]
-Sampling = Annotated[float, typer.Option(help="Chance q that a unit is drawn into a round.")]
+Sampling = Annotated[
+    float, typer.Option(help="Chance q that a unit is drawn into a round; 1: an institution.")
+]
+Unit = Annotated[
+    str | None,
+    typer.Option(help="record, a field's name, or institution.", show_default="record"),
+]
 UnitsPerNode = Annotated[int, typer.Option(help="Privacy units that each member trains on.", min=1)]
 Members = Annotated[int | None, typer.Option(help="Members; default: federation.nodes.")]
 Length = Annotated[
@@ -31,6 +38,7 @@ def calibrate_command(  # noqa: PLR0917  (its options are its interface)
     delta: Delta,
     rounds: Rounds,
     sampling: Sampling,
+    unit: Unit = None,
     vector_length: Length = 0,
     as_json: Json = False,
 ) -> None:
@@ -39,6 +47,7 @@ def calibrate_command(  # noqa: PLR0917  (its options are its interface)
     Example: arion privacy calibrate --epsilon 8 --delta 1e-6 --rounds 300 --sampling 0.01
     """
     with user_errors():
+        _check_sampling(unit, sampling)
         noise = calibrate_noise_multiplier(
             epsilon, delta, sampling, rounds, vector_length=vector_length
         )
@@ -50,6 +59,7 @@ def epsilon_command(  # noqa: PLR0917  (its options are its interface)
     delta: Delta,
     rounds: Rounds,
     sampling: Sampling,
+    unit: Unit = None,
     vector_length: Length = 0,
     as_json: Json = False,
 ) -> None:
@@ -63,6 +73,7 @@ def epsilon_command(  # noqa: PLR0917  (its options are its interface)
                 f"Expected a noise multiplier > 0, got {noise_multiplier}. Without noise there is "
                 "no epsilon."
             )
+        _check_sampling(unit, sampling)
         step = PrivateStep(
             clipping_norm=1.0,
             noise_multiplier=noise_multiplier,
@@ -70,7 +81,7 @@ def epsilon_command(  # noqa: PLR0917  (its options are its interface)
             expected_batch=1.0,
             honest_survivors=1,
             releases=rounds,
-            unit="record",
+            unit=unit or RECORD,
         )
         spent = epsilon_after(step, rounds, delta, vector_length=vector_length, contributors=1)
     _tell(
@@ -84,7 +95,7 @@ def plan_command(  # noqa: PLR0917  (its options are its interface)
     run_file: Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run.")],
     units_per_node: UnitsPerNode,
     nodes: Members = None,
-    unit: Annotated[str, typer.Option(help="The privacy unit.")] = "record",
+    unit: Unit = None,
     consent: Annotated[
         list[Path] | None, typer.Option(help="A consent.toml to hold the run against; repeatable.")
     ] = None,
@@ -105,7 +116,7 @@ def plan_command(  # noqa: PLR0917  (its options are its interface)
             run,
             nodes=members_of(run, nodes),
             units_per_node=units_per_node,
-            unit=unit,
+            unit=unit_of(run, unit),
             target=target,
         )
         verdicts = {str(path): consider(outlook, load_consent(path)) for path in consent or ()}
@@ -115,6 +126,14 @@ def plan_command(  # noqa: PLR0917  (its options are its interface)
     else:
         _print_outlook(outlook, verdicts)
     raise typer.Exit(1 if any(verdict.refused for verdict in verdicts.values()) else 0)
+
+
+def _check_sampling(unit: str | None, sampling: float) -> None:
+    if unit == INSTITUTION and sampling != 1:
+        raise AccountantError(
+            f"Expected --sampling 1 for the unit institution, got {sampling}. A member takes part "
+            "in every round: nothing is drawn that could make epsilon smaller."
+        )
 
 
 def members_of(run: RunFile, nodes: int | None) -> int:

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from arion.federation import Share, common_unit, share_out
 from arion.institutions import Institution, find_institutions
-from arion.run_file import DataSection, FederationSection, RunFileError
+from arion.run_file import DataSection, RunFile, RunFileError
 from client.data import Record, Split, load_config, read_shard, split_records
 from client.training_records import own_part
 from models.tokenizer import Row, Tokenizer
+from privacy.units import INSTITUTION
 
 MINIMUM_NODES = 3
 
@@ -27,17 +28,14 @@ class Corpus:
         shares: one per node.
         unseen: institutions that take no part.
         section: splits and caps.
+        unit: name of the run's privacy unit.
 
     """
 
     shares: tuple[Share, ...]
     unseen: tuple[Institution, ...]
     section: DataSection
-
-    @property
-    def unit(self) -> str:
-        """Name of the run's privacy unit."""
-        return common_unit([share.institution.config for share in self.shares])
+    unit: str
 
     @cached_property
     def splits(self) -> Mapping[str, Split]:
@@ -80,13 +78,15 @@ class Corpus:
         return split
 
 
-def open_corpus(data_dir: Path, section: DataSection, federation: FederationSection) -> Corpus:
+def open_corpus(data_dir: Path, run: RunFile) -> Corpus:
     """Find the institutions, set the unseen ones apart, and share the others out to nodes.
 
     Raises:
-        DataError: unreadable data. RunFileError: an unknown unseen institution, or too few nodes.
+        DataError: unreadable data. RunFileError: an unknown unseen institution, too few nodes, or
+            an institution in parts that is to be protected as a whole.
 
     """
+    section = run.data
     config = load_config(section.config) if section.config else None
     institutions = find_institutions(data_dir, config)
     names = {institution.name: institution for institution in institutions}
@@ -97,14 +97,20 @@ def open_corpus(data_dir: Path, section: DataSection, federation: FederationSect
             "Correct --unseen."
         )
     seen = [i for i in institutions if i.name not in wanted]
-    shares = share_out(seen, federation.nodes)
+    shares = share_out(seen, run.federation.nodes)
     if not len(shares) >= MINIMUM_NODES:
         raise RunFileError(
             f"Expected at least {MINIMUM_NODES} nodes, got {len(shares)}: with fewer, one member's "
             "update could be told from the sum. Add institutions, or deal their units out to more "
             "nodes with --nodes."
         )
-    return Corpus(shares, tuple(names[name] for name in sorted(wanted)), section)
+    if run.privacy.unit == INSTITUTION and len(shares) > len(seen):
+        raise RunFileError(
+            f"Expected a node for each institution under unit = {INSTITUTION!r}, got {len(shares)} "
+            f"nodes for {len(seen)}. Lower --nodes: a part of an institution is not the whole."
+        )
+    unit = run.privacy.unit or common_unit([share.institution.config for share in shares])
+    return Corpus(shares, tuple(names[name] for name in sorted(wanted)), section, unit)
 
 
 def first_rows(

@@ -22,6 +22,7 @@ from privacy.dp.plan import PrivateStep
 from privacy.identity import IdentityKey
 from privacy.ledger.files import make_directory, replace_durably
 from privacy.ledger.pins import PINS_FILE, Pin, pins_bytes
+from privacy.units import RECORD
 
 FEDERATION = "simulated"
 _LIFE_DAYS = 3650
@@ -204,7 +205,7 @@ def common_unit(configs: Sequence[DataConfig]) -> str:
     """
     fields = {config.unit_field for config in configs}
     if fields == {None}:
-        return "record"
+        return RECORD
     if None in fields:
         raise DataError(
             "Expected a unit_field in every institution's data.toml or in none, got both: one run "

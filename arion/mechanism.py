@@ -11,6 +11,7 @@ from models.recipe import Recipe
 from privacy.dp.accountant import calibrate_noise_multiplier
 from privacy.dp.plan import PrivateStep
 from privacy.rounds import quorum_for
+from privacy.units import INSTITUTION, RECORD
 
 _SEQUENCES_PER_UNIT = 4
 _LIKELY = 3.0  # standard deviations of drop-outs that the defaults allow for
@@ -63,7 +64,7 @@ def choose_recipe(run: RunFile, unit: str, base: Path) -> Recipe:
 
     """
     training = run.training
-    cap = training.sequences_per_unit or (1 if unit == "record" else _SEQUENCES_PER_UNIT)
+    cap = training.sequences_per_unit or (1 if unit == RECORD else _SEQUENCES_PER_UNIT)
     return Recipe(
         kind=training.kind or ("lora" if base.is_dir() and not is_ours(base) else "full"),
         lora_rank=training.lora_rank,
@@ -93,12 +94,15 @@ def choose_step(
     Args:
         run: budget, batch, rounds.
         unit: name of the privacy unit.
-        units: training units over all nodes; gives the sampling probability.
+        units: training units over all nodes; gives the sampling probability. Where the unit is an
+            institution, the cohort does: each member is one, and takes part in every round.
         cohort: who must be in a sum.
         vector_length: coordinates of a release.
 
     """
     probability = min(1.0, run.training.expected_batch / units)
+    if unit == INSTITUTION:
+        units, probability = cohort.nodes, 1.0
     releases = run.training.rounds + spare_releases(run, cohort)
     noise_multiplier = 0.0
     if run.privacy.enabled:

@@ -26,6 +26,7 @@ from privacy.dp.plan import PrivateStep
 from privacy.figures import at_most
 from privacy.ledger.entries import FilterBasis
 from privacy.ledger.filter import CLAUSES, FilterState, cost_of
+from privacy.units import INSTITUTION, RECORD
 
 _MOST_ROUNDS = 100_000
 _PARTS = 4
@@ -67,7 +68,7 @@ def plan_run(run: RunFile, *, nodes: int, units_per_node: int, unit: str, target
     Args:
         run: the run file; its budget, batch, rounds, model and recipe decide.
         nodes: members of the federation.
-        units_per_node: privacy units that a member trains on.
+        units_per_node: privacy units that a member trains on; 1 where it is the unit itself.
         unit: name of the privacy unit.
         target: noise_to_signal to ask members_needed for, > 0.
 
@@ -80,6 +81,11 @@ def plan_run(run: RunFile, *, nodes: int, units_per_node: int, unit: str, target
         raise RunFileError(
             "Expected a run with noise, got privacy.enabled = false: no epsilon holds for it. "
             "Set privacy.enabled = true."
+        )
+    if unit == INSTITUTION and units_per_node != 1:
+        raise RunFileError(
+            f"Expected --units-per-node 1 where the unit is the institution, got {units_per_node}. "
+            "Give 1: each member is one unit."
         )
     cohort = choose_cohort(run.federation, nodes)
     length = vector_length(run, unit)
@@ -101,6 +107,24 @@ def plan_run(run: RunFile, *, nodes: int, units_per_node: int, unit: str, target
         target=target,
         members_needed=members_needed(ratio, cohort, target),
     )
+
+
+def unit_of(run: RunFile, asked: str | None = None) -> str:
+    """Return the privacy unit of a run whose data is not at hand.
+
+    Args:
+        run: the run file, whose word counts if it names a unit.
+        asked: what was asked for; None takes the run file's, else each record.
+
+    Raises:
+        RunFileError: another unit than the run file's was asked for.
+
+    """
+    if run.privacy.unit is not None and asked not in {None, run.privacy.unit}:
+        raise RunFileError(
+            f"Expected the run file's unit {run.privacy.unit!r}, got {asked!r}. Leave --unit out."
+        )
+    return run.privacy.unit or asked or RECORD
 
 
 def vector_length(run: RunFile, unit: str) -> int:

@@ -102,6 +102,8 @@ class PrivacySection(_Section):
     Attributes:
         enabled: False runs without noise and without clipping: no privacy.
         epsilon, delta: for the whole schedule, per privacy unit and node.
+        unit: "institution" clips each member's contribution as a whole, and draws nothing; None
+            takes the data's own unit, a field or each record.
         clipping_norm: C.
         clipping: how a unit's gradient is brought within C, see `privacy.dp.coefficients`.
         spare_releases: releases of the schedule kept for new attempts; None takes 0 without
@@ -112,6 +114,7 @@ class PrivacySection(_Section):
     enabled: bool = True
     epsilon: float = Field(default=8.0, gt=0)
     delta: float = Field(default=1e-5, gt=0, lt=1e-3)
+    unit: Literal["institution"] | None = None
     clipping_norm: float = Field(default=1.0, ge=SMALLEST_CLIPPING_NORM)
     clipping: Clipping = "fixed"
     spare_releases: int | None = Field(default=None, ge=0)

@@ -30,6 +30,7 @@ from models.recipe import Recipe, prepare
 from models.vector import read_vector
 from privacy.dp.plan import PrivateStep
 from privacy.ledger.files import make_directory, replace_durably
+from privacy.units import INSTITUTION
 
 REPORT_FILE = "report.json"
 RUN_FILE = "run.json"
@@ -67,10 +68,9 @@ class Simulation:
     def corpus(self) -> Corpus:
         """Open the institutions' text, writing the invented one if none was given."""
         started = time.monotonic()
-        data = self.run_file.data
-        if data.path is None:
+        if self.run_file.data.path is None:
             write_synthetic(self.out / "data")
-        corpus = open_corpus(self.data_dir, data, self.run_file.federation)
+        corpus = open_corpus(self.data_dir, self.run_file)
         for line in what_was_found(corpus):
             self._progress.note(line)
         self.journal.spend("data", time.monotonic() - started)
@@ -202,4 +202,7 @@ def what_was_found(corpus: Corpus) -> list[str]:
     """One line per institution: how its fields were understood. Whose data it is, people say."""
     shares = [(share.name, share.institution.config) for share in corpus.shares]
     unseen = [(f"{i.name} (only evaluated on)", i.config) for i in corpus.unseen]
-    return [f"{name}: {describe(config)}" for name, config in shares + unseen]
+    lines = [f"{name}: {describe(config)}" for name, config in shares + unseen]
+    if corpus.unit == INSTITUTION:
+        lines.append("privacy unit of this run: each institution as a whole, not the one above")
+    return lines

@@ -24,6 +24,7 @@ from privacy.identity import fingerprint
 from privacy.ledger.entries import EPSILON_UNITS
 from privacy.ledger.pins import PINS_FILE, load_pins
 from privacy.ledger.verify import verify_tree
+from privacy.units import INSTITUTION, RECORD
 
 FEDERATED = {True: "federated_dp", False: "federated"}
 """The arm that a simulation runs, by whether there is noise."""
@@ -133,13 +134,14 @@ def describe_mechanism(settings: RunSettings) -> dict[str, Any]:
 
 def describe_institutions(corpus: Corpus) -> list[dict[str, Any]]:
     """Who there is, and how much of it."""
+    whole = corpus.unit == INSTITUTION
     seen = [
         {
             "name": share.name,
             "label": share.institution.label,
             "records": len(split.train) + len(split.validation) + len(split.heldout),
-            "units": len({record.unit for record in split.train}),
-            "unit": share.institution.config.unit_field or "record",
+            "units": 1 if whole else len({record.unit for record in split.train}),
+            "unit": INSTITUTION if whole else share.institution.config.unit_field or RECORD,
             "heldout_records": len(split.heldout),
             "unseen": False,
         }
@@ -152,7 +154,7 @@ def describe_institutions(corpus: Corpus) -> list[dict[str, Any]]:
             "label": institution.label,
             "records": len(records),
             "units": 0,
-            "unit": institution.config.unit_field or "record",
+            "unit": INSTITUTION if whole else institution.config.unit_field or RECORD,
             "heldout_records": len(records),
             "unseen": True,
         }

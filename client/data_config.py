@@ -5,9 +5,17 @@ import tomllib
 from pathlib import Path
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from client.shards import DataError, Row, iter_rows
+from privacy.units import INSTITUTION, RECORD
 
 # In order of preference; a layout matches when the first record has all of its fields.
 _LAYOUTS: tuple[tuple[tuple[str, ...], str], ...] = (
@@ -43,6 +51,7 @@ class DataConfig(BaseModel):
             they are joined by blank lines. A line whose fields are all empty is left out.
         unit_field: field that says whose data a record is (its privacy unit: all records with one
             value are protected together); None makes each record a unit of its own.
+            "record" and "institution" name other units (`privacy.units`) and no field.
         group_field: field whose values stay on one side of a held-out split; where it is empty,
             the unit or the text itself does. It plays no part in privacy.
 
@@ -54,6 +63,16 @@ class DataConfig(BaseModel):
     template: str = ""
     unit_field: str | None = Field(default=None, min_length=1)
     group_field: str | None = Field(default=None, min_length=1)
+
+    @field_validator("unit_field")
+    @classmethod
+    def _is_no_unit_of_ours(cls, value: str | None) -> str | None:
+        if value in {RECORD, INSTITUTION}:
+            raise ValueError(
+                f"Expected a field whose name is not itself a kind of unit, got {value!r}. Rename "
+                "the field"
+            )
+        return value
 
     @model_validator(mode="after")
     def _template_uses_the_fields(self) -> Self:

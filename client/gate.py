@@ -24,7 +24,7 @@ from client.entropy import Entropy
 from client.module_outbox import ModuleOutbox, SealedModule, facts_of
 from client.outbox import Outbox, SealedUpload
 from client.release import Trainer, release_words
-from privacy.budget_clauses import check_consent_stands, check_expiry
+from privacy.budget_clauses import check_consent_stands, check_expiry, require
 from privacy.consent import Consent
 from privacy.dp.accountant import epsilon_microunits
 from privacy.experts_job import ExpertsJob, verify_job
@@ -32,6 +32,7 @@ from privacy.identity import Signed
 from privacy.ledger.entries import ExpertsDebited
 from privacy.rounds import PlanCode, PlanRefused, RoundPlan, verify_plan
 from privacy.secagg.node import SecAggNode
+from privacy.units import INSTITUTION
 
 
 class ExpertsTrainer(Protocol):
@@ -94,6 +95,7 @@ class Gate:
             self._forget_unfinished(plan_digest, member)
             plan = self._verified(signed, member)
             trainer = open_trainer(plan)
+            _check_whole(plan, trainer)
             self._check_seed(plan.seeded)
             self.books.reserve(plan)
         except PlanRefused as refusal:
@@ -222,6 +224,16 @@ class Gate:
         if member.store.is_claimed(plan_digest):
             self.outbox.delete(plan_digest)
             member.store.withdraw_claim(plan_digest)
+
+
+def _check_whole(plan: RoundPlan, trainer: Trainer) -> None:
+    """Refuse to add up parts that were clipped apart under a plan for the whole institution."""
+    require(
+        plan.step.unit != INSTITUTION or trainer.unit_count == 1,
+        PlanCode.WRONG_UNIT,
+        "unit",
+        f"the whole institution as one unit, got {trainer.unit_count} units",
+    )
 
 
 def _digest_of(signed: Signed) -> bytes:

@@ -35,6 +35,7 @@ from privacy.secagg.header import RefusalCode, SecAggRefused
 from privacy.secagg.keys import accept_roster
 from privacy.secagg.node import SecAggNode
 from privacy.secagg.store import SqliteRoundStore
+from privacy.units import INSTITUTION, RECORD
 from protos.messages import SurvivorSignature, SurvivorsRequest, UnmaskReply, UnmaskRequest
 from protos.round_messages import HeadCountersigned, HeadOffer, UploadRequest
 
@@ -245,6 +246,8 @@ class Node:
                 )
             place(model, self.config)
             units = unit_rows(training_records(self.config), tokenizer, recipe)
+            if self.consent.unit == INSTITUTION:
+                units = units.as_one()
             trainer = LocalTrainer(
                 model,
                 units,
@@ -285,11 +288,21 @@ class Node:
     def _check_unit(self) -> None:
         """One record's removal must be one unit's removal, and nothing else."""
         field = self.config.fields.unit_field
-        if (self.consent.unit == "record") != (field is None):
+        if self.consent.unit == INSTITUTION:
+            self._check_whole()
+        elif (self.consent.unit == RECORD) != (field is None):
             raise NodeError(
                 f"Expected data whose unit_field fits the consent's unit {self.consent.unit!r}, "
                 f"got unit_field {field!r} in node.toml. Set the field that names the "
                 "unit, or none for records."
+            )
+
+    def _check_whole(self) -> None:
+        """What the consent calls the institution must be all of it."""
+        if self.config.parts > 1:
+            raise NodeError(
+                f"Expected the whole institution at one node under unit = {INSTITUTION!r}, got "
+                f"part {self.config.part} of {self.config.parts} in node.toml. Set parts = 1."
             )
 
     def _check_identity(self) -> None:

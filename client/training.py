@@ -7,6 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -35,6 +36,10 @@ class UnitRows:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def as_one(self) -> "UnitRows":
+        """Return all sequences as those of one unit: the institution, clipped as a whole."""
+        return UnitRows((tuple(chain.from_iterable(self.rows)),))
 
 
 def unit_rows(records: Iterable[Record], tokenizer: Tokenizer, recipe: Recipe) -> UnitRows:
@@ -81,7 +86,9 @@ class LocalTrainer:
     ) -> None:
         self.model, self.units, self.recipe = model, units, recipe
         self._chunk_sequences, self._two_passes = chunk_sequences, two_passes
-        self._chunk_units = max(1, chunk_sequences // recipe.sequences_per_unit)
+        # An institution that is one unit has more sequences than the cap of each of its records.
+        longest = max(recipe.sequences_per_unit, *map(len, units.rows))
+        self._chunk_units = max(1, chunk_sequences // longest)
         self._pad_draws = pad_draws
         self._device = next(model.parameters()).device
 
@@ -107,16 +114,17 @@ class LocalTrainer:
         sum_D = torch.zeros(vector_length(self.model), device=self._device)
         sums = views_by_name(self.model, sum_D)
         for chunk in self._chunks(drawn, step):
-            if step.is_private:
-                self._add_clipped(chunk, step, sums)
-            else:
-                _add_gradients(self.model, chunk, sums)
+            self._add(chunk, step, sums)
         return sum_D.cpu().numpy()
 
-    def _add_clipped(self, chunk: Chunk, step: PrivateStep, sums: Mapping[str, Tensor]) -> None:
+    def _add(self, chunk: Chunk, step: PrivateStep, sums: Mapping[str, Tensor]) -> None:
         clip, rule = step.clipping_norm, step.clipping
+        if not step.is_private:
+            clip, rule = math.inf, "fixed"
         if len(chunk.token_BT) > self._chunk_sequences and chunk.layout.units == 1:
             add_clipped_unit(self.model, chunk, clip, sums, self._chunk_sequences, clipping=rule)
+        elif not step.is_private:
+            _add_gradients(self.model, chunk, sums)
         elif self._two_passes:
             add_clipped_twice(self.model, chunk, clip, sums, clipping=rule)
         else:
@@ -141,7 +149,8 @@ class LocalTrainer:
         unit_B: list[int] = []
         for place, (index, real) in enumerate(zip(indices, present, strict=True)):
             own = self.units.rows[index] if real else (_ABSENT,)
-            missing = self.recipe.sequences_per_unit - len(own) if self._pad_draws else 0
+            short = self.recipe.sequences_per_unit - len(own)
+            missing = max(0, short) if self._pad_draws else 0
             rows.extend((*own, *[_ABSENT] * missing))
             unit_B.extend([place] * (len(own) + missing))
         layout = UnitLayout(torch.tensor(unit_B, device=self._device), len(indices))

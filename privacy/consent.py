@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from privacy.canonical import canonical_bytes, sha256_hex
+from privacy.units import INSTITUTION
 
 LARGEST_FEDERATION = 50
 LARGEST_DELTA = 1e-3
@@ -70,7 +71,8 @@ class Consent(BaseModel):
         members: pinned identity keys of all members by name, hex; compared out of band.
         purposes: what the trained model is for.
         data_set: name of the data that may be used.
-        unit: whose data epsilon protects: "record", or the field that names it, e.g. "patient".
+        unit: whose data epsilon protects: "record", the field that names it, e.g. "patient", or
+            "institution": all that this member holds, as one.
         accountant: "schedule" charges a run's whole schedule (PLD) before its first release;
             "filter" charges each release when it is made (RDP).
         epsilon: budget for the life of the unit-key space, all runs together.
@@ -114,6 +116,7 @@ class Consent(BaseModel):
     def _clauses_agree(self) -> Self:
         self._check_numbers()
         self._check_filter()
+        self._check_unit()
         self._check_keys()
         return self
 
@@ -173,6 +176,16 @@ class Consent(BaseModel):
                     "noised rounds only, got true. Set it to false, or choose "
                     'accountant = "schedule".',
                 )
+
+    def _check_unit(self) -> None:
+        """Refuse what does not clip the institution as a whole."""
+        if self.unit == INSTITUTION and self.owned_experts_may_leave:
+            raise ConsentError(
+                "owned_experts_may_leave",
+                f"Expected owned_experts_may_leave = false under unit = {INSTITUTION!r}, got true: "
+                "a module's training clips each record or each field's value alone. Set it to "
+                "false, or choose such a unit.",
+            )
 
     def _check_keys(self) -> None:
         names: dict[str, str] = {}

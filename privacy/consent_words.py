@@ -2,6 +2,7 @@
 
 from privacy.consent import Consent
 from privacy.identity import fingerprint
+from privacy.units import INSTITUTION, RECORD
 
 
 def explain(consent: Consent) -> list[str]:
@@ -36,9 +37,8 @@ def _explain_parties(consent: Consent) -> list[str]:
 
 
 def _explain_budget(consent: Consent) -> list[str]:
-    whose = "record" if consent.unit == "record" else f"value of the field {consent.unit!r}"
     return [
-        f"The protection is counted for each {whose}: all of its data here together.",
+        _explain_unit(consent.unit),
         f"Over the life of this data, all runs together may spend epsilon {consent.epsilon:g} at "
         f"delta {consent.delta:g}; the smaller both are, the less anyone can learn about one "
         f"{consent.unit}.",
@@ -48,6 +48,17 @@ def _explain_budget(consent: Consent) -> list[str]:
         "If every other member conspires, one run may cost epsilon "
         f"{consent.epsilon_if_all_others_collude:g} instead.",
     ]
+
+
+def _explain_unit(unit: str) -> str:
+    if unit == INSTITUTION:
+        return (
+            "The protection is counted for this institution as a whole: all that it contributes to "
+            "a round is limited together. That it takes part is known to all members; the figures "
+            "compare its contributions with none at all."
+        )
+    whose = "record" if unit == RECORD else f"value of the field {unit!r}"
+    return f"The protection is counted for each {whose}: all of its data here together."
 
 
 def _explain_accountant(consent: Consent) -> list[str]:

@@ -14,6 +14,7 @@ from privacy.dp.plan import SMALLEST_LATTICE_NOISE
 from privacy.identity import SignatureError, Signed, verify_signed
 from privacy.round_plan import PlanCode, PlanRefused, RoundPlan, quorum_for, sign_plan
 from privacy.secagg.keys import Roster
+from privacy.units import INSTITUTION
 
 __all__ = [
     "PlanCode",
@@ -99,11 +100,12 @@ def verify_plan(
     within the schedule. 7. The cohort is the whole pinned roster, we are in it, 3 <= n <= 50.
     8. n_min is at least the consent's, at most n, and more than c. 9. c is at least the consent's,
     which is at least 1. 10. 2q > n + c and q <= n. 11. h = n_min - c. 12. The unit is the
-    consent's. 13. There is noise, or a clause for none. 14. The event is the one we compute.
-    15. s >= 3. 16. The vector's length is the tensors' sum. 17. Every tensor may be trained, once.
-    18. Seeded noise only in a simulation with a clause for it. 19. The schedule's epsilon is
-    within its clauses and within what is left of the life's budget; under a filter, which decides
-    on single releases, the node's books ask it instead. 20. The consent has not expired.
+    consent's, and a whole institution is not sampled. 13. There is noise, or a clause for none.
+    14. The event is the one we compute. 15. s >= 3. 16. The vector's length is the tensors' sum.
+    17. Every tensor may be trained, once. 18. Seeded noise only in a simulation with a clause for
+    it. 19. The schedule's epsilon is within its clauses and within what is left of the life's
+    budget; under a filter, which decides on single releases, the node's books ask it instead.
+    20. The consent has not expired.
 
     Args:
         signed: what arrived.
@@ -217,6 +219,13 @@ def _check_mechanism(plan: RoundPlan, consent: Consent) -> None:
         PlanCode.WRONG_UNIT,
         "unit",
         f"unit {consent.unit!r}, got {plan.step.unit!r}",
+    )
+    require(
+        plan.step.unit != INSTITUTION or plan.step.sampling_probability == 1,
+        PlanCode.WRONG_UNIT,
+        "unit",
+        "sampling_probability = 1 where the unit is a whole institution, which takes part in every "
+        f"round, got {plan.step.sampling_probability}",
     )
     require(
         plan.step.noise_multiplier > 0 or consent.allow_unprotected_release,

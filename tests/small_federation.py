@@ -50,6 +50,7 @@ from privacy.ledger.verify import LedgerReport, verify_tree
 from privacy.rounds import RoundPlan, sign_plan
 from privacy.secagg.coordinator import OpenedSum, StreamingSum
 from privacy.secagg.keys import accept_roster
+from privacy.units import INSTITUTION
 from protos.round_messages import UploadRequest
 
 FEDERATION = "simulated"
@@ -172,6 +173,8 @@ class SmallFederation:
             model, tokenizer = load_model(self.settings.base_model)
             prepare(model, RECIPE)
             units = unit_rows(training_records(config), tokenizer, RECIPE)
+            if self.settings.step.unit == INSTITUTION:
+                units = units.as_one()
             self._trainers[name] = LocalTrainer(model, units, RECIPE, pad_draws=False)
         return self._trainers[name]
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from privacy.dp.accountant import calibrate_noise_multiplier, epsilon
 from privacy.dp.plan import PlanError, PrivateStep, event_json
+from privacy.units import INSTITUTION
 
 LOCAL_RING_BITS: Literal[32] = 32
 """No ring is shared with others, so the wide one is taken: its words hold 2^29 sigma at s = 4."""
@@ -54,6 +55,11 @@ class LocalPlan(BaseModel):
                     f"{part.noise_multiplier!r} and {part.honest_survivors}. A module that leaves "
                     "alone carries all of its noise itself."
                 )
+        if INSTITUTION in {self.embedding.unit, self.step.unit}:
+            raise PlanError(
+                f"Expected a unit within the institution, got {INSTITUTION!r}: a module's owner "
+                "clips each unit alone. Set the unit to a field of the data, or to record."
+            )
         if (self.embedding.sampling_probability, self.embedding.releases) != (1.0, 1):
             raise PlanError(
                 "Expected one release of the embedding over all units, got sampling_probability "

@@ -27,6 +27,8 @@ from pydantic import (
     model_validator,
 )
 
+from privacy.units import INSTITUTION
+
 CLIPPING_SLACK = 1.001
 """Float sums of clipped gradients exceed C by up to 3.7e-5 relative; noise is scaled for 1e-3."""
 
@@ -68,7 +70,8 @@ class PrivateStep(BaseModel):
         expected_batch: B > 0, the divisor of the sum; a run constant, never the drawn size.
         honest_survivors: h = n_min - c >= 1, members whose noise is surely in the sum.
         releases: T >= 1, rounds of the schedule, charged as a whole at its start.
-        unit: "record", or the name of the field that identifies the privacy unit.
+        unit: "record", the name of the field that identifies the privacy unit, or "institution":
+            the whole member, of which nothing is sampled (q = 1 in the event, whatever q says).
         noise_in_lattice_units: s >= 3, one node's noise divided by the lattice scale.
         ring_bits: width w of the ring Z/2^w; 32 for runs without noise.
 
@@ -158,7 +161,8 @@ class PrivateStep(BaseModel):
     def _release_event(self, noise_multiplier: float) -> DpEvent:
         if not self.is_private:
             return NonPrivateDpEvent()
-        return PoissonSampledDpEvent(self.sampling_probability, GaussianDpEvent(noise_multiplier))
+        q = 1.0 if self.unit == INSTITUTION else self.sampling_probability
+        return PoissonSampledDpEvent(q, GaussianDpEvent(noise_multiplier))
 
 
 def event_json(event: DpEvent) -> JsonValue:

@@ -18,8 +18,10 @@ from privacy.ledger.entries import (
     ReleaseDebited,
     RunClosed,
     RunReserved,
+    is_sampled,
 )
 from privacy.ledger.spends import RunSpend, compose_spends, format_micro
+from privacy.units import INSTITUTION
 
 if TYPE_CHECKING:
     from privacy.ledger.filter import FilterState
@@ -75,7 +77,8 @@ def check_node_entries(entries: Sequence[Entry]) -> Findings:
     than were reserved. 7. (round, attempt) grows. 8. A closed run makes no release. 9. A module
     comes from the job that its run reserved, rounds from a run of rounds, and no module twice.
     10. A filter is opened once, in a ledger that reserves no run; every debit after it then names
-    its charge, which is computed anew, and is within the filter's limits.
+    its charge, which is computed anew, and is within the filter's limits. 11. A budget of the
+    institution as a whole is charged for releases in which nothing is sampled.
 
     Args:
         entries: well-formed entries in order.
@@ -134,6 +137,8 @@ class _NodeReader:
         self._runs[body.run] = _Run(body)
         if body.job is not None:
             self._found.jobs.add(body.job)
+        if body.unit == INSTITUTION and is_sampled(body.event):  # 11
+            self._fail(entry, f"run {body.run!r} is charged as if the institution were sampled")
         try:
             owed = schedule_epsilon_micro(body.event, body.releases, body.delta_1e15)
         except ValueError as error:

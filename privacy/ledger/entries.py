@@ -5,6 +5,7 @@ model. Figures are integers rounded up: epsilon in millionths, delta in units of
 """
 
 import math
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Annotated, Literal
 
@@ -28,6 +29,14 @@ LedgerKind = Literal["node", "coordinator"]
 def delta_units(delta: float) -> int:
     """Return `delta` (0 to 1) in units of 1e-15, rounded up: what an entry holds."""
     return math.ceil(Fraction(delta) * DELTA_UNITS)
+
+
+def is_sampled(event: JsonLike) -> bool:
+    """Tell whether a DP event, as JSON, claims that some of its releases draw units at random."""
+    if isinstance(event, Mapping):
+        q = event.get("sampling_probability", 1)
+        return q != 1 or any(is_sampled(part) for part in event.values())
+    return isinstance(event, list | tuple) and any(is_sampled(part) for part in event)
 
 
 class LedgerError(ValueError):

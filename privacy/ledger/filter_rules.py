@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from privacy.ledger.entries import FilterOpened, ReleaseDebited
+from privacy.ledger.entries import FilterOpened, ReleaseDebited, is_sampled
 from privacy.ledger.filter import FilterState, charge_entry, cost_of
 from privacy.ledger.spends import RunSpend
+from privacy.units import INSTITUTION
 
 
 @dataclass
@@ -67,6 +68,8 @@ class FilterRules:
         if body.charge is None:
             yield f"run {body.run!r} is debited without its charge in a ledger that a filter keeps"
             return
+        if self.state.opened.unit == INSTITUTION and is_sampled(body.event):
+            yield f"run {body.run!r} is charged as if the institution were sampled"
         try:
             cost = cost_of(body.event, body.charge.basis)
             expected = charge_entry(body.event, body.charge.basis)

@@ -88,6 +88,10 @@ BAD = {
         {"accountant": '"filter"', "allow_unprotected_release": "true"},
         "'allow_unprotected_release': Expected allow_unprotected_release = false under accountant",
     ),
+    "institution and experts": (
+        {"unit": '"institution"', "owned_experts_may_leave": "true"},
+        "'owned_experts_may_leave': Expected owned_experts_may_leave = false under unit",
+    ),
     "runtime": ({"runtimes": '["ray"]'}, "'runtimes.0': Input should be 'simulate'"),
     "no runtime": ({"runtimes": "[]"}, "'runtimes': Value should have at least 1 item"),
     "one string": ({"trainable": '"*"'}, "'trainable': Input should be a valid tuple"),
@@ -149,6 +153,14 @@ def test_the_explanation_says_every_figure_and_key(tmp_path: Path) -> None:
     assert "field 'patient'" in text
     assert "never leave it" in text
     assert "WARNING" not in text
+
+
+def test_the_explanation_says_whose_protection_is_counted(tmp_path: Path) -> None:
+    whole = " ".join(explain(consent_of(tmp_path, unit='"institution"')))
+    assert "counted for this institution as a whole" in whole
+    assert "That it takes part is known to all members" in whole
+    assert "field" not in whole
+    assert "counted for each record:" in " ".join(explain(consent_of(tmp_path, unit='"record"')))
 
 
 def test_the_explanation_says_how_releases_are_charged(tmp_path: Path) -> None:

@@ -130,6 +130,11 @@ def test_template_keeps_literal_braces_and_braces_in_text(write_shard):
         ('text_fields = ["q"]\nunits = "x"', "data.toml: units: .*not permitted"),
         ("text_fields = []", "data.toml: text_fields: "),
         ('text_fields = ["q"]\nunit_field = ""', "data.toml: unit_field: "),
+        (
+            'text_fields = ["q"]\nunit_field = "institution"',
+            "unit_field: .*kind of unit",
+        ),
+        ('text_fields = ["q"]\nunit_field = "record"', "unit_field: .*kind of unit"),
         ('text_fields = ["q"]\ntemplate = "{r}"', r"data.toml: template: .*got \['r'\] in it"),
         ("text_fields = [", "data.toml: Expected a readable TOML file"),
     ],

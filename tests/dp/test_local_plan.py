@@ -68,6 +68,13 @@ def test_epsilon_without_sampling_is_the_closed_form(noise, steps):
     assert exact <= ours <= exact * 1.002 + 1e-4
 
 
+def test_a_module_is_never_for_the_institution_as_a_whole():
+    """Its steps clip each unit alone."""
+    whole = {"unit": "institution"}
+    with pytest.raises(ValueError, match="unit within the institution"):
+        plan(whole, whole)
+
+
 def test_every_part_costs():
     whole = plan().epsilon(DELTA)
     steps = epsilon(plan().step.schedule_event(), DELTA)

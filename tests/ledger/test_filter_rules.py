@@ -63,6 +63,10 @@ CHEATS: dict[str, tuple[Callable[[Make], list[Any]], str]] = {
         lambda m: [m.joined(), m.filter_opened(), m.charged(1), m.reserved("r2")],
         "run 'r2' is reserved in a ledger that a filter keeps",
     ),
+    "institution sampled": (
+        lambda m: [m.joined(), m.filter_opened(unit="institution"), m.charged(1)],
+        "run 'r1' is charged as if the institution were sampled",
+    ),
     "no charge": (
         lambda m: [m.joined(), m.filter_opened(), m.debit(1)],
         "debited without its charge",

@@ -222,6 +222,10 @@ NODE_CHEATS: dict[str, tuple[Callable[[Make], list[Any]], str]] = {
         lambda m: [m.joined(), m.reserved(), ("run-closed", {"run": "r1"}), m.debit(1)],
         "after it was closed",
     ),
+    "institution sampled": (
+        lambda m: [m.joined(), m.reserved(unit="institution")],
+        "run 'r1' is charged as if the institution were sampled",
+    ),
     "closed unknown": (lambda m: [m.joined(), ("run-closed", {"run": "x"})], "never reserved"),
 }
 NO_NOISE = {"module_name": "dp_accounting.dp_event", "class_name": "NonPrivateDpEvent"}

@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from arion.arms import POOLED, Job, Setting, arm_losses, train
+from arion.arms import POOLED, Job, Setting, arm_losses, train, units_of
 from arion.compare import Comparison, over_seeds, search_rate
 from arion.corpus import open_corpus
 from arion.evaluation import Evaluator
@@ -14,6 +15,7 @@ from arion.mechanism import choose_cohort, choose_recipe, choose_step, spare_rel
 from arion.pretraining import at_most
 from arion.progress import Silent
 from arion.run_file import RunFile
+from client.training import LocalTrainer, UnitRows
 from models.checkpoint import load_model
 from models.pretrain import WarmUp
 from models.recipe import prepare
@@ -25,7 +27,7 @@ MakeRun = Callable[..., RunFile]
 
 def setting_of(run: RunFile) -> Setting:
     assert run.data.path is not None
-    corpus = open_corpus(run.data.path, run.data, run.federation)
+    corpus = open_corpus(run.data.path, run)
     base = Path(run.model.base)
     recipe = choose_recipe(run, corpus.unit, base)
     model, _ = load_model(base)
@@ -84,6 +86,29 @@ def test_arms_train_and_repeat(arm: str, make_run: MakeRun, tmp_path: Path) -> N
     names = {POOLED} if arm.startswith("central") else set(setting.corpus.splits)
     assert set(first) == names
     assert all(torch.equal(first[name], again[name]) for name in names)
+
+
+def test_arms_for_whole_institutions_add_up_their_clipped_gradients(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    """One clipped gradient per institution: alone, pooled, and never more than C of each."""
+    run = make_run(training={"rounds": 1}, privacy={"unit": "institution"})
+    setting = setting_of(run)
+    step = setting.step
+    assert (step.unit, step.sampling_probability, step.expected_batch) == ("institution", 1.0, 4.0)
+    model, _ = load_model(setting.base)
+    prepare(model, setting.recipe)
+    units = units_of(setting)
+    drawn = np.arange(4)
+    pooled = UnitRows(tuple(own.rows[0] for own in units.values()))
+    trainer = LocalTrainer(model, pooled, setting.recipe, pad_draws=False)
+    each = [trainer.clipped_sum(drawn[at : at + 1], step) for at in drawn]
+    assert all(len(own) == 1 and len(own.rows[0]) > 30 for own in units.values())
+    assert all(np.linalg.norm(one) <= 1.0001 * step.clipping_norm for one in each)
+    assert np.allclose(trainer.clipped_sum(drawn, step), sum(each), atol=1e-6)
+    for arm in ("local_dp", "central_dp"):
+        found = train(Job(arm, 1e-3, 0), setting, tmp_path)
+        assert all(bool(torch.isfinite(vector).all()) for vector in found.values())
 
 
 def test_no_heldout_record_is_trained_on(make_run: MakeRun) -> None:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from scipy.stats import norm
 from typer.testing import CliRunner
 
 from arion.mechanism import Cohort
@@ -165,6 +166,43 @@ def test_calibrate_and_epsilon_are_inverse() -> None:
     assert 1.98 < spent <= 2.0
     less = json.loads(cli("epsilon", "--noise-multiplier", "0.5", *schedule)[1])["epsilon"]
     assert less > spent
+
+
+def test_an_institution_is_a_unit_that_is_not_sampled() -> None:
+    """Noise of 30 over 300 rounds: one Gaussian of sensitivity sqrt(300) / 30."""
+    schedule = ("--delta", "1e-6", "--rounds", "300", "--sampling", "1", "--unit", "institution")
+    code, out = cli("epsilon", "--noise-multiplier", "30", *schedule, "--json")
+    spent = json.loads(out)["epsilon"]
+    mu = math.sqrt(300) / 30
+    tail = norm.cdf(mu / 2 - spent / mu) - math.exp(spent) * norm.cdf(-mu / 2 - spent / mu)
+    assert code == 0
+    assert 0.99e-6 < tail <= 1e-6
+    code, out = cli("calibrate", "--epsilon", str(spent), *schedule, "--json")
+    assert json.loads(out)["noise_multiplier"] == pytest.approx(30, rel=3e-3)
+    for command in (("epsilon", "--noise-multiplier", "30"), ("calibrate", "--epsilon", "1")):
+        code, out = cli(*command, *schedule, "--sampling", "0.01")
+        assert code == 2
+        assert "Expected --sampling 1 for the unit institution" in out
+
+
+def test_a_run_for_institutions_is_planned_by_its_members(tmp_path: Path) -> None:
+    run = RUN.model_copy(update={"privacy": RUN.privacy.model_copy(update={"unit": "institution"})})
+    found = plan_run(run, nodes=40, units_per_node=1, unit="institution", target=1.0)
+    assert (found.step.sampling_probability, found.step.expected_batch) == (1.0, 40.0)
+    assert consider(found, consent_with()).refused[0].startswith("unit = patient")
+    assert not consider(found, consent_with(unit="institution")).refused
+    with pytest.raises(RunFileError, match="--units-per-node 1"):
+        plan_run(run, nodes=40, units_per_node=200, unit="institution", target=1.0)
+    path = tmp_path / "run.toml"
+    path.write_text('[training]\nrounds = 2\n[privacy]\nunit = "institution"\n')
+    arguments = (path, "--nodes", "5", "--units-per-node", "1")
+    code, out = cli("plan", *arguments)
+    assert code == 0
+    assert "unit institution" in out
+    assert "sampling 1, batch 5," in out
+    code, out = cli("plan", *arguments, "--unit", "patient")
+    assert code == 2
+    assert "Expected the run file's unit 'institution'" in out
 
 
 @pytest.mark.parametrize(

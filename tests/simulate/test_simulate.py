@@ -14,7 +14,7 @@ import pytest
 import tomli_w
 
 from arion.progress import Silent
-from arion.run_file import RunFile
+from arion.run_file import RunFile, RunFileError
 from arion.simulate import Simulation
 from models.checkpoint import load_model, model_digest
 from privacy.ledger.pins import load_pins
@@ -90,6 +90,21 @@ def test_more_nodes_than_institutions_share_their_units(make_run: MakeRun, tmp_p
     report = simulate(run, tmp_path / "run")
     names = [entry["name"] for entry in report["institutions"]]
     assert names == ["bank-1", "bank-2", "court", "hospital", "software"]
+
+
+def test_institutions_as_units_are_charged_without_sampling(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    run = make_run(privacy={"unit": "institution"}, seed=None)
+    report = simulate(run, tmp_path / "run")
+    assert report["ledger"]["ok"]
+    assert {(e["unit"], e["units"]) for e in report["institutions"]} == {("institution", 1)}
+    mechanism = report["mechanism"]
+    assert (mechanism["sampling_probability"], mechanism["expected_batch"]) == (1.0, 4.0)
+    assert all(7.9 < value <= 8 for value in report["epsilon"].values())
+    assert "what any one institution contributed" in (tmp_path / "run/report.html").read_text()
+    with pytest.raises(RunFileError, match="a part of an institution is not the whole"):
+        simulate(make_run(privacy={"unit": "institution"}, federation={"nodes": 5}), tmp_path / "b")
 
 
 def test_drop_outs_are_survived_and_shown(make_run: MakeRun, tmp_path: Path) -> None:
