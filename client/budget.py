@@ -94,10 +94,10 @@ class NodeBooks:
         Raises:
             PlanRefused: the run was reserved with another mechanism, is closed, or has used up
                 its schedule; a filter does not admit the release; the ledger was charged by the
-                other accountant.
+                other accountant, or for another unit.
 
         """
-        self._check_one_accountant()
+        self._check_one_kind()
         if self._consent.accountant == "filter":
             self._admit(plan)
         else:
@@ -118,7 +118,7 @@ class NodeBooks:
                 module.
 
         """
-        self._check_one_accountant()
+        self._check_one_kind()
         wanted = self._experts_reservation(job, epsilon)
         self._reserve(wanted)
         return next(e.index for e in self._log.entries if e.parsed() == wanted)
@@ -203,8 +203,15 @@ class NodeBooks:
             self._write("filter-opened", openable(self._consent))
         return admit(self._filter, plan, self._consent)
 
-    def _check_one_accountant(self) -> None:
-        """Refuse where the ledger was charged by the other accountant: they do not add up."""
+    def _check_one_kind(self) -> None:
+        """Refuse where the ledger was charged in other figures: they do not add up."""
+        units = {run.reserved.unit for run in self._runs.values()} - {self._consent.unit}
+        if units:
+            raise over_budget(
+                "unit",
+                f"a ledger charged for one unit, got {self._consent.unit!r} in the consent and "
+                f"runs charged for {', '.join(map(repr, sorted(units)))}, which say nothing of it",
+            )
         other = self._runs if self._consent.accountant == "filter" else self._filter
         if other:
             raise over_budget(

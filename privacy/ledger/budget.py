@@ -78,7 +78,8 @@ def check_node_entries(entries: Sequence[Entry]) -> Findings:
     comes from the job that its run reserved, rounds from a run of rounds, and no module twice.
     10. A filter is opened once, in a ledger that reserves no run; every debit after it then names
     its charge, which is computed anew, and is within the filter's limits. 11. A budget of the
-    institution as a whole is charged for releases in which nothing is sampled.
+    institution as a whole is charged for releases in which nothing is sampled. 12. All runs are
+    charged for one unit: an epsilon per record adds up to none per patient.
 
     Args:
         entries: well-formed entries in order.
@@ -135,6 +136,13 @@ class _NodeReader:
             self._fail(entry, f"run {body.run!r} is reserved a second time")
             return
         self._runs[body.run] = _Run(body)
+        first = next(iter(self._runs.values())).reserved
+        if body.unit != first.unit:  # 12
+            self._fail(
+                entry,
+                f"run {body.run!r} is charged for the unit {body.unit!r} in a ledger charged for "
+                f"{first.unit!r}: they do not add up",
+            )
         if body.job is not None:
             self._found.jobs.add(body.job)
         if body.unit == INSTITUTION and is_sampled(body.event):  # 11

@@ -123,6 +123,16 @@ def test_a_second_run_beyond_the_life_of_the_data(hands: Hands) -> None:
     refused(hands, PlanCode.OVER_BUDGET, lambda: hands.release("north", hands.plan(run="b")), 1)
 
 
+def test_figures_of_another_unit_are_not_added_up(hands: Hands) -> None:
+    """A consent that turns from persons to the institution: its ledger says nothing of that."""
+    hands.release("north", hands.plan())
+    rewrite_consent(hands, unit="institution", epsilon=200.0, epsilon_if_all_others_collude=100.0)
+    whole = {"unit": "institution", "sampling_probability": 1.0}
+    plan = hands.plan(run="b", step=whole)
+    refused(hands, PlanCode.OVER_BUDGET, lambda: hands.release("north", plan), 1)
+    assert hands.federation.bodies("north", "refusal")[-1]["clause"] == "unit"
+
+
 def test_an_expired_consent(hands: Hands) -> None:
     rewrite_consent(hands, expires=date(2020, 1, 1).isoformat())
     refused(hands, PlanCode.EXPIRED, lambda: hands.release("north", hands.plan()))

@@ -226,6 +226,10 @@ NODE_CHEATS: dict[str, tuple[Callable[[Make], list[Any]], str]] = {
         lambda m: [m.joined(), m.reserved(unit="institution")],
         "run 'r1' is charged as if the institution were sampled",
     ),
+    "two units": (
+        lambda m: [m.joined(), m.reserved(), m.reserved("r2", unit="record")],
+        "run 'r2' is charged for the unit 'record' in a ledger charged for 'patient'",
+    ),
     "closed unknown": (lambda m: [m.joined(), ("run-closed", {"run": "x"})], "never reserved"),
 }
 NO_NOISE = {"module_name": "dp_accounting.dp_event", "class_name": "NonPrivateDpEvent"}
