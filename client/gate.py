@@ -17,6 +17,7 @@ from datetime import date
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from client.budget import NodeBooks
@@ -196,7 +197,7 @@ class Gate:
         place = (member.name, plan.run, plan.round, plan.attempt)
         entropy = Entropy(self.seed if plan.seeded else None)
         words = release_words(trainer, plan.step, entropy, place)
-        upload = member.seal_upload(words, plan)
+        upload = member.seal_upload(words, plan, threads=torch.get_num_threads())
         return self.outbox.seal(plan.digest(), upload, words)
 
     def _check_seed(self, seeded: bool) -> None:

@@ -5,6 +5,8 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+import torch
+
 from coordinator.channel import Channel
 from privacy.identity import Signed
 from privacy.rounds import RoundPlan
@@ -128,7 +130,8 @@ class AttemptRunner:
         assert all(isinstance(parcel.message, UnmaskRequest) for parcel in asked.values())
         replies = [parcel.message for _, parcel in self._ask("query.unmask", asked, UnmaskReply)]
         started = time.monotonic()
-        opened = self._sum.open_sum(reply for reply in replies if isinstance(reply, UnmaskReply))
+        shares = [reply for reply in replies if isinstance(reply, UnmaskReply)]
+        opened = self._sum.open_sum(shares, threads=torch.get_num_threads())
         self.report.seconds["open"] = time.monotonic() - started
         for wrong in sorted(opened.wrong_shares):
             _LOG.warning("wrong share: sent by %s, dealt by %s", wrong.sender, wrong.dealer)
