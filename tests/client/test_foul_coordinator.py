@@ -126,7 +126,8 @@ def test_a_second_run_beyond_the_life_of_the_data(hands: Hands) -> None:
 def test_figures_of_another_unit_are_not_added_up(hands: Hands) -> None:
     """A consent that turns from persons to the institution: its ledger says nothing of that."""
     hands.release("north", hands.plan())
-    rewrite_consent(hands, unit="institution", epsilon=200.0, epsilon_if_all_others_collude=100.0)
+    wide = {"epsilon": 200.0, "delta": 1e-4, "epsilon_if_all_others_collude": 100.0}
+    rewrite_consent(hands, unit="institution", **wide)
     whole = {"unit": "institution", "sampling_probability": 1.0}
     plan = hands.plan(run="b", step=whole)
     refused(hands, PlanCode.OVER_BUDGET, lambda: hands.release("north", plan), 1)
