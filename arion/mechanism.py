@@ -10,7 +10,7 @@ from models.folders import is_ours
 from models.recipe import Recipe
 from privacy.dp.accountant import calibrate_noise_multiplier
 from privacy.dp.plan import PrivateStep
-from privacy.rounds import quorum_for
+from privacy.secagg.parameters import quorum_for
 from privacy.units import INSTITUTION, RECORD
 
 _SEQUENCES_PER_UNIT = 4

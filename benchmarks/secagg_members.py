@@ -2,14 +2,17 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from privacy.dp.plan import PrivateStep
 from privacy.identity import IdentityKey
-from privacy.rounds import RoundPlan, quorum_for
-from privacy.secagg.keys import EpochKeys, Roster, accept_roster
+from privacy.rounds import RoundPlan
+from privacy.secagg.keys import EpochKeys
 from privacy.secagg.node import SecAggNode
+from privacy.secagg.pairwise import PairwiseKeys
+from privacy.secagg.parameters import choose_parameters
+from privacy.secagg.roster import Roster, accept_reveals, accept_roster, reveal
 from privacy.secagg.store import SqliteRoundStore
 
 FEDERATION = "benchmark"
@@ -40,25 +43,25 @@ class Members:
             federation=FEDERATION, run="run", epoch=1, round=round_number, attempt=1,
             roster_digest=self.roster.digest.hex(), model_digest=digest, recipe_digest=digest,
             trainable=(("vector", length),), vector_length=length, cohort=self.roster.names,
-            quorum=quorum_for(len(self.nodes), COLLUDERS), n_min=n_min, colluders=COLLUDERS,
+            **asdict(choose_parameters(len(self.nodes), COLLUDERS, len(self.nodes) - n_min)),
+            n_min=n_min, colluders=COLLUDERS,
             step=step, dp_event=step.event_json(), runtime="arion-grpc",
         )  # fmt: skip
 
 
 def join(names: Sequence[str], folder: Path) -> Members:
-    """Make identities and epoch keys, exchange bundles, open a store per member in a folder."""
+    """Make identities and epoch keys, exchange bundles and nonces, open a store per member in a folder."""
     identities = {name: IdentityKey.generate() for name in names}
     pins = {name: key.public_key for name, key in identities.items()}
     keys = {name: EpochKeys.generate() for name in names}
-    bundles = [keys[name].bundle(FEDERATION, 1, name, identities[name]) for name in names]
-    roster = accept_roster(bundles, pins, None, 1, FEDERATION)
-    nodes = {
-        name: SecAggNode(
-            identities[name],
-            keys[name],
-            replace(roster, own=name),
-            SqliteRoundStore(folder / f"{name}.sqlite"),
-        )
-        for name in roster.names
-    }
+    own = {name: keys[name].bundle(FEDERATION, 1, name, identities[name]) for name in names}
+    bundles = list(own.values())
+    rosters = {name: accept_roster(bundles, pins, own[name], 1, FEDERATION) for name in names}
+    reveals = [reveal(rosters[name], keys[name], identities[name]).signed for name in names]
+    roster, _ = accept_reveals(accept_roster(bundles, pins, None, 1, FEDERATION), reveals, None)
+    nodes = {}
+    for name in roster.names:
+        opened, _ = accept_reveals(rosters[name], reveals, None)
+        store = SqliteRoundStore(folder / f"{name}.sqlite")
+        nodes[name] = SecAggNode(identities[name], PairwiseKeys(keys[name], opened), store)
     return Members(roster, nodes)

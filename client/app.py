@@ -16,14 +16,14 @@ from privacy.ledger.entries import LedgerError
 from privacy.rounds import PlanRefused
 from privacy.secagg.header import SecAggRefused
 from privacy.secagg.keys import RosterError
-from protos.flower import from_records, to_records
-from protos.messages import (
+from protos.epoch_messages import (
     KeyBundleMessage,
-    Refusal,
+    RevealMessage,
+    RevealsMessage,
     RosterMessage,
-    SurvivorsRequest,
-    UnmaskRequest,
 )
+from protos.flower import from_records, to_records
+from protos.messages import Refusal, SurvivorsRequest, UnmaskRequest
 from protos.round_messages import (
     Done,
     EpochRequest,
@@ -73,14 +73,25 @@ def publish_keys(message: Message, context: Context) -> Message:
 
 @app.query("roster")
 def accept_roster(message: Message, context: Context) -> Message:
-    """Enter the epoch under the pinned members' bundles."""
+    """Accept the pinned members' bundles, and reveal the nonce that ours commits to."""
 
     def act(node: Node, parcel: Parcel) -> Parcel:
         assert isinstance(parcel.message, RosterMessage)
-        node.accept_roster(parcel.message.bundles)
-        return Parcel(Done())
+        return Parcel(RevealMessage(node.accept_roster(parcel.message.bundles)))
 
     return _answer(message, context, RosterMessage, act)
+
+
+@app.query("reveals")
+def accept_reveals(message: Message, context: Context) -> Message:
+    """Enter the epoch that all members' nonces make."""
+
+    def act(node: Node, parcel: Parcel) -> Parcel:
+        assert isinstance(parcel.message, RevealsMessage)
+        node.accept_reveals(parcel.message.reveals)
+        return Parcel(Done())
+
+    return _answer(message, context, RevealsMessage, act)
 
 
 @app.query("recall")

@@ -1,17 +1,21 @@
 """A node's keys of the current epoch: in memory, and in tmpfs where there is one.
 
 A process that was killed finds its keys in tmpfs and goes on with the attempt it was in; a machine
-that was restarted has lost them, and a new epoch begins. They are never written to a disk.
+that was restarted has lost them, and a new epoch begins. They are never written to a disk. Hybrid
+epochs draw secrets of their own for each peer: those stay in the process.
 """
 
 import hashlib
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from privacy.identity import IdentityKey, Signed
 from privacy.ledger.files import write_all
 from privacy.secagg.keys import EpochKeys, RosterError
+from privacy.secagg.pairwise import PairwiseKeys
+from privacy.secagg.roster import OwnReveal, Roster, accept_reveals, accept_roster, reveal
 
 _TMPFS = Path("/dev/shm")  # noqa: S108  (memory, not a shared temporary folder on a disk)
 _NUMBER_BYTES = 8
@@ -32,14 +36,17 @@ class EpochKeeper:
     Args:
         home: the node's home; names the file in tmpfs.
         node: the node's name.
-        identity: signs bundles.
+        identity: signs bundles and reveals.
+        hybrid: whether secrets shall also rest on ML-KEM-768.
 
     """
 
-    def __init__(self, home: Path, node: str, identity: IdentityKey) -> None:
-        self._node, self._identity = node, identity
-        self._path = _tmpfs_file(home)
+    def __init__(self, home: Path, node: str, identity: IdentityKey, *, hybrid: bool) -> None:
+        self._node, self._identity, self._hybrid = node, identity, hybrid
+        self._path = None if hybrid else _tmpfs_file(home)
         self._current: Epoch | None = None
+        self._roster: Roster | None = None
+        self._reveal: OwnReveal | None = None
 
     def enter(self, federation: str, number: int) -> Epoch:
         """Return the epoch's keys: those there are, or new ones for a later epoch.
@@ -53,6 +60,7 @@ class EpochKeeper:
             keys = EpochKeys.generate()
             self._store(number, keys)
             current = self._epoch(federation, number, keys)
+            self._roster = self._reveal = None
         if current.number != number:
             raise RosterError(
                 f"Expected epoch {current.number} or a later one, got {number}. The coordinator "
@@ -61,14 +69,48 @@ class EpochKeeper:
         self._current = current
         return current
 
+    def accept_roster(
+        self, bundles: Sequence[Signed], pins: Mapping[str, bytes], federation: str
+    ) -> Signed:
+        """Check the epoch's bundles and reveal our nonce; the same bytes for the same bundles.
+
+        Raises:
+            RosterError: no epoch was entered, or as `privacy.secagg.roster.accept_roster`.
+
+        """
+        current = self._current
+        if current is None:
+            raise RosterError("Expected a request for keys first, got a roster.")
+        roster = accept_roster(bundles, pins, current.bundle, current.number, federation)
+        if self._reveal is None or self._roster is None or self._roster.digest != roster.digest:
+            self._reveal = reveal(roster, current.keys, self._identity)
+        self._roster = roster
+        return self._reveal.signed
+
+    def accept_reveals(self, reveals: Sequence[Signed]) -> PairwiseKeys:
+        """Check the epoch's nonces and return our pairwise secrets.
+
+        Raises:
+            RosterError: no roster was accepted, or as `privacy.secagg.roster.accept_reveals`.
+
+        """
+        current, own = self._current, self._reveal
+        if current is None or own is None or self._roster is None:
+            raise RosterError("Expected a roster first, got nonces.")
+        roster, ciphertexts = accept_reveals(self._roster, reveals, own.signed)
+        received = {
+            name: current.keys.decapsulate(ciphertext) for name, ciphertext in ciphertexts.items()
+        }
+        return PairwiseKeys(current.keys, roster, {**own.kem_secrets, **received})
+
     def forget(self) -> None:
         """Delete the keys; what was masked under them can no longer be opened with our help."""
-        self._current = None
+        self._current = self._roster = self._reveal = None
         if self._path is not None:
             self._path.unlink(missing_ok=True)
 
     def _epoch(self, federation: str, number: int, keys: EpochKeys) -> Epoch:
-        bundle = keys.bundle(federation, number, self._node, self._identity)
+        bundle = keys.bundle(federation, number, self._node, self._identity, hybrid=self._hybrid)
         return Epoch(number, keys, bundle)
 
     def _load(self, federation: str) -> Epoch | None:

@@ -12,7 +12,7 @@ import torch
 from client.budget import NodeBooks
 from client.compute import place
 from client.config import NodeError, load_node_config
-from client.epoch import Epoch, EpochKeeper
+from client.epoch import EpochKeeper
 from client.gate import ExpertsTrainer, Gate
 from client.histories import Histories
 from client.module_outbox import ModuleOutbox, SealedModule
@@ -32,8 +32,8 @@ from privacy.identity import IdentityKey, Signed
 from privacy.ledger.log import LedgerLog
 from privacy.rounds import PlanCode, PlanRefused, RoundPlan
 from privacy.secagg.header import RefusalCode, SecAggRefused
-from privacy.secagg.keys import accept_roster
-from privacy.secagg.node import SecAggNode
+from privacy.secagg.keys import RosterError
+from privacy.secagg.node import SecAggNode, StoreConflict
 from privacy.secagg.store import SqliteRoundStore
 from privacy.units import INSTITUTION, RECORD
 from protos.messages import SurvivorSignature, SurvivorsRequest, UnmaskReply, UnmaskRequest
@@ -76,7 +76,9 @@ class Node:
         except BaseException:
             self._ledger.close()
             raise
-        self._epochs = EpochKeeper(home, self.config.name, self._identity)
+        self._epochs = EpochKeeper(
+            home, self.config.name, self._identity, hybrid=self.consent.post_quantum
+        )
         books = NodeBooks(self._ledger, self._identity, self.consent)
         try:
             books.join("csprng" if self.config.seed is None else "seeded, not private")
@@ -97,7 +99,6 @@ class Node:
             runtime,
             self.config.seed,
         )
-        self._epoch: Epoch | None = None
         self._member: SecAggNode | None = None
         self._plans: dict[bytes, RoundPlan] = {}
         self._trainer: tuple[str, LocalTrainer] | None = None
@@ -117,27 +118,33 @@ class Node:
         """Return this node's signed bundle of an epoch, making keys if they are new."""
         with self._lock:
             self._check_federation(federation)
-            self._epoch = self._epochs.enter(federation, epoch)
-            return self._epoch.bundle
+            return self._epochs.enter(federation, epoch).bundle
 
-    def accept_roster(self, bundles: Sequence[Signed]) -> None:
-        """Check the epoch's bundles under the consent's pins, and enter it.
+    def accept_roster(self, bundles: Sequence[Signed]) -> Signed:
+        """Check the epoch's bundles under the consent's pins, and reveal our nonce.
 
         Raises:
-            RosterError: see `privacy.secagg.keys.accept_roster`.
+            RosterError: see `client.epoch.EpochKeeper.accept_roster`.
 
         """
         with self._lock:
-            epoch = self._epoch
-            if epoch is None:
-                raise SecAggRefused(
-                    RefusalCode.OTHER_ROSTER, "Expected a request for keys first, got a roster."
-                )
             pins = {name: bytes.fromhex(key) for name, key in self.consent.members.items()}
-            roster = accept_roster(
-                bundles, pins, epoch.bundle, epoch.number, self.consent.federation
-            )
-            self._member = SecAggNode(self._identity, epoch.keys, roster, self._store)
+            return self._epochs.accept_roster(bundles, pins, self.consent.federation)
+
+    def accept_reveals(self, reveals: Sequence[Signed]) -> None:
+        """Enter the epoch, now that everyone revealed its nonce; counted on disk first.
+
+        Raises:
+            RosterError: see `client.epoch.EpochKeeper.accept_reveals`; or too many epochs.
+
+        """
+        with self._lock:
+            pairwise = self._epochs.accept_reveals(reveals)
+            try:
+                self._store.count_epoch(self.consent.federation, pairwise.roster.graph_seed)
+            except StoreConflict as error:
+                raise RosterError(str(error)) from error
+            self._member = SecAggNode(self._identity, pairwise, self._store)
 
     def release(self, request: UploadRequest, vector: memoryview) -> SealedUpload:
         """Train under a plan and return the sealed upload; see `client.gate.Gate.release`.
@@ -202,7 +209,7 @@ class Node:
             self._check_federation(federation)
             self._books.close(run)
             self._epochs.forget()
-            self._epoch = self._member = None
+            self._member = None
 
     def _open_trainer(
         self, plan: RoundPlan, recipe_json: bytes, vector: memoryview

@@ -11,9 +11,9 @@ from coordinator.channel import Channel
 from privacy.identity import Signed
 from privacy.rounds import RoundPlan
 from privacy.secagg.coordinator import OpenedSum, StreamingSum
-from privacy.secagg.keys import Roster
 from privacy.secagg.masks import words_from
 from privacy.secagg.recovery import AbortCode, SecAggAbort
+from privacy.secagg.roster import Roster
 from protos.messages import (
     Refusal,
     SurvivorSignature,
@@ -108,13 +108,13 @@ class AttemptRunner:
         return self._sum.close(), self._sum.uploaded
 
     def certify(self, request: SurvivorsRequest) -> None:
-        """Have the survivors sign the set.
+        """Have the committee sign the set.
 
         Raises:
             SecAggAbort: NO_QUORUM or EQUIVOCATION.
 
         """
-        asked = dict.fromkeys(self._sum.uploaded, Parcel(request))
+        asked = dict.fromkeys(self._sum.committee, Parcel(request))
         replies = self._ask("query.survivors", asked, SurvivorSignature)
         signatures = [parcel.message for _, parcel in replies]
         self._sum.certify(s for s in signatures if isinstance(s, SurvivorSignature))
@@ -126,7 +126,7 @@ class AttemptRunner:
             SecAggAbort: NO_QUORUM, BAD_REPLY or BAD_SHARE.
 
         """
-        asked = {name: Parcel(self._sum.unmask_request(name)) for name in self._sum.uploaded}
+        asked = {name: Parcel(self._sum.unmask_request(name)) for name in self._sum.committee}
         assert all(isinstance(parcel.message, UnmaskRequest) for parcel in asked.values())
         replies = [parcel.message for _, parcel in self._ask("query.unmask", asked, UnmaskReply)]
         started = time.monotonic()

@@ -30,9 +30,10 @@ from models.vector import read_vector, trainable_layout, write_vector
 from privacy.dp.lattice import decode, release_variance
 from privacy.identity import IdentityKey
 from privacy.ledger.log import LedgerLog
-from privacy.rounds import LARGEST_ATTEMPT, RoundPlan, quorum_for, sign_plan
+from privacy.rounds import LARGEST_ATTEMPT, RoundPlan, sign_plan
 from privacy.secagg.coordinator import OpenedSum
 from privacy.secagg.header import RefusalCode
+from privacy.secagg.parameters import choose_parameters
 from privacy.secagg.recovery import AbortCode, SecAggAbort
 from protos.messages import Refusal
 from protos.round_messages import Done, RunClose
@@ -261,6 +262,7 @@ def make_plan(
     """Write the plan of an attempt for the model as it stands."""
     layout = trainable_layout(model)
     names = members.roster.names
+    chosen = choose_parameters(len(names), settings.colluders, len(names) - settings.n_min)
     return RoundPlan(
         federation=settings.federation,
         run=settings.run,
@@ -273,7 +275,10 @@ def make_plan(
         trainable=layout,
         vector_length=sum(size for _, size in layout),
         cohort=names,
-        quorum=quorum_for(len(names), settings.colluders),
+        degree=chosen.degree,
+        least_neighbours=chosen.least_neighbours,
+        committee=chosen.committee,
+        quorum=chosen.quorum,
         n_min=settings.n_min,
         colluders=settings.colluders,
         step=settings.step,

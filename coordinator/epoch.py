@@ -1,6 +1,6 @@
 """Opening an epoch: every pinned member publishes keys and accepts the same roster."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 
 from coordinator.attempt import Members
 from coordinator.channel import Channel
@@ -8,14 +8,21 @@ from coordinator.member_heads import MemberHeads
 from coordinator.settings import RunError, RunSettings
 from privacy.identity import SignatureError, Signed
 from privacy.ledger.entries import LedgerError
-from privacy.secagg.keys import KeyBundle, RosterError, accept_roster
-from protos.messages import KeyBundleMessage, Refusal, RosterMessage
+from privacy.secagg.keys import KeyBundle, RosterError
+from privacy.secagg.roster import Roster, accept_reveals, accept_roster
+from protos.epoch_messages import (
+    KeyBundleMessage,
+    RevealMessage,
+    RevealsMessage,
+    RosterMessage,
+)
+from protos.messages import Refusal
 from protos.round_messages import Done, EpochRequest, OwnHead, OwnHeadShown
-from protos.wire import Parcel
+from protos.wire import Parcel, WireMessage
 
 
 def enter_epoch(settings: RunSettings, epoch: int, channel: Channel, heads: MemberHeads) -> Members:
-    """Collect and relay the bundles of an epoch, and show each member its newest ledger head.
+    """Relay an epoch's bundles, then its nonces, and show each member its newest ledger head.
 
     Args:
         settings: names the federation and pins its members.
@@ -37,17 +44,50 @@ def enter_epoch(settings: RunSettings, epoch: int, channel: Channel, heads: Memb
     except RosterError as error:
         raise RunError(f"Epoch {epoch} cannot be opened: {error}") from error
     addresses = {_name(signed): address for address, signed in bundles.items()}
-    request = Parcel(RosterMessage(tuple(addresses_sorted(addresses, bundles))))
-    requests = dict.fromkeys(bundles, request)
-    accepted = set()
-    for address, parcel in channel.exchange("query.roster", requests, Done, settings.deadline_s):
-        name = _name(bundles[address])
-        _check_agrees(name, f"the roster of epoch {epoch}", parcel)
-        accepted.add(name)
-    _check_complete(accepted, settings, "accept the roster")
     members = Members(roster, addresses)
+    members.roster = _reveals(settings, members, list(bundles.values()), channel)
     _recall(settings, members, channel, heads)
     return members
+
+
+def _reveals(
+    settings: RunSettings, members: Members, bundles: list[Signed], channel: Channel
+) -> Roster:
+    """Show everyone the bundles, collect the nonces, and show everyone those."""
+    what = f"the roster of epoch {members.roster.epoch}"
+    by_name = sorted(bundles, key=_name)
+    request = Parcel(RosterMessage(tuple(by_name)))
+    shown: dict[str, Signed] = {}
+    for name, parcel in _ask_all(settings, members, channel, ("roster", request, RevealMessage)):
+        _check_agrees(name, what, parcel)
+        assert isinstance(parcel.message, RevealMessage)
+        shown[name] = parcel.message.signed
+    _check_complete(set(shown), settings, "reveal their nonces")
+    reveals = tuple(shown[name] for name in sorted(shown))
+    try:
+        roster, _ = accept_reveals(members.roster, reveals, None)
+    except RosterError as error:
+        raise RunError(f"Epoch {members.roster.epoch} cannot be opened: {error}") from error
+    accepted = set()
+    request = Parcel(RevealsMessage(reveals))
+    for name, parcel in _ask_all(settings, members, channel, ("reveals", request, Done)):
+        _check_agrees(name, what, parcel)
+        accepted.add(name)
+    _check_complete(accepted, settings, "accept the epoch's nonces")
+    return roster
+
+
+def _ask_all(
+    settings: RunSettings,
+    members: Members,
+    channel: Channel,
+    question: tuple[str, Parcel, type[WireMessage]],
+) -> Iterator[tuple[str, Parcel]]:
+    """Yield everyone's answers by name; a refusal is one."""
+    action, request, kind = question
+    requests = dict.fromkeys(members.addresses.values(), request)
+    for address, parcel in channel.exchange(f"query.{action}", requests, kind, settings.deadline_s):
+        yield members.name_at(address), parcel
 
 
 def _recall(settings: RunSettings, members: Members, channel: Channel, heads: MemberHeads) -> None:
@@ -72,11 +112,6 @@ def _recall(settings: RunSettings, members: Members, channel: Channel, heads: Me
 def _check_agrees(name: str, what: str, parcel: Parcel) -> None:
     if isinstance(parcel.message, Refusal):
         raise RunError(f"{name} refuses {what}: {parcel.message.detail}")
-
-
-def addresses_sorted(addresses: Mapping[str, int], bundles: Mapping[int, Signed]) -> list[Signed]:
-    """The bundles in the order of their members' names."""
-    return [bundles[addresses[name]] for name in sorted(addresses)]
 
 
 def _bundles(settings: RunSettings, epoch: int, channel: Channel) -> dict[int, Signed]:

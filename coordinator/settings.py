@@ -17,7 +17,7 @@ from models.recipe import Recipe
 from privacy.canonical import canonical_bytes, sha256_hex
 from privacy.dp.plan import PrivateStep
 from privacy.ledger.files import replace_durably
-from privacy.rounds import LARGEST_COHORT, SMALLEST_COHORT
+from privacy.secagg.parameters import LARGEST_SPARSE, SMALLEST_COHORT, choose_parameters
 
 SETTINGS_FILE = "run.json"
 
@@ -52,7 +52,7 @@ class RunSettings(BaseModel):
 
     federation: str = Field(min_length=1, max_length=200)
     run: str = Field(min_length=1, max_length=200)
-    members: dict[Name, PublicKey] = Field(min_length=SMALLEST_COHORT, max_length=LARGEST_COHORT)
+    members: dict[Name, PublicKey] = Field(min_length=SMALLEST_COHORT, max_length=LARGEST_SPARSE)
     n_min: int = Field(ge=2)
     colluders: int = Field(ge=1)
     rounds: int = Field(ge=1)
@@ -71,6 +71,7 @@ class RunSettings(BaseModel):
                 f"Expected colluders < n_min <= {len(self.members)} members, got "
                 f"{self.colluders} and {self.n_min}. Change federation.n_min or colluders."
             )
+        choose_parameters(len(self.members), self.colluders, len(self.members) - self.n_min)
         if self.step.honest_survivors != self.n_min - self.colluders:
             raise ValueError(
                 f"Expected honest_survivors = n_min - colluders = {self.n_min - self.colluders}, "

@@ -23,9 +23,9 @@ from pydantic import (
 )
 
 from privacy.canonical import canonical_bytes, sha256_hex
+from privacy.secagg.parameters import LARGEST_COMPLETE, LARGEST_SPARSE
 from privacy.units import INSTITUTION
 
-LARGEST_FEDERATION = 50
 LARGEST_DELTA = 1e-3
 
 
@@ -81,6 +81,8 @@ class Consent(BaseModel):
         epsilon_if_all_others_collude: the same for one run, if every other member conspires.
         smallest_cohort: least number of members in a sum (n_min), at least 2.
         tolerated_colluders: members that may conspire without weakening epsilon (c), at least 1.
+        sparse_graph: whether sums may be over a random graph, which more than 50 members need.
+        post_quantum: whether pairwise secrets must also rest on ML-KEM-768.
         trainable: glob patterns of the tensors that may be trained.
         owned_experts_may_leave: whether experts trained here may be released on their own.
         runtimes: where the node may run.
@@ -94,7 +96,7 @@ class Consent(BaseModel):
 
     federation: Text
     coordinator_key: PublicKey
-    members: dict[Name, PublicKey] = Field(min_length=2, max_length=LARGEST_FEDERATION)
+    members: dict[Name, PublicKey] = Field(min_length=2, max_length=LARGEST_SPARSE)
     purposes: Texts
     data_set: Text
     unit: Text
@@ -105,6 +107,8 @@ class Consent(BaseModel):
     epsilon_if_all_others_collude: PositiveBudget
     smallest_cohort: int = Field(ge=2)
     tolerated_colluders: int = Field(ge=1)
+    sparse_graph: bool = False
+    post_quantum: bool = False
     trainable: Texts
     owned_experts_may_leave: bool = False
     runtimes: Runtimes
@@ -115,6 +119,7 @@ class Consent(BaseModel):
     @model_validator(mode="after")
     def _clauses_agree(self) -> Self:
         self._check_numbers()
+        self._check_graph()
         self._check_filter()
         self._check_unit()
         self._check_keys()
@@ -164,17 +169,34 @@ class Consent(BaseModel):
                 f"{self.tolerated_colluders}. Raise smallest_cohort, or lower it.",
             )
 
+    def _check_graph(self) -> None:
+        """Refuse sizes that need a sparse graph, and what does not go with one."""
+        members = len(self.members)
+        if members > LARGEST_COMPLETE and not self.sparse_graph:
+            raise ConsentError(
+                "members",
+                f"Expected at most {LARGEST_COMPLETE} members, got {members}. Pin fewer, or allow "
+                "a random graph: sparse_graph = true.",
+            )
+        if members > LARGEST_COMPLETE and self.post_quantum:
+            raise ConsentError(
+                "post_quantum",
+                f"Expected at most {LARGEST_COMPLETE} members for secrets with ML-KEM-768, got "
+                f"{members}. Pin fewer, or set post_quantum = false.",
+            )
+
     def _check_filter(self) -> None:
         """Refuse what a filter has no way to charge."""
         if self.accountant != "filter":
             return
-        for clause in ("owned_experts_may_leave", "allow_unprotected_release"):
+        never = ("owned_experts_may_leave", "allow_unprotected_release", "sparse_graph")
+        for clause in never:
             if getattr(self, clause):
                 raise ConsentError(
                     clause,
-                    f'Expected {clause} = false under accountant = "filter", which charges '
-                    "noised rounds only, got true. Set it to false, or choose "
-                    'accountant = "schedule".',
+                    f'Expected {clause} = false under accountant = "filter", which '
+                    "charges noised rounds over a complete graph only, got true. Set it to "
+                    'false, or choose accountant = "schedule".',
                 )
 
     def _check_unit(self) -> None:

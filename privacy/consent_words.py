@@ -43,6 +43,7 @@ def _explain_budget(consent: Consent) -> list[str]:
         f"delta {consent.delta:g}; the smaller both are, the less anyone can learn about one "
         f"{consent.unit}.",
         *_explain_accountant(consent),
+        *_explain_masks(consent),
         f"A sum is released only over at least {consent.smallest_cohort} members; these figures "
         f"hold even if {consent.tolerated_colluders} of them conspire with the coordinator.",
         "If every other member conspires, one run may cost epsilon "
@@ -77,6 +78,22 @@ def _explain_accountant(consent: Consent) -> list[str]:
         "The filter's budget is fixed before its first release: changing it later, or the "
         "accountant, stops the node's releases on this ledger.",
     ]
+
+
+def _explain_masks(consent: Consent) -> list[str]:
+    sentences = []
+    if consent.sparse_graph:
+        sentences.append(
+            "With more than 50 members each masks with some of the others, drawn at random. That a "
+            "sum over fewer members comes apart has a probability of at most 2^-40 in all, which "
+            "is counted in delta."
+        )
+    if consent.post_quantum:
+        sentences.append(
+            "The secrets behind the masks withstand a quantum computer too (ML-KEM-768 beside "
+            "X25519); every member must agree."
+        )
+    return sentences
 
 
 def _explain_scope(consent: Consent) -> list[str]:

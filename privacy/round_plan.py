@@ -1,7 +1,7 @@
 """The signed plan of a round: everything that its members must agree on.
 
 The coordinator builds and signs it; `privacy.rounds.verify_plan` decides on it. Symbols: n members
-of the cohort, c colluders, q quorum, h = n_min - c.
+of the cohort, c colluders, h = n_min - c, k degree, t least neighbours, m committee, q quorum.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints,
 from privacy.canonical import CanonicalError, canonical_bytes
 from privacy.dp.plan import PlanError, PrivateStep
 from privacy.identity import IdentityKey, Signed
+from privacy.secagg.parameters import GraphParameters
 
 _LARGEST_PAYLOAD_BYTES = 1 << 20
 
@@ -34,7 +35,7 @@ class PlanCode(StrEnum):
     BAD_COHORT = "bad-cohort"
     COHORT_TOO_SMALL = "cohort-too-small"
     TOO_FEW_COLLUDERS = "too-few-colluders"
-    BAD_QUORUM = "bad-quorum"
+    BAD_GRAPH = "bad-graph"
     WRONG_SURVIVORS = "wrong-survivors"
     WRONG_UNIT = "wrong-unit"
     NO_NOISE = "no-noise"
@@ -83,7 +84,7 @@ class RoundPlan(BaseModel):
         trainable: (tensor name, element count) in the vector's order.
         vector_length: words of an upload.
         cohort: all members of the roster, sorted.
-        quorum: q, signatures on one survivor set, and Shamir's threshold.
+        degree, least_neighbours, committee, quorum: k, t, m and q of `GraphParameters`.
         n_min: least number of members in the sum.
         colluders: c, members that may conspire with the coordinator.
         step: the mechanism.
@@ -107,6 +108,9 @@ class RoundPlan(BaseModel):
     trainable: tuple[tuple[Text, Count], ...] = Field(min_length=1)
     vector_length: Count
     cohort: tuple[Name, ...] = Field(min_length=1)
+    degree: Count
+    least_neighbours: Count
+    committee: Count
     quorum: Count
     n_min: Count
     colluders: Count
@@ -114,6 +118,16 @@ class RoundPlan(BaseModel):
     dp_event: JsonValue
     runtime: Literal["simulate", "arion-grpc", "flower"]
     seeded: bool = False
+
+    @property
+    def parameters(self) -> GraphParameters:
+        """Who masks with whom."""
+        return GraphParameters(self.degree, self.least_neighbours, self.committee, self.quorum)
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether pairs are left out, so that privacy of the sum rests on a probability."""
+        return self.degree < len(self.cohort) - 1
 
     def payload(self) -> bytes:
         """Return the canonical bytes that are signed."""
@@ -142,15 +156,6 @@ class RoundPlan(BaseModel):
         if canonical != payload:
             _refuse_bytes("another spelling of one")
         return plan
-
-
-def quorum_for(members: int, colluders: int) -> int:
-    """Return q = floor((n + c) / 2) + 1, the least quorum with 2q > n + c.
-
-    Formal guarantee: two sets of q signers share more than c members, so at least one honest
-    member, who signs one survivor set only; hence at most one set per plan is ever certified.
-    """
-    return (members + colluders) // 2 + 1
 
 
 def sign_plan(key: IdentityKey, plan: RoundPlan) -> Signed:

@@ -1,6 +1,6 @@
 """Whether a node takes part in a round: the checks of its signed plan, and what a run costs it.
 
-Symbols: n members of the cohort, c colluders, q quorum, h = n_min - c.
+Symbols: n members of the cohort, c colluders, h = n_min - c.
 """
 
 from dataclasses import dataclass
@@ -12,8 +12,17 @@ from privacy.consent import Consent
 from privacy.dp.accountant import epsilon_after, epsilon_if_all_others_collude
 from privacy.dp.plan import SMALLEST_LATTICE_NOISE
 from privacy.identity import SignatureError, Signed, verify_signed
-from privacy.round_plan import PlanCode, PlanRefused, RoundPlan, quorum_for, sign_plan
-from privacy.secagg.keys import Roster
+from privacy.round_plan import PlanCode, PlanRefused, RoundPlan, sign_plan
+from privacy.secagg.parameters import (
+    FAILURE,
+    LARGEST_COMPLETE,
+    LARGEST_EPOCH_TRIALS,
+    LARGEST_SPARSE,
+    SMALLEST_COHORT,
+    ParameterError,
+    check_parameters,
+)
+from privacy.secagg.roster import Roster
 from privacy.units import INSTITUTION
 
 __all__ = [
@@ -21,15 +30,12 @@ __all__ = [
     "PlanRefused",
     "RoundPlan",
     "RunCost",
-    "quorum_for",
     "run_cost",
     "run_delta",
     "sign_plan",
     "verify_plan",
 ]
 
-SMALLEST_COHORT = 3
-LARGEST_COHORT = 50
 LARGEST_ATTEMPT = 3
 
 
@@ -57,7 +63,8 @@ def run_cost(plan: RoundPlan, consent: Consent) -> RunCost:
         consent: gives delta.
 
     Returns:
-        Upper bounds on epsilon, for one (unit, node), add or remove one.
+        Upper bounds on epsilon, for one (unit, node), add or remove one. Over a sparse graph they
+        are for delta - 2^-40: the rest of delta is for a graph or a committee that fails.
 
     Raises:
         AccountantError: a schedule that cannot be bounded.
@@ -70,7 +77,7 @@ def run_cost(plan: RoundPlan, consent: Consent) -> RunCost:
         epsilon=epsilon_after(
             plan.step,
             plan.step.releases,
-            delta,
+            delta - (FAILURE if plan.is_sparse else 0.0),
             vector_length=plan.vector_length,
             contributors=len(plan.cohort),
         ),
@@ -97,15 +104,16 @@ def verify_plan(
     1. The pinned coordinator key signed it. 2. Its bytes are canonical. 3. It names our
     federation. 4. Its runtime is where we run, and the consent allows it. 5. It names our epoch
     and roster. 6. (round, attempt) comes after the last one seen, attempt <= 3, and the round is
-    within the schedule. 7. The cohort is the whole pinned roster, we are in it, 3 <= n <= 50.
-    8. n_min is at least the consent's, at most n, and more than c. 9. c is at least the consent's,
-    which is at least 1. 10. 2q > n + c and q <= n. 11. h = n_min - c. 12. The unit is the
-    consent's, and a whole institution is not sampled. 13. There is noise, or a clause for none.
-    14. The event is the one we compute. 15. s >= 3. 16. The vector's length is the tensors' sum.
-    17. Every tensor may be trained, once. 18. Seeded noise only in a simulation with a clause for
-    it. 19. The schedule's epsilon is within its clauses and within what is left of the life's
-    budget; under a filter, which decides on single releases, the node's books ask it instead.
-    20. The consent has not expired.
+    within the schedule. 7. The cohort is the whole pinned roster, we are in it, 3 <= n <= 50, or
+    up to 1,000 under the clause `sparse_graph`. 8. n_min is at least the consent's, at most n, and
+    more than c. 9. c is at least the consent's, which is at least 1. 10. Graph, committee and
+    quorum keep the bounds that we compute from n, c and n_min. 11. h = n_min - c. 12. The unit is
+    the consent's, and a whole institution is not sampled. 13. There is noise, or a clause for none;
+    always over a sparse graph. 14. The event is the one we compute. 15. s >= 3. 16. The vector's
+    length is the tensors' sum. 17. Every tensor may be trained, once. 18. Seeded noise only in a
+    simulation with a clause for it. 19. The schedule's epsilon is within its clauses and within
+    what is left of the life's budget; under a filter, which decides on single releases, the node's
+    books ask it instead. 20. The consent has not expired.
 
     Args:
         signed: what arrived.
@@ -176,14 +184,15 @@ def _check_order(plan: RoundPlan, last_seen: tuple[int, int] | None) -> None:
 
 def _check_numbers(plan: RoundPlan, consent: Consent, roster: Roster) -> None:
     n = len(plan.cohort)
+    largest = LARGEST_SPARSE if consent.sparse_graph else LARGEST_COMPLETE
     require(
         plan.cohort == roster.names  # sorted, and nobody twice, as the roster is
         and set(plan.cohort) == set(consent.members)
         and roster.own in plan.cohort
-        and SMALLEST_COHORT <= n <= LARGEST_COHORT,
+        and SMALLEST_COHORT <= n <= largest,
         PlanCode.BAD_COHORT,
         "members",
-        f"the {len(consent.members)} pinned members, {SMALLEST_COHORT} to {LARGEST_COHORT}, as "
+        f"the {len(consent.members)} pinned members, {SMALLEST_COHORT} to {largest}, as "
         f"the cohort, got {n} names",
     )
     require(
@@ -198,18 +207,28 @@ def _check_numbers(plan: RoundPlan, consent: Consent, roster: Roster) -> None:
         "tolerated_colluders",
         f"colluders >= {consent.tolerated_colluders}, got {plan.colluders}",
     )
-    require(
-        2 * plan.quorum > n + plan.colluders and plan.quorum <= n,
-        PlanCode.BAD_QUORUM,
-        "tolerated_colluders",
-        f"2 * quorum > {n + plan.colluders} and quorum <= {n}, got quorum {plan.quorum}",
-    )
+    _check_graph(plan)
     require(
         plan.step.honest_survivors == plan.n_min - plan.colluders,
         PlanCode.WRONG_SURVIVORS,
         "tolerated_colluders",
         f"honest_survivors = n_min - colluders = {plan.n_min - plan.colluders}, got "
         f"{plan.step.honest_survivors}",
+    )
+
+
+def _check_graph(plan: RoundPlan) -> None:
+    n = len(plan.cohort)
+    try:
+        check_parameters(plan.parameters, n, plan.colluders, n - plan.n_min)
+    except ParameterError as error:
+        raise PlanRefused(PlanCode.BAD_GRAPH, "tolerated_colluders", str(error)) from error
+    most = LARGEST_EPOCH_TRIALS // LARGEST_ATTEMPT
+    require(
+        not plan.is_sparse or plan.step.releases <= most,
+        PlanCode.BAD_GRAPH,
+        "sparse_graph",
+        f"at most {most} releases over a sparse graph, got {plan.step.releases}",
     )
 
 
@@ -228,7 +247,7 @@ def _check_mechanism(plan: RoundPlan, consent: Consent) -> None:
         f"round, got {plan.step.sampling_probability}",
     )
     require(
-        plan.step.noise_multiplier > 0 or consent.allow_unprotected_release,
+        plan.step.is_private or (consent.allow_unprotected_release and not plan.is_sparse),
         PlanCode.NO_NOISE,
         "allow_unprotected_release",
         "noise_multiplier > 0, got 0",

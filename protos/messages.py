@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from google.protobuf.message import Message  # type: ignore[import-untyped]
-
 from protos.arion.v1 import secagg_pb2 as pb
 from protos.signed import Signed
 from protos.wire import (
@@ -24,15 +22,15 @@ from protos.wire import (
     check_signed,
     check_signed_list,
     refuse,
+    signed_from_wire,
+    signed_to_wire,
 )
 
 __all__ = [
     "EdgeCommitment",
     "EdgeShare",
-    "KeyBundleMessage",
-    "PlanMessage",
+    "ProvenPacket",
     "Refusal",
-    "RosterMessage",
     "SealedPacket",
     "Signed",
     "SurvivorShares",
@@ -48,68 +46,34 @@ __all__ = [
 SHARE_BYTES = 32
 TAG_BYTES = 16
 LARGEST_TEXT = 1_000
-
-
-@dataclass(frozen=True)
-class _SignedMessage(WireMessage):
-    """A message that is nothing but signed bytes."""
-
-    signed: Signed
-
-    def __post_init__(self) -> None:
-        check_signed("signed", self.signed)
-
-    def _to_wire(self) -> Message:
-        return self.wire(signed=_signed_to_wire(self.signed))
-
-    @classmethod
-    def _from_wire(cls, parsed: Any) -> Self:
-        return cls(_signed_from_wire(parsed.signed))
-
-
-@dataclass(frozen=True)
-class KeyBundleMessage(_SignedMessage):
-    """Member to all: its public keys of an epoch (`privacy.secagg.keys.KeyBundle`)."""
-
-    wire = pb.KeyBundle
-
-
-@dataclass(frozen=True)
-class PlanMessage(_SignedMessage):
-    """Coordinator to member: the plan of a round (`privacy.rounds.RoundPlan`)."""
-
-    wire = pb.Plan
-
-
-@dataclass(frozen=True)
-class RosterMessage(WireMessage):
-    """Coordinator to member: all bundles of an epoch."""
-
-    wire = pb.Roster
-    bundles: tuple[Signed, ...]
-
-    def __post_init__(self) -> None:
-        check_signed_list("bundles", self.bundles)
-
-    def _to_wire(self) -> pb.Roster:
-        return pb.Roster(bundles=[_signed_to_wire(signed) for signed in self.bundles])
-
-    @classmethod
-    def _from_wire(cls, parsed: Any) -> Self:
-        return cls(tuple(_signed_from_wire(signed) for signed in parsed.bundles))
+LARGEST_PACKET_PROOF = 10  # of a tree over 1,000 packets
 
 
 @dataclass(frozen=True)
 class SealedPacket:
-    """Shares under AES-256-GCM; `node` receives it (in an Upload) or sent it (in a request)."""
+    """Shares under AES-256-GCM for `node`, a member of the committee."""
 
     node: str
     sealed: bytes
 
     def __post_init__(self) -> None:
-        largest = LARGEST_COHORT * SHARE_BYTES + TAG_BYTES
-        if not TAG_BYTES < len(self.sealed) <= largest:
-            refuse("sealed", f"{TAG_BYTES + 1} to {largest} bytes", len(self.sealed))
+        _check_sealed(self.sealed)
+
+
+@dataclass(frozen=True)
+class ProvenPacket:
+    """The packet that `node` sealed, and the inclusion proof under its header's root."""
+
+    node: str
+    sealed: bytes
+    proof: tuple[bytes, ...]
+
+    def __post_init__(self) -> None:
+        _check_sealed(self.sealed)
+        if len(self.proof) > LARGEST_PACKET_PROOF:
+            refuse("proof", f"at most {LARGEST_PACKET_PROOF} hashes", len(self.proof))
+        for hashed in self.proof:
+            check_length("proof", hashed, DIGEST_BYTES)
 
 
 @dataclass(frozen=True)
@@ -156,7 +120,7 @@ class Upload(WireMessage):
     def _to_wire(self) -> pb.Upload:
         return pb.Upload(
             node=self.node,
-            header=_signed_to_wire(self.header),
+            header=signed_to_wire(self.header),
             words_digest=self.words_digest,
             own_commitment=self.own_commitment,
             edge_commitments=[
@@ -170,7 +134,7 @@ class Upload(WireMessage):
     def _from_wire(cls, parsed: Any) -> Self:
         return cls(
             parsed.node,
-            _signed_from_wire(parsed.header),
+            signed_from_wire(parsed.header),
             parsed.words_digest,
             parsed.own_commitment,
             tuple(EdgeCommitment(edge.peer, edge.commitment) for edge in parsed.edge_commitments),
@@ -191,12 +155,12 @@ class SurvivorsRequest(WireMessage):
         check_signed_list("headers", self.headers)
 
     def _to_wire(self) -> pb.SurvivorsRequest:
-        headers = [_signed_to_wire(header) for header in self.headers]
+        headers = [signed_to_wire(header) for header in self.headers]
         return pb.SurvivorsRequest(plan_digest=self.plan_digest, headers=headers)
 
     @classmethod
     def _from_wire(cls, parsed: Any) -> Self:
-        return cls(parsed.plan_digest, tuple(_signed_from_wire(h) for h in parsed.headers))
+        return cls(parsed.plan_digest, tuple(signed_from_wire(h) for h in parsed.headers))
 
 
 @dataclass(frozen=True)
@@ -236,7 +200,7 @@ class UnmaskRequest(WireMessage):
     plan_digest: bytes
     headers: tuple[Signed, ...]
     certificate: tuple[SurvivorSignature, ...]
-    packets: tuple[SealedPacket, ...]
+    packets: tuple[ProvenPacket, ...]
 
     def __post_init__(self) -> None:
         check_length("plan_digest", self.plan_digest, DIGEST_BYTES)
@@ -247,18 +211,24 @@ class UnmaskRequest(WireMessage):
     def _to_wire(self) -> pb.UnmaskRequest:
         return pb.UnmaskRequest(
             plan_digest=self.plan_digest,
-            headers=[_signed_to_wire(header) for header in self.headers],
+            headers=[signed_to_wire(header) for header in self.headers],
             certificate=[signature._to_wire() for signature in self.certificate],
-            packets=_packets_to_wire(self.packets),
+            packets=[
+                pb.ProvenPacket(node=packet.node, sealed=packet.sealed, proof=packet.proof)
+                for packet in self.packets
+            ],
         )
 
     @classmethod
     def _from_wire(cls, parsed: Any) -> Self:
         return cls(
             parsed.plan_digest,
-            tuple(_signed_from_wire(header) for header in parsed.headers),
+            tuple(signed_from_wire(header) for header in parsed.headers),
             tuple(SurvivorSignature._from_wire(signature) for signature in parsed.certificate),
-            _packets_from_wire(parsed.packets),
+            tuple(
+                ProvenPacket(packet.node, packet.sealed, tuple(packet.proof))
+                for packet in parsed.packets
+            ),
         )
 
 
@@ -339,12 +309,10 @@ class Refusal(WireMessage):
         return cls(parsed.code, parsed.clause, parsed.detail)
 
 
-def _signed_to_wire(signed: Signed) -> pb.SignedBytes:
-    return pb.SignedBytes(payload=signed.payload, signature=signed.signature)
-
-
-def _signed_from_wire(parsed: Any) -> Signed:
-    return Signed(parsed.payload, parsed.signature)
+def _check_sealed(sealed: bytes) -> None:
+    largest = LARGEST_COHORT * SHARE_BYTES + TAG_BYTES
+    if not TAG_BYTES < len(sealed) <= largest:
+        refuse("sealed", f"{TAG_BYTES + 1} to {largest} bytes", len(sealed))
 
 
 def _packets_to_wire(packets: Sequence[SealedPacket]) -> list[pb.SealedPacket]:

@@ -9,9 +9,17 @@ from typing import Any, Self
 from google.protobuf.message import Message  # type: ignore[import-untyped]
 
 from protos.arion.v1 import rounds_pb2 as pb
-from protos.arion.v1.secagg_pb2 import SignedBytes
 from protos.signed import Signed
-from protos.wire import DIGEST_BYTES, WireMessage, check_length, check_name, check_signed, refuse
+from protos.wire import (
+    DIGEST_BYTES,
+    WireMessage,
+    check_length,
+    check_name,
+    check_signed,
+    refuse,
+    signed_from_wire,
+    signed_to_wire,
+)
 
 LARGEST_TEXT = 200
 LARGEST_RECIPE_BYTES = 4096
@@ -59,11 +67,11 @@ class UploadRequest(WireMessage):
             refuse("recipe", f"1 to {LARGEST_RECIPE_BYTES} bytes", len(self.recipe))
 
     def _to_wire(self) -> Message:
-        return pb.UploadRequest(plan=_signed(self.plan), recipe=self.recipe)
+        return pb.UploadRequest(plan=signed_to_wire(self.plan), recipe=self.recipe)
 
     @classmethod
     def _from_wire(cls, parsed: Any) -> Self:
-        return cls(_from_signed(parsed.plan), parsed.recipe)
+        return cls(signed_from_wire(parsed.plan), parsed.recipe)
 
 
 @dataclass(frozen=True)
@@ -119,11 +127,11 @@ class HeadOffer(WireMessage):
             check_length("proof", node, DIGEST_BYTES)
 
     def _to_wire(self) -> Message:
-        return pb.HeadOffer(head=_signed(self.head), proof=self.proof)
+        return pb.HeadOffer(head=signed_to_wire(self.head), proof=self.proof)
 
     @classmethod
     def _from_wire(cls, parsed: Any) -> Self:
-        return cls(_from_signed(parsed.head), tuple(parsed.proof))
+        return cls(signed_from_wire(parsed.head), tuple(parsed.proof))
 
 
 @dataclass(frozen=True)
@@ -145,11 +153,13 @@ class HeadCountersigned(WireMessage):
         check_signed("own", self.own)
 
     def _to_wire(self) -> Message:
-        return pb.HeadCountersigned(signed=_signed(self.signed), own=_signed(self.own))
+        return pb.HeadCountersigned(
+            signed=signed_to_wire(self.signed), own=signed_to_wire(self.own)
+        )
 
     @classmethod
     def _from_wire(cls, parsed: Any) -> Self:
-        return cls(_from_signed(parsed.signed), _from_signed(parsed.own))
+        return cls(signed_from_wire(parsed.signed), signed_from_wire(parsed.own))
 
 
 @dataclass(frozen=True)
@@ -169,11 +179,11 @@ class OwnHeadShown(WireMessage):
             check_signed("head", self.head)
 
     def _to_wire(self) -> Message:
-        return pb.OwnHeadShown(head=None if self.head is None else _signed(self.head))
+        return pb.OwnHeadShown(head=None if self.head is None else signed_to_wire(self.head))
 
     @classmethod
     def _from_wire(cls, parsed: Any) -> Self:
-        return cls(_from_signed(parsed.head) if parsed.HasField("head") else None)
+        return cls(signed_from_wire(parsed.head) if parsed.HasField("head") else None)
 
 
 @dataclass(frozen=True)
@@ -187,11 +197,11 @@ class OwnHead(WireMessage):
         check_signed("head", self.head)
 
     def _to_wire(self) -> Message:
-        return pb.OwnHead(head=_signed(self.head))
+        return pb.OwnHead(head=signed_to_wire(self.head))
 
     @classmethod
     def _from_wire(cls, parsed: Any) -> Self:
-        return cls(_from_signed(parsed.head))
+        return cls(signed_from_wire(parsed.head))
 
 
 @dataclass(frozen=True)
@@ -226,14 +236,6 @@ class Done(WireMessage):
     @classmethod
     def _from_wire(cls, parsed: Any) -> Self:
         return cls()
-
-
-def _signed(signed: Signed) -> SignedBytes:
-    return SignedBytes(payload=signed.payload, signature=signed.signature)
-
-
-def _from_signed(parsed: Any) -> Signed:
-    return Signed(parsed.payload, parsed.signature)
 
 
 def _check_text(field: str, text: str) -> None:

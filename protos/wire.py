@@ -9,10 +9,12 @@ from typing import Any, ClassVar, NoReturn, Self
 
 from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 
+from protos.arion.v1.secagg_pb2 import SignedBytes
 from protos.signed import Signed
 
-LARGEST_MESSAGE_BYTES = 4 << 20
-LARGEST_COHORT = 50
+LARGEST_MESSAGE_BYTES = 16 << 20
+"""The largest is a committee member's packets of 1,000 members over a dense graph: 8 MiB."""
+LARGEST_COHORT = 1_000
 LARGEST_PAYLOAD_BYTES = 1 << 20
 DIGEST_BYTES = 32
 SIGNATURE_BYTES = 64
@@ -108,6 +110,16 @@ def check_signed_list(field: str, entries: Sequence[Signed]) -> None:
         refuse(field, f"1 to {LARGEST_COHORT} entries", len(entries))
     for signed in entries:
         check_signed(field, signed)
+
+
+def signed_to_wire(signed: Signed) -> SignedBytes:
+    """Return the wire's form of signed bytes."""
+    return SignedBytes(payload=signed.payload, signature=signed.signature)
+
+
+def signed_from_wire(parsed: SignedBytes) -> Signed:
+    """Read the wire's form of signed bytes."""
+    return Signed(parsed.payload, parsed.signature)
 
 
 def refuse(field: str, expected: str, got: object) -> NoReturn:

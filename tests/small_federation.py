@@ -49,7 +49,7 @@ from privacy.ledger.pins import PINS_FILE, load_pins
 from privacy.ledger.verify import LedgerReport, verify_tree
 from privacy.rounds import RoundPlan, sign_plan
 from privacy.secagg.coordinator import OpenedSum, StreamingSum
-from privacy.secagg.keys import accept_roster
+from privacy.secagg.roster import accept_reveals, accept_roster
 from privacy.units import INSTITUTION
 from protos.round_messages import UploadRequest
 
@@ -205,6 +205,7 @@ class Hands:
     model: Decoder
     members: Members
     bundles: tuple[Any, ...]
+    reveals: tuple[Any, ...]
     heads: dict[str, Signed]
 
     @property
@@ -246,6 +247,7 @@ class Hands:
         self.nodes[name] = node = Node(self.federation.homes.nodes[name], "simulate")
         node.publish_keys(FEDERATION, 1)
         node.accept_roster(self.bundles)
+        node.accept_reveals(self.reveals)
         self.heads[name] = node.recall(self.heads[name])
         return node
 
@@ -260,14 +262,16 @@ def take_in_hand(federation: SmallFederation) -> Hands:
     settings = federation.settings
     pins = {name: bytes.fromhex(key) for name, key in settings.members.items()}
     roster = accept_roster(bundles, pins, None, 1, FEDERATION)
+    reveals = tuple(node.accept_roster(bundles) for node in nodes.values())
     for node in nodes.values():
-        node.accept_roster(bundles)
+        node.accept_reveals(reveals)
+    roster, _ = accept_reveals(roster, reveals, None)
     heads = {name: node.recall(None) for name, node in nodes.items()}
     model, _ = load_model(settings.base_model)
     prepare(model, settings.recipe)
     key = IdentityKey.load(federation.homes.coordinator / IDENTITY_FILE)
     members = Members(roster, dict.fromkeys(NAMES, 0))
-    return Hands(federation, key, nodes, model, members, bundles, heads)
+    return Hands(federation, key, nodes, model, members, bundles, reveals, heads)
 
 
 @contextmanager

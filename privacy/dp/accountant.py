@@ -30,7 +30,7 @@ from dp_accounting.pld.privacy_loss_distribution import (
 from dp_accounting.rdp import RdpAccountant
 
 from privacy.dp.lattice import lattice_slack, sampler_tail
-from privacy.dp.plan import LARGEST_COHORT, PrivateStep, event_from_json, event_json
+from privacy.dp.plan import MOST_SURVIVORS, PrivateStep, event_from_json, event_json
 
 _INTERVALS = (1e-4, 1e-3, 1e-2, 1e-1)
 _SEARCH_INTERVAL = 1e-3
@@ -103,7 +103,7 @@ def epsilon_after(
     delta: float,
     *,
     vector_length: int = 0,
-    contributors: int = LARGEST_COHORT,
+    contributors: int = MOST_SURVIVORS,
 ) -> float:
     """Epsilon of the first `rounds` releases of a step's schedule; to show, not to charge.
 

@@ -36,7 +36,9 @@ SMALLEST_CLIPPING_NORM = 1e-9
 """Lower limit of C: squares of fp32 gradients that C is compared with do not vanish above it."""
 
 LARGEST_COHORT = 64
-"""Sums of up to this many members fit the ring of a run without noise (consent allows 50)."""
+"""Sums of up to this many members fit the ring of a run without noise (which allows 50)."""
+
+MOST_SURVIVORS = 1_000
 
 VALUE_BOUND = 128.0
 """Largest magnitude of a coordinate in a run without noise; see `privacy.dp.lattice.encode`."""
@@ -85,7 +87,7 @@ class PrivateStep(BaseModel):
     noise_multiplier: float = Field(ge=0)
     sampling_probability: float = Field(gt=0, le=1)
     expected_batch: float = Field(gt=0)
-    honest_survivors: int = Field(ge=1, le=LARGEST_COHORT)
+    honest_survivors: int = Field(ge=1, le=MOST_SURVIVORS)
     releases: int = Field(ge=1)
     unit: Annotated[str, StringConstraints(min_length=1, max_length=128)]
     noise_in_lattice_units: float = 4.0

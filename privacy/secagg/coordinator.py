@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from privacy.ledger.merkle import MerkleTree
 from privacy.rounds import RoundPlan
 from privacy.secagg.header import (
     SecAggRefused,
@@ -18,15 +19,16 @@ from privacy.secagg.header import (
     commitments_digest,
     mask_key,
     mask_sign,
+    packet_tree,
     read_survivors,
     verify_header,
     verify_survivor_signature,
 )
-from privacy.secagg.keys import Roster
 from privacy.secagg.masks import Mask, Words, apply_masks, word_type
 from privacy.secagg.recovery import AbortCode, SecAggAbort, SeedRecovery, WrongShare
+from privacy.secagg.roster import Roster
 from protos.messages import (
-    SealedPacket,
+    ProvenPacket,
     SurvivorSignature,
     SurvivorsRequest,
     UnmaskReply,
@@ -68,9 +70,11 @@ class StreamingSum:
         assert plan.roster_digest == roster.digest.hex(), "the plan names this roster"
         self._plan = plan
         self._roster = roster
+        self._graph = roster.graph(plan)
         self._plan_digest = plan.digest()
         self._words: Words = np.zeros(plan.vector_length, word_type(plan.step.ring_bits))
         self._uploads: dict[str, Upload] = {}
+        self._trees: dict[str, MerkleTree] = {}
         self._survivors: SurvivorSet | None = None
         self._certificate: tuple[SurvivorSignature, ...] = ()
         self._opened: OpenedSum | None = None
@@ -79,6 +83,11 @@ class StreamingSum:
     def uploaded(self) -> tuple[str, ...]:
         """Members whose words are in the sum, sorted."""
         return tuple(sorted(self._uploads))
+
+    @property
+    def committee(self) -> tuple[str, ...]:
+        """Members in the sum that hold shares of its secrets, sorted."""
+        return tuple(name for name in self._graph.committee if name in self._uploads)
 
     def add(self, upload: Upload, words: Words) -> bool:
         """Add one member's masked words.
@@ -106,17 +115,18 @@ class StreamingSum:
                 f"Expected uploads before the survivor set is fixed, got one of {upload.node!r}.",
                 (upload.node,),
             )
-        self._check_upload(upload, words)
+        tree = self._check_upload(upload, words)
         self._check_edges(upload)
         np.add(self._words, words, out=self._words)
         self._uploads[upload.node] = upload
+        self._trees[upload.node] = tree
         return True
 
     def close(self) -> SurvivorsRequest:
         """Fix the survivor set: all members whose words are in the sum.
 
         Raises:
-            SecAggAbort: BELOW_N_MIN; start a new attempt.
+            SecAggAbort: BELOW_N_MIN or FEW_NEIGHBOURS; start a new attempt.
 
         """
         headers = tuple(self._uploads[name].header for name in self.uploaded)
@@ -127,7 +137,11 @@ class StreamingSum:
                     f"Expected at least n_min = {self._plan.n_min} uploads, got {len(headers)}. "
                     "Start a new attempt.",
                 )
-            self._survivors = read_survivors(self._plan, self._roster, headers)
+            try:
+                self._survivors = read_survivors(self._plan, self._roster, headers)
+            except SecAggRefused as error:
+                # Headers and their number were checked: what is left is the neighbours.
+                raise SecAggAbort(AbortCode.FEW_NEIGHBOURS, str(error)) from error
         return SurvivorsRequest(self._plan_digest, headers)
 
     def certify(self, signatures: Iterable[SurvivorSignature]) -> tuple[SurvivorSignature, ...]:
@@ -141,7 +155,10 @@ class StreamingSum:
         valid: dict[str, SurvivorSignature] = {}
         elsewhere: list[str] = []
         for signature in signatures:
-            if signature.plan_digest != self._plan_digest:
+            if (
+                signature.plan_digest != self._plan_digest
+                or signature.node not in self._graph.committee
+            ):
                 continue
             if not verify_survivor_signature(signature, self._roster):
                 continue
@@ -167,8 +184,9 @@ class StreamingSum:
     def unmask_request(self, member: str) -> UnmaskRequest:
         """Return what one committee member needs: the certified set and its sealed packets."""
         survivors = self._closed()
+        place = self._graph.committee.index(member)
         packets = tuple(
-            SealedPacket(sender, _packet_for(member, self._uploads[sender]))
+            _proven(self._uploads[sender], self._trees[sender], place)
             for sender in survivors.headers
         )
         headers = tuple(self._uploads[name].header for name in survivors.headers)
@@ -220,28 +238,30 @@ class StreamingSum:
                     seed = recovery.edge_seed(name, edge.peer, edge.commitment)
                     yield Mask(mask_key(seed, plan_digest), mask_sign(edge.peer, name))
 
-    def _check_upload(self, upload: Upload, words: Words) -> None:
+    def _check_upload(self, upload: Upload, words: Words) -> MerkleTree:
+        """Hold an upload against its header; return the tree over its packets."""
         try:
             header = verify_header(upload.header, self._plan_digest, self._roster)
         except SecAggRefused as error:
             raise SecAggAbort(AbortCode.BAD_UPLOAD, str(error), (upload.node,)) from error
         if words.dtype != self._words.dtype or words.shape != self._words.shape:
             self._bad_upload(upload, f"{self._words.shape} words of {self._words.dtype}")
-        packets = {
-            packet.node: hashlib.sha256(packet.sealed).hexdigest() for packet in upload.packets
-        }
-        peers = tuple(edge.peer for edge in upload.edge_commitments)
-        if peers != tuple(name for name in self._roster.names if name != upload.node):
-            self._bad_upload(upload, "a commitment per peer")
-        digests = (header.words, header.commitments, header.node, header.packets)
+        peers = [edge.peer for edge in upload.edge_commitments]
+        if peers != sorted(self._graph.neighbours[header.node]):
+            self._bad_upload(upload, "a commitment per neighbour")
+        if tuple(packet.node for packet in upload.packets) != self._graph.committee:
+            self._bad_upload(upload, "a packet per member of the committee")
+        tree = packet_tree({packet.node: packet.sealed for packet in upload.packets})
+        digests = (header.words, header.commitments, header.node, header.packets_root)
         found = (
             hashlib.sha256(np.ascontiguousarray(words).data).hexdigest(),
             commitments_digest(upload).hex(),
             upload.node,
-            packets,
+            tree.root().hex(),
         )
         if digests != found or upload.words_digest.hex() != header.words:
             self._bad_upload(upload, "words, commitments and packets as its header names them")
+        return tree
 
     def _check_edges(self, upload: Upload) -> None:
         """Both ends of an edge commit to one seed, or their masks would not cancel."""
@@ -260,15 +280,14 @@ class StreamingSum:
         """Shares by (dealer, dealer or dropped peer), after a check that they are on our set."""
         survivors = self._closed()
         about = (reply.plan_digest, reply.set_digest)
-        dropped = tuple(n for n in self._roster.names if n not in survivors.headers)
         well_formed = all(
             entry.survivor in survivors.headers
-            and tuple(edge.dropped for edge in entry.edge_shares) == dropped
+            and [edge.dropped for edge in entry.edge_shares] == self._dropped(entry.survivor)
             for entry in reply.shares
         )
         if (
             about != (self._plan_digest, survivors.digest)
-            or reply.node not in self._roster.names
+            or reply.node not in self._graph.committee
             or not well_formed
         ):
             raise SecAggAbort(
@@ -282,6 +301,10 @@ class StreamingSum:
                 shares[entry.survivor, edge.dropped] = edge.share
         return shares
 
+    def _dropped(self, name: str) -> list[str]:
+        """Neighbours of a survivor that are not in the sum."""
+        return sorted(self._graph.neighbours[name] - self._closed().headers.keys())
+
     def _closed(self) -> SurvivorSet:
         assert self._survivors is not None, "close() fixes the survivor set first"
         return self._survivors
@@ -294,8 +317,11 @@ class StreamingSum:
         )
 
 
-def _packet_for(member: str, upload: Upload) -> bytes:
-    return next(packet.sealed for packet in upload.packets if packet.node == member)
+def _proven(upload: Upload, tree: MerkleTree, place: int) -> ProvenPacket:
+    """A packet for the committee member of this place, and that the header covers it."""
+    return ProvenPacket(
+        upload.node, upload.packets[place].sealed, tuple(tree.inclusion_proof(place))
+    )
 
 
 def _edge_commitment(upload: Upload, peer: str) -> bytes:

@@ -5,18 +5,20 @@ members, s_uv the seed they share in a round, b_u the seed of u's own mask.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from privacy.canonical import CanonicalError, canonical_bytes, parse_canonical
 from privacy.identity import SignatureError, verify_signed
+from privacy.ledger.merkle import MerkleTree, ProofError, leaf_hash, verify_inclusion
 from privacy.rounds import RoundPlan
-from privacy.secagg.keys import Roster, encode_parts, expand
-from protos.messages import SurvivorSignature, Upload
+from privacy.secagg.kdf import encode_parts, expand
+from privacy.secagg.roster import Roster
+from protos.messages import ProvenPacket, SurvivorSignature, Upload
 from protos.signed import Signed
 
 _Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,63}$")]
@@ -32,6 +34,8 @@ class RefusalCode(StrEnum):
     BAD_HEADER = "bad-header"
     OTHER_PLAN = "other-plan"
     BELOW_N_MIN = "below-n-min"
+    FEW_NEIGHBOURS = "few-neighbours"
+    NOT_ON_COMMITTEE = "not-on-committee"
     NOT_LISTED = "not-listed"
     SECOND_SET = "second-set"
     NOT_SIGNED = "not-signed"
@@ -60,7 +64,7 @@ class Header(BaseModel):
         node: the member.
         words: SHA-256 of the masked words, hex.
         commitments: digest of all seed commitments, hex.
-        packets: SHA-256 of the sealed packet for each committee member, hex.
+        packets_root: RFC 6962 root over the sealed packets in the committee's order, hex.
 
     """
 
@@ -71,7 +75,7 @@ class Header(BaseModel):
     node: _Name
     words: _Digest
     commitments: _Digest
-    packets: dict[_Name, _Digest] = Field(min_length=1, max_length=50)
+    packets_root: _Digest
 
     def payload(self) -> bytes:
         """Return the canonical bytes that are signed."""
@@ -117,7 +121,8 @@ def read_survivors(plan: RoundPlan, roster: Roster, headers: Iterable[Signed]) -
 
     Raises:
         SecAggRefused: a header that is not its member's for this very plan (BAD_HEADER,
-            OTHER_PLAN), names out of order or twice, or fewer than n_min (BELOW_N_MIN).
+            OTHER_PLAN), names out of order or twice, fewer than n_min (BELOW_N_MIN), or one with
+            too few neighbours among the others (FEW_NEIGHBOURS).
 
     """
     plan_digest = plan.digest()
@@ -134,13 +139,26 @@ def read_survivors(plan: RoundPlan, roster: Roster, headers: Iterable[Signed]) -
             f"Expected at least n_min = {plan.n_min} survivors, got {len(names)}. "
             "Start a new attempt.",
         )
+    _check_neighbours(plan, roster, frozenset(names))
     parts = [part for header in signed for part in (header.payload, header.signature)]
     digest = hashlib.sha256(encode_parts(b"survivors", plan_digest, *parts)).digest()
     return SurvivorSet(plan_digest, dict(zip(names, read, strict=True)), digest)
 
 
+def _check_neighbours(plan: RoundPlan, roster: Roster, names: frozenset[str]) -> None:
+    """Every survivor must mask with enough others, or its vector might come apart from the sum."""
+    neighbours = roster.graph(plan).neighbours
+    lonely = [name for name in names if len(names & neighbours[name]) < plan.least_neighbours]
+    if lonely:
+        raise SecAggRefused(
+            RefusalCode.FEW_NEIGHBOURS,
+            f"Expected at least {plan.least_neighbours} neighbours of every survivor in the sum, "
+            f"got fewer for {sorted(lonely)[:5]}. Start a new attempt.",
+        )
+
+
 def verify_header(signed: Signed, plan_digest: bytes, roster: Roster) -> Header:
-    """Check one header: canonical, its member's signature, this plan, a packet for everyone.
+    """Check one header: canonical, its member's signature, this plan.
 
     Raises:
         SecAggRefused: with code BAD_HEADER or OTHER_PLAN.
@@ -160,11 +178,6 @@ def verify_header(signed: Signed, plan_digest: bytes, roster: Roster) -> Header:
             RefusalCode.OTHER_PLAN,
             f"Expected headers of plan {plan_digest.hex()[:16]}, got one of {header.node!r} for "
             f"plan {header.plan[:16]}: the coordinator showed different plans.",
-        )
-    if tuple(sorted(header.packets)) != roster.names:
-        raise SecAggRefused(
-            RefusalCode.BAD_HEADER,
-            f"Expected one packet per member, got {len(header.packets)} from {header.node!r}.",
         )
     return header
 
@@ -194,6 +207,35 @@ def upload_digest(plan_digest: bytes, words_digest: bytes, commitments: bytes) -
     (a restored disk) the digest, and with it every packet key, is another one.
     """
     return hashlib.sha256(encode_parts(b"upload", plan_digest, words_digest, commitments)).digest()
+
+
+def packet_tree(packets: Mapping[str, bytes]) -> MerkleTree:
+    """Return the tree over the sealed packets of an upload, in the order of their receivers."""
+    tree = MerkleTree()
+    for receiver in sorted(packets):
+        tree.append(_packet_leaf(receiver, packets[receiver]))
+    return tree
+
+
+def is_packet_of(
+    header: Header, receiver: str, committee: Sequence[str], packet: ProvenPacket
+) -> bool:
+    """Tell whether a packet is the one that the header's sender sealed for this receiver."""
+    try:
+        verify_inclusion(
+            committee.index(receiver),
+            len(committee),
+            _packet_leaf(receiver, packet.sealed),
+            packet.proof,
+            bytes.fromhex(header.packets_root),
+        )
+    except ProofError:
+        return False
+    return True
+
+
+def _packet_leaf(receiver: str, sealed: bytes) -> bytes:
+    return leaf_hash(encode_parts(receiver.encode(), sealed))
 
 
 def commitments_digest(upload: Upload) -> bytes:

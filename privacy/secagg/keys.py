@@ -1,27 +1,26 @@
-"""Epoch keys: who shares which secret with whom, and how a round's seeds come from it.
+"""Epoch keys: what a member publishes for an epoch, and the private halves that it keeps.
 
-Keys live for one epoch, in memory or tmpfs only. A revealed round seed tells nothing about another
-round: seeds are one-way expansions of a secret that never leaves its two owners.
+Keys live for one epoch, in memory or tmpfs only.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import os
 from typing import Annotated, Literal, Self
 
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from privacy.canonical import CanonicalError, canonical_bytes, parse_canonical
-from privacy.identity import IdentityKey, SignatureError, Signed, verify_signed
+from privacy.canonical import canonical_bytes
+from privacy.identity import IdentityKey, Signed
+from privacy.secagg.kdf import KEY_BYTES, encode_parts, expand
 
-KEY_BYTES = 32
+KEM_SEED_BYTES = 64
 Kind = Literal["mask", "packet"]
 
-_Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,63}$")]
-_HexKey = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,63}$")]
+Hex32 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+_HexKemKey = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{2368}$")]
 
 
 class RosterError(ValueError):
@@ -34,6 +33,8 @@ class KeyBundle(BaseModel):
     Attributes:
         mask_key: X25519 public key for pairwise masks, hex.
         encryption_key: X25519 public key for sealed packets, hex.
+        nonce_commitment: `commit_nonce` of the nonce that is revealed once all have committed, hex.
+        kem_key: ML-KEM-768 public key where the epoch's secrets are hybrid, hex.
 
     """
 
@@ -42,28 +43,43 @@ class KeyBundle(BaseModel):
     version: Literal[1] = 1
     federation: str = Field(min_length=1, max_length=200)
     epoch: int = Field(ge=1, lt=2**53)
-    node: _Name
-    mask_key: _HexKey
-    encryption_key: _HexKey
+    node: Name
+    mask_key: Hex32
+    encryption_key: Hex32
+    nonce_commitment: Hex32
+    kem_key: _HexKemKey | None = None
 
     def payload(self) -> bytes:
         """Return the canonical bytes that are signed."""
         return canonical_bytes(self.model_dump(mode="json"))
 
 
-class EpochKeys:
-    """A member's private keys of one epoch: two X25519 keys, one per purpose.
+def commit_nonce(nonce: bytes, federation: str, epoch: int, node: str) -> bytes:
+    """Return the commitment to a nonce: hiding, as nonces are uniform, and binding; 32 bytes."""
+    named = federation.encode(), epoch.to_bytes(8, "big"), node.encode()
+    return hashlib.sha256(encode_parts(b"nonce", nonce, *named)).digest()
 
-    Source: RFC 7748, section 6.1.
+
+class EpochKeys:
+    """A member's secrets of one epoch: an X25519 key per purpose, a nonce, an ML-KEM-768 seed.
+
+    Source: RFC 7748, section 6.1; FIPS 203, section 3.3 (the seed d || z).
     """
 
-    def __init__(self, mask_key: X25519PrivateKey, encryption_key: X25519PrivateKey) -> None:
+    def __init__(
+        self,
+        mask_key: X25519PrivateKey,
+        encryption_key: X25519PrivateKey,
+        nonce: bytes,
+        kem_seed: bytes,
+    ) -> None:
         self._keys: dict[Kind, X25519PrivateKey] = {"mask": mask_key, "packet": encryption_key}
+        self.nonce, self._kem_seed = nonce, kem_seed
 
     @classmethod
     def generate(cls) -> Self:
         """Make new keys from the system's CSPRNG."""
-        return cls(X25519PrivateKey.generate(), X25519PrivateKey.generate())
+        return cls.from_bytes(os.urandom(_EPOCH_BYTES))
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> Self:
@@ -73,19 +89,23 @@ class EpochKeys:
             RosterError: another length.
 
         """
-        if len(raw) != 2 * KEY_BYTES:
+        if len(raw) != _EPOCH_BYTES:
             raise RosterError(
-                f"Expected {2 * KEY_BYTES} bytes of epoch keys, got {len(raw)}. Start a new epoch."
+                f"Expected {_EPOCH_BYTES} bytes of epoch keys, got {len(raw)}. Start a new epoch."
             )
-        halves = raw[:KEY_BYTES], raw[KEY_BYTES:]
-        return cls(*(X25519PrivateKey.from_private_bytes(half) for half in halves))
+        parts = [raw[at : at + KEY_BYTES] for at in range(0, 3 * KEY_BYTES, KEY_BYTES)]
+        private = [X25519PrivateKey.from_private_bytes(part) for part in parts[:2]]
+        return cls(private[0], private[1], parts[2], raw[3 * KEY_BYTES :])
 
     def to_bytes(self) -> bytes:
-        """Return the private keys, 64 bytes, for tmpfs only: never for a disk or a backup."""
-        return b"".join(key.private_bytes_raw() for key in self._keys.values())
+        """Return the secrets, 160 bytes, for tmpfs only: never for a disk or a backup."""
+        private = b"".join(key.private_bytes_raw() for key in self._keys.values())
+        return private + self.nonce + self._kem_seed
 
-    def bundle(self, federation: str, epoch: int, node: str, identity: IdentityKey) -> Signed:
-        """Sign the public keys with the member's identity key."""
+    def bundle(
+        self, federation: str, epoch: int, node: str, identity: IdentityKey, *, hybrid: bool = False
+    ) -> Signed:
+        """Sign the public keys, with an ML-KEM-768 key where secrets shall be hybrid."""
         public = {kind: key.public_key().public_bytes_raw() for kind, key in self._keys.items()}
         bundle = KeyBundle(
             federation=federation,
@@ -93,6 +113,8 @@ class EpochKeys:
             node=node,
             mask_key=public["mask"].hex(),
             encryption_key=public["packet"].hex(),
+            nonce_commitment=commit_nonce(self.nonce, federation, epoch, node).hex(),
+            kem_key=self._kem_key().public_key().public_bytes_raw().hex() if hybrid else None,
         )
         return identity.sign("bundle", bundle.payload())
 
@@ -113,166 +135,45 @@ class EpochKeys:
                 f"{len(public_key)} bytes. Its owner must publish a new bundle."
             ) from error
 
+    def decapsulate(self, ciphertext: bytes) -> bytes:
+        """Return the ML-KEM-768 secret of a ciphertext, 32 bytes (FIPS 203, section 7.3).
 
-@dataclass(frozen=True)
-class Roster:
-    """Verified bundles of one epoch.
+        A ciphertext that was altered gives another secret, not an error: implicit rejection.
 
-    Attributes:
-        federation: identifier of the federation.
-        epoch: number of the epoch.
-        bundles: one per member, sorted by name.
-        digest: SHA-256 over the exact bundles, 32 bytes: equal only for equal keys.
-        pins: identity keys by member, 32 bytes each.
-        own: this member's name; None at the coordinator.
+        Raises:
+            RosterError: a ciphertext of another length.
 
-    """
+        """
+        try:
+            return self._kem_key().decapsulate(ciphertext)
+        except ValueError as error:
+            raise RosterError(
+                f"Expected an ML-KEM-768 ciphertext, got {len(ciphertext)} bytes. Its sender must "
+                "enter the epoch again."
+            ) from error
 
-    federation: str
-    epoch: int
-    bundles: tuple[KeyBundle, ...]
-    digest: bytes
-    pins: Mapping[str, bytes]
-    own: str | None
+    def own_secret(self) -> bytes:
+        """Return what stands for the ML-KEM-768 secret in packets to ourselves, 32 bytes."""
+        return expand(self._kem_seed, b"own")
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Members' names, sorted."""
-        return tuple(bundle.node for bundle in self.bundles)
-
-    def public_key(self, kind: Kind, node: str) -> bytes:
-        """Return a member's X25519 public key for one purpose."""
-        bundle = next(bundle for bundle in self.bundles if bundle.node == node)
-        return bytes.fromhex(bundle.mask_key if kind == "mask" else bundle.encryption_key)
+    def _kem_key(self) -> MLKEM768PrivateKey:
+        return MLKEM768PrivateKey.from_seed_bytes(self._kem_seed)
 
 
-def accept_roster(
-    bundles: Sequence[Signed],
-    pins: Mapping[str, bytes],
-    own_bundle: Signed | None,
-    epoch: int,
-    federation: str,
-) -> Roster:
-    """Check the bundles that the coordinator relayed.
+_EPOCH_BYTES = 3 * KEY_BYTES + KEM_SEED_BYTES
 
-    1. Each is canonical and signed by the pinned identity of the member it names. 2. It is of this
-    federation and epoch. 3. The members are exactly the pinned ones, each once. 4. No key occurs
-    twice, for whatever purpose, in whatever spelling. 5. Our own bundle is among them, unchanged.
 
-    Args:
-        bundles: in any order.
-        pins: identity keys of all members by name, compared out of band.
-        own_bundle: what this member published; None at the coordinator.
-        epoch: number of the epoch.
-        federation: identifier of the federation.
-
-    Returns:
-        The roster.
+def encapsulate(kem_key: bytes) -> tuple[bytes, bytes]:
+    """Return (secret of 32 bytes, ciphertext of 1,088) for an ML-KEM-768 key (FIPS 203, 7.2).
 
     Raises:
-        RosterError: the first check that fails.
+        RosterError: bytes that are not an encoded key.
 
     """
-    parsed = sorted((_verified(signed, pins) for signed in bundles), key=lambda b: b.node)  # 1
-    for bundle in parsed:
-        if (bundle.federation, bundle.epoch) != (federation, epoch):  # 2
-            _refuse(
-                f"bundles of {federation!r}, epoch {epoch}",
-                f"{bundle.federation!r}, epoch {bundle.epoch} of {bundle.node!r}",
-            )
-    names = [bundle.node for bundle in parsed]
-    if names != sorted(pins):  # 3
-        missing = sorted(set(pins) - set(names))
-        _refuse("one bundle of each pinned member", f"{len(names)} bundles, missing {missing}")
-    keys = [key for bundle in parsed for key in (bundle.mask_key, bundle.encryption_key)]
-    if len(set(keys)) != len(keys):  # 4
-        _refuse("a key of its own for every member and purpose", "one key twice")
-    if not all(_is_canonical(bytes.fromhex(key)) for key in keys):  # 4
-        _refuse("X25519 keys below 2^255 - 19", "another spelling of a key")
-    if own_bundle is not None and own_bundle not in bundles:  # 5
-        _refuse("this member's own bundle, unchanged", "another one, or none")
-    own = None if own_bundle is None else _verified(own_bundle, pins).node
-    digest = hashlib.sha256(
-        canonical_bytes([bundle.model_dump(mode="json") for bundle in parsed])
-    ).digest()
-    return Roster(federation, epoch, tuple(parsed), digest, dict(pins), own)
-
-
-@dataclass(frozen=True)
-class PairwiseKeys:
-    """Pairwise secrets of one member in an epoch: HKDF over the X25519 secret.
-
-    Formal guarantee: the salt is the roster's digest, so two members who were shown different
-    rosters share no secret, and their packets and masks do not match.
-
-    Source: RFC 5869.
-    """
-
-    keys: EpochKeys
-    roster: Roster
-    _cache: dict[tuple[Kind, str], bytes] = field(default_factory=dict, repr=False)
-
-    def prk(self, kind: Kind, peer: str) -> bytes:
-        """Return the pairwise secret with a peer for one purpose, 32 bytes; never leaves here."""
-        if (kind, peer) not in self._cache:
-            secret = self.keys.exchange(kind, self.roster.public_key(kind, peer))
-            info = encode_parts(kind.encode(), *_sorted_pair(self._own, peer))
-            self._cache[kind, peer] = hkdf(secret, self.roster.digest, info)
-        return self._cache[kind, peer]
-
-    def round_seed(self, peer: str, plan_digest: bytes) -> bytes:
-        """Return the seed of the mask that this member and a peer share in one round, 32 bytes."""
-        pair = _sorted_pair(self._own, peer)
-        return expand(self.prk("mask", peer), b"seed", plan_digest, *pair)
-
-    @property
-    def _own(self) -> str:
-        assert self.roster.own is not None, "the coordinator holds no pairwise keys"
-        return self.roster.own
-
-
-def hkdf(secret: bytes, salt: bytes, info: bytes) -> bytes:
-    """HKDF-SHA256, extract and expand, to 32 bytes (RFC 5869)."""
-    return HKDF(SHA256(), KEY_BYTES, salt, info).derive(secret)
-
-
-def expand(key: bytes, *parts: bytes) -> bytes:
-    """HKDF-Expand-SHA256 of a uniform key to 32 bytes; `parts` name the use (RFC 5869, 2.3)."""
-    return HKDFExpand(SHA256(), KEY_BYTES, encode_parts(*parts)).derive(key)
-
-
-def encode_parts(*parts: bytes) -> bytes:
-    """Join byte strings so that different lists give different bytes: each with its length."""
-    return b"".join(len(part).to_bytes(4, "big") + part for part in parts)
-
-
-def _sorted_pair(first: str, second: str) -> tuple[bytes, bytes]:
-    low, high = sorted((first, second))
-    return low.encode(), high.encode()
-
-
-def _is_canonical(public_key: bytes) -> bool:
-    """Tell whether an X25519 key is spelled as the field element it stands for (RFC 7748, 5)."""
-    return int.from_bytes(public_key, "little") < 2**255 - 19
-
-
-def _verified(signed: Signed, pins: Mapping[str, bytes]) -> KeyBundle:
-    """Read a bundle and check it under the pin of the member it names."""
     try:
-        parse_canonical(signed.payload)
-        bundle = KeyBundle.model_validate_json(signed.payload)
-    except (CanonicalError, ValidationError) as error:
+        return MLKEM768PublicKey.from_public_bytes(kem_key).encapsulate()
+    except ValueError as error:
         raise RosterError(
-            f"Expected a key bundle, got bytes that are not one: {type(error).__name__}."
+            "Expected an ML-KEM-768 public key, got other bytes. Its owner must publish a new "
+            "bundle."
         ) from error
-    if bundle.node not in pins:
-        _refuse("bundles of pinned members", f"one of {bundle.node!r}, who is not pinned")
-    try:
-        verify_signed(pins[bundle.node], "bundle", signed)
-    except SignatureError as error:
-        raise RosterError(f"Bundle of {bundle.node!r}: {error}") from error
-    return bundle
-
-
-def _refuse(expected: str, got: str) -> None:
-    raise RosterError(f"Expected {expected}, got {got}. Ask the coordinator for the epoch again.")

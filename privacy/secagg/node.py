@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from privacy.identity import IdentityKey, Signed
 from privacy.rounds import RoundPlan
+from privacy.secagg.graph import Graph
 from privacy.secagg.header import (
     Header,
     RefusalCode,
@@ -23,18 +24,23 @@ from privacy.secagg.header import (
     commit_edge,
     commit_own,
     digest_commitments,
+    is_packet_of,
     mask_key,
     mask_sign,
+    packet_tree,
     read_survivors,
     upload_digest,
     verify_survivor_signature,
 )
-from privacy.secagg.keys import EpochKeys, PairwiseKeys, Roster, encode_parts, expand
+from privacy.secagg.kdf import encode_parts, expand
 from privacy.secagg.masks import Mask, Words, apply_masks, word_type
+from privacy.secagg.pairwise import PairwiseKeys
+from privacy.secagg.roster import Roster
 from privacy.secagg.shamir import SHARE_BYTES, random_secret, reduce_to_field, split
 from protos.messages import (
     EdgeCommitment,
     EdgeShare,
+    ProvenPacket,
     SealedPacket,
     SurvivorShares,
     SurvivorSignature,
@@ -59,6 +65,9 @@ class PlanKey(NamedTuple):
 
 class RoundStore(Protocol):
     """What a member remembers about rounds; every method is durable before it returns."""
+
+    def count_epoch(self, federation: str, graph_seed: bytes) -> None:
+        """Note the nonces of an epoch, once; StoreConflict beyond LARGEST_EPOCHS of them."""
 
     def claim_plan(self, key: PlanKey, digest: bytes) -> None:
         """Take part under this plan; StoreConflict unless (round, attempt) is new and later."""
@@ -86,7 +95,7 @@ class RoundStore(Protocol):
 
 
 class StoreConflict(ValueError):  # noqa: N818  (an outcome of the protocol)
-    """A plan whose round and attempt were claimed before, or lie before the last claimed."""
+    """A plan whose round and attempt were claimed before, or an epoch too many."""
 
 
 def plan_key(plan: RoundPlan) -> PlanKey:
@@ -100,20 +109,19 @@ class SecAggNode:
 
     Attributes:
         identity: signs headers and survivor sets.
-        keys: private keys of the epoch.
-        roster: what `accept_roster` returned for these keys.
+        pairwise: secrets of the epoch, and the roster that its nonces were revealed for.
         store: durable memory.
 
     """
 
     identity: IdentityKey = field(repr=False)
-    keys: EpochKeys = field(repr=False)
-    roster: Roster
+    pairwise: PairwiseKeys = field(repr=False)
     store: RoundStore
-    _pairwise: PairwiseKeys = field(init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_pairwise", PairwiseKeys(self.keys, self.roster))
+    @property
+    def roster(self) -> Roster:
+        """Whose keys the epoch runs on."""
+        return self.pairwise.roster
 
     @property
     def name(self) -> str:
@@ -148,7 +156,7 @@ class SecAggNode:
             self.store.claim_plan(plan_key(plan), plan.digest())
         except StoreConflict as error:
             raise SecAggRefused(RefusalCode.REPLAYED, str(error)) from error
-        seeds = self._draw_seeds(plan.digest())
+        seeds = self._draw_seeds(plan)
         apply_masks(words, self._masks(seeds, plan.digest()), threads=threads)
         return self._seal(words, plan, seeds)
 
@@ -156,11 +164,12 @@ class SecAggNode:
         """Stand for a survivor set: one per plan, ever, recorded before this returns.
 
         Raises:
-            SecAggRefused: a plan we did not upload under, a header that is not its member's for
-                this plan, fewer than n_min survivors, ourselves not among them, or a second set.
+            SecAggRefused: a plan we did not upload under, or whose committee we are not on; a
+                header that is not its member's for this plan; fewer than n_min survivors, one with
+                too few neighbours, ourselves not among them; or a second set.
 
-        Formal guarantee: with 2q > n + c and at most c dishonest members, no two sets of one plan
-        reach q signatures.
+        Formal guarantee: with 2q > m + c and at most c dishonest members on the committee of m, no
+        two sets of one plan reach q signatures.
 
         """
         survivors = self._read_survivors(plan, headers)
@@ -215,14 +224,14 @@ class SecAggNode:
                 f"{words.dtype}. Encode the vector that the plan names.",
             )
 
-    def _draw_seeds(self, plan_digest: bytes) -> dict[str, bytes]:
-        """Seeds by peer, s_uv; under our own name b_u, drawn anew."""
-        own = self.name
+    def _draw_seeds(self, plan: RoundPlan) -> dict[str, bytes]:
+        """Seeds by neighbour, s_uv, in order; first, under our own name, b_u, drawn anew."""
+        own, plan_digest = self.name, plan.digest()
         return {
             peer: random_secret()
             if peer == own
-            else reduce_to_field(self._pairwise.round_seed(peer, plan_digest))
-            for peer in self.roster.names
+            else reduce_to_field(self.pairwise.round_seed(peer, plan_digest))
+            for peer in (own, *sorted(self._graph(plan).neighbours[own]))
         }
 
     def _masks(self, seeds: dict[str, bytes], plan_digest: bytes) -> list[Mask]:
@@ -250,7 +259,7 @@ class SecAggNode:
             node=own,
             words=words_digest.hex(),
             commitments=commitments.hex(),
-            packets={name: _hex_digest(sealed) for name, sealed in packets.items()},
+            packets_root=packet_tree(packets).root().hex(),
         )
         return Upload(
             node=own,
@@ -264,12 +273,11 @@ class SecAggNode:
     def _seal_packets(
         self, plan: RoundPlan, seeds: dict[str, bytes], digest: bytes
     ) -> dict[str, bytes]:
-        """One packet per member: its shares of b_u, then of s_uv in the order of names."""
-        own = self.name
-        order = [own, *(peer for peer in self.roster.names if peer != own)]
-        shared = [split(seeds[name], plan.quorum, len(plan.cohort)) for name in order]
+        """One packet per committee member: its shares of b_u, then of s_uv in order of names."""
+        own, committee = self.name, self._graph(plan).committee
+        shared = [split(seed, plan.quorum, len(committee)) for seed in seeds.values()]
         packets = {}
-        for position, receiver in enumerate(self.roster.names):
+        for position, receiver in enumerate(committee):
             plain = b"".join(shares[position] for shares in shared)
             key, associated = self._packet_key(own, receiver, receiver, digest)
             packets[receiver] = AESGCM(key).encrypt(_NONCE, plain, associated)
@@ -280,11 +288,19 @@ class SecAggNode:
     ) -> tuple[bytes, bytes]:
         """Key and associated data of one packet; they name its direction and its upload."""
         names = sender.encode(), receiver.encode()
-        key = expand(self._pairwise.prk("packet", peer), b"packet", digest, *names)
+        key = expand(self.pairwise.prk("packet", peer), b"packet", digest, *names)
         return key, encode_parts(b"packet", digest, *names)
+
+    def _graph(self, plan: RoundPlan) -> Graph:
+        return self.roster.graph(plan)
 
     def _read_survivors(self, plan: RoundPlan, headers: Sequence[Signed]) -> SurvivorSet:
         self._check_plan(plan)
+        if self.name not in self._graph(plan).committee:
+            raise SecAggRefused(
+                RefusalCode.NOT_ON_COMMITTEE,
+                "Expected questions to the attempt's committee, which this member is not on.",
+            )
         if not self.store.is_claimed(plan.digest()):
             raise SecAggRefused(
                 RefusalCode.OTHER_PLAN,
@@ -306,7 +322,8 @@ class SecAggNode:
         signers = {
             signature.node
             for signature in certificate
-            if (signature.plan_digest, signature.set_digest)
+            if signature.node in self._graph(plan).committee
+            and (signature.plan_digest, signature.set_digest)
             == (survivors.plan_digest, survivors.digest)
             and verify_survivor_signature(signature, self.roster)
         }
@@ -317,13 +334,15 @@ class SecAggNode:
             )
 
     def _open_packets(
-        self, plan: RoundPlan, survivors: SurvivorSet, packets: Sequence[SealedPacket]
+        self, plan: RoundPlan, survivors: SurvivorSet, packets: Sequence[ProvenPacket]
     ) -> UnmaskReply:
-        by_sender = {packet.node: packet.sealed for packet in packets}
+        graph, own = self._graph(plan), self.name
+        by_sender = {packet.node: packet for packet in packets}
         wrong = [
             sender
             for sender, header in survivors.headers.items()
-            if _hex_digest(by_sender.get(sender, b"")) != header.packets[self.name]
+            if sender not in by_sender
+            or not is_packet_of(header, own, graph.committee, by_sender[sender])
         ]
         if wrong or len(by_sender) != len(survivors.headers):
             # The coordinator's fault: refuse whole, so that our one answer is not spent on it.
@@ -332,32 +351,28 @@ class SecAggNode:
                 f"Expected the packets that the certified headers name, got others for {wrong}.",
             )
         opened = (
-            self._open_packet(sender, header, by_sender[sender], survivors)
+            self._open_packet(header, by_sender[sender].sealed, graph, survivors)
             for sender, header in survivors.headers.items()
         )
         shares = tuple(entry for entry in opened if entry is not None)
-        return UnmaskReply(self.name, survivors.plan_digest, survivors.digest, shares)
+        return UnmaskReply(own, survivors.plan_digest, survivors.digest, shares)
 
     def _open_packet(
-        self, sender: str, header: Header, sealed: bytes, survivors: SurvivorSet
+        self, header: Header, sealed: bytes, graph: Graph, survivors: SurvivorSet
     ) -> SurvivorShares | None:
         """One survivor's shares; None for a packet that its sender sealed wrongly."""
+        sender, peers = header.node, sorted(graph.neighbours[header.node])
         key, associated = self._packet_key(sender, self.name, sender, header.upload_digest())
         try:
             plain = AESGCM(key).decrypt(_NONCE, sealed, associated)
         except InvalidTag:
             return None  # other members' packets may do; one bad sender must not stop the round
-        if len(plain) != SHARE_BYTES * len(self.roster.names):
+        if len(plain) != SHARE_BYTES * (1 + len(peers)):
             return None
         shares = [plain[at : at + SHARE_BYTES] for at in range(0, len(plain), SHARE_BYTES)]
-        peers = [name for name in self.roster.names if name != sender]
         edges = tuple(
             EdgeShare(peer, share)
             for peer, share in zip(peers, shares[1:], strict=True)
             if peer not in survivors.headers
         )
         return SurvivorShares(sender, shares[0], edges)
-
-
-def _hex_digest(sealed: bytes) -> str:
-    return hashlib.sha256(sealed).hexdigest()

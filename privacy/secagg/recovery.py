@@ -13,7 +13,7 @@ from math import comb
 
 from privacy.rounds import RoundPlan
 from privacy.secagg.header import commit_edge, commit_own
-from privacy.secagg.keys import Roster
+from privacy.secagg.roster import Roster
 from privacy.secagg.shamir import PRIME, combine, wrong_shares
 
 _LARGEST_SEARCH = 2_000
@@ -26,6 +26,7 @@ class AbortCode(StrEnum):
     BAD_EDGE = "bad-edge"
     CLOSED = "closed"
     BELOW_N_MIN = "below-n-min"
+    FEW_NEIGHBOURS = "few-neighbours"
     EQUIVOCATION = "equivocation"
     NO_QUORUM = "no-quorum"
     BAD_REPLY = "bad-reply"
@@ -73,7 +74,8 @@ class SeedRecovery:
     ) -> None:
         self._quorum = plan.quorum
         self._plan_digest = plan.digest()
-        self._points = {name: place for place, name in enumerate(roster.names, start=1)}
+        committee = roster.graph(plan).committee
+        self._points = {name: place for place, name in enumerate(committee, start=1)}
         self._names = {place: name for name, place in self._points.items()}
         self._replies = replies
         self.wrong_shares: set[WrongShare] = set()

@@ -10,12 +10,17 @@ from typing import Final
 
 from privacy.ledger.files import naming
 from privacy.secagg.node import PlanKey, StoreConflict
+from privacy.secagg.parameters import LARGEST_EPOCHS
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS plans (
     federation TEXT NOT NULL, run TEXT NOT NULL, epoch INTEGER NOT NULL,
     round INTEGER NOT NULL, attempt INTEGER NOT NULL, digest BLOB NOT NULL UNIQUE,
     PRIMARY KEY (federation, run, round, attempt)
+) STRICT;
+CREATE TABLE IF NOT EXISTS epochs (
+    federation TEXT NOT NULL, graph_seed BLOB NOT NULL,
+    PRIMARY KEY (federation, graph_seed)
 ) STRICT;
 CREATE TABLE IF NOT EXISTS signed_sets (
     plan BLOB PRIMARY KEY, set_digest BLOB NOT NULL
@@ -56,6 +61,21 @@ class SqliteRoundStore:
     def close(self) -> None:
         """Close the file."""
         self._connection.close()
+
+    def count_epoch(self, federation: str, graph_seed: bytes) -> None:
+        """See `RoundStore.count_epoch`."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "INSERT INTO epochs VALUES (?, ?) ON CONFLICT DO NOTHING", (federation, graph_seed)
+            )
+            counted = cursor.execute(
+                "SELECT COUNT(*) FROM epochs WHERE federation = ?", (federation,)
+            ).fetchone()[0]
+            if counted > LARGEST_EPOCHS:
+                raise StoreConflict(
+                    f"Expected at most {LARGEST_EPOCHS} epochs in the life of a federation, got "
+                    "another one: more would let graphs be tried out. Found a new federation."
+                )
 
     def claim_plan(self, key: PlanKey, digest: bytes) -> None:
         """See `RoundStore.claim_plan`."""

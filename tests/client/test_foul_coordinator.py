@@ -52,7 +52,10 @@ def ask(hands: Hands, request: UploadRequest, vector: bytes | None = None) -> No
         (PlanCode.OVER_BUDGET, {"step": {"noise_multiplier": 0.2}}),
         (PlanCode.OVER_BUDGET, {"step": {"releases": 60}}),
         (PlanCode.OVER_BUDGET, {"step": {"sampling_probability": 1.0}}),
-        (PlanCode.OVER_BUDGET, {"step": {"honest_survivors": 3}, "n_min": 4}),
+        (
+            PlanCode.OVER_BUDGET,
+            {"step": {"honest_survivors": 3}, "n_min": 4, "least_neighbours": 3},
+        ),
         (PlanCode.NO_NOISE, {"step": NO_NOISE}),
         (PlanCode.WRONG_UNIT, {"step": {"unit": "record"}}),
         (PlanCode.COHORT_TOO_SMALL, {"step": {"honest_survivors": 1}, "n_min": 2}),
@@ -60,7 +63,7 @@ def ask(hands: Hands, request: UploadRequest, vector: bytes | None = None) -> No
         (PlanCode.WRONG_SURVIVORS, {"step": {"honest_survivors": 4}}),
         (PlanCode.BAD_COHORT, {"cohort": ("east", "north", "south")}),
         (PlanCode.BAD_COHORT, {"cohort": ("east", "mallory", "north", "south", "west")}),
-        (PlanCode.BAD_QUORUM, {"quorum": 2}),
+        (PlanCode.BAD_GRAPH, {"quorum": 2}),
         (PlanCode.WRONG_EVENT, {"dp_event": {"class_name": "NoOpDpEvent"}}),
         (PlanCode.WRONG_FEDERATION, {"federation": "another"}),
         (PlanCode.WRONG_RUNTIME, {"runtime": "flower"}),
@@ -379,8 +382,10 @@ def test_messages_before_an_epoch(federation: SmallFederation) -> None:
     try:
         with pytest.raises(SecAggRefused, match="a roster of this epoch first"):
             node.release(request, memoryview(b""))
-        with pytest.raises(SecAggRefused, match="a request for keys first"):
+        with pytest.raises(RosterError, match="a request for keys first"):
             node.accept_roster([])
+        with pytest.raises(RosterError, match="a roster first"):
+            node.accept_reveals([])
         with pytest.raises(PlanRefused, match="Expected federation"):
             node.publish_keys("another", 1)
     finally:

@@ -50,6 +50,7 @@ def start(hands: Hands) -> Node:
     hands.nodes["north"] = node = Node(home_of(hands), "simulate")
     node.publish_keys(FEDERATION, 1)
     node.accept_roster(hands.bundles)
+    node.accept_reveals(hands.reveals)
     return node
 
 

@@ -12,8 +12,9 @@ import client.app
 from arion.local_grid import LocalGrid
 from coordinator.app import GridChannel
 from coordinator.settings import RunError
+from protos.epoch_messages import KeyBundleMessage, RevealsMessage, RosterMessage
 from protos.flower import reply_from, to_records
-from protos.messages import KeyBundleMessage, Refusal, RosterMessage, SurvivorsRequest, Upload
+from protos.messages import Refusal, SurvivorsRequest, Upload
 from protos.round_messages import (
     Done,
     EpochRequest,
@@ -73,7 +74,8 @@ def test_what_a_member_dropped_is_an_error(grid: LocalGrid) -> None:
     ("action", "message", "code"),
     [
         ("query.keys", EpochRequest("another", 1), "wrong-federation"),
-        ("query.roster", RosterMessage((FORGED,)), "other-roster"),
+        ("query.roster", RosterMessage((FORGED,)), "bad-roster"),
+        ("query.reveals", RevealsMessage((FORGED,)), "bad-roster"),
         ("train.upload", UploadRequest(FORGED, b"{}"), "other-roster"),
         ("query.survivors", SurvivorsRequest(bytes(32), (FORGED,)), "other-plan"),
         ("query.countersign", HeadOffer(FORGED, ()), "bad-ledger"),

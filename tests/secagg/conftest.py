@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import date
 from typing import Any
 
@@ -12,10 +12,13 @@ import pytest
 from privacy.consent import Consent
 from privacy.dp.plan import PrivateStep
 from privacy.identity import IdentityKey, Signed
-from privacy.rounds import RoundPlan, quorum_for, sign_plan, verify_plan
+from privacy.rounds import RoundPlan, sign_plan, verify_plan
 from privacy.secagg.coordinator import OpenedSum, StreamingSum
-from privacy.secagg.keys import EpochKeys, Roster, accept_roster
+from privacy.secagg.keys import EpochKeys
 from privacy.secagg.node import PlanKey, SecAggNode, StoreConflict
+from privacy.secagg.pairwise import PairwiseKeys
+from privacy.secagg.parameters import choose_parameters
+from privacy.secagg.roster import Roster, accept_reveals, accept_roster, reveal
 from protos.messages import SurvivorSignature, Upload
 
 FEDERATION = "hospitals"
@@ -29,6 +32,10 @@ class MemoryStore:
         self.plans: dict[bytes, PlanKey] = {}
         self.sets: dict[bytes, bytes] = {}
         self.replies: dict[bytes, bytes] = {}
+        self.epochs: set[tuple[str, bytes]] = set()
+
+    def count_epoch(self, federation: str, graph_seed: bytes) -> None:
+        self.epochs.add((federation, graph_seed))
 
     def claim_plan(self, key: PlanKey, digest: bytes) -> None:
         last = self.last_seen(key.federation, key.run)
@@ -68,6 +75,7 @@ class Federation:
     coordinator: IdentityKey
     keys: dict[str, EpochKeys]
     bundles: list[Signed]
+    reveals: list[Signed]
     nodes: dict[str, SecAggNode]
     roster: Roster
     n_min: int
@@ -96,6 +104,10 @@ class Federation:
 
     def plan(self, round_number: int = 1, **changes: Any) -> RoundPlan:
         step = changes.get("step", self.step())
+        if len(self.names) > 2:
+            missing = len(self.names) - self.n_min
+            chosen = choose_parameters(len(self.names), self.colluders, missing)
+            changes = {**asdict(chosen), **changes}
         values = {
             "federation": FEDERATION,
             "run": "run-1",
@@ -108,7 +120,6 @@ class Federation:
             "trainable": (("lora.a", LENGTH - 1), ("lora.b", 1)),
             "vector_length": LENGTH,
             "cohort": self.names,
-            "quorum": quorum_for(len(self.names), self.colluders),
             "n_min": self.n_min,
             "colluders": self.colluders,
             "step": step,
@@ -178,7 +189,7 @@ class Federation:
         self, plan: RoundPlan, total: StreamingSum, gone: Collection[str] = ()
     ) -> list[SurvivorSignature]:
         headers = total.close().headers
-        present = [name for name in total.uploaded if name not in gone]
+        present = [name for name in total.committee if name not in gone]
         return [self.nodes[name].sign_survivors(plan, headers) for name in present]
 
     def run(
@@ -205,20 +216,30 @@ class Federation:
         )
 
 
-def build(members: int = 4, n_min: int = 3, colluders: int = 1) -> Federation:
-    names = [f"node-{place}" for place in range(members)]
+def build(
+    members: int = 4, n_min: int = 3, colluders: int = 1, *, hybrid: bool = False
+) -> Federation:
+    names = [f"node-{place}" if members <= 50 else f"node-{place:04}" for place in range(members)]
     identities = {name: IdentityKey.generate() for name in names}
     pins = {name: key.public_key for name, key in identities.items()}
     keys = {name: EpochKeys.generate() for name in names}
-    own = {name: keys[name].bundle(FEDERATION, 1, name, identities[name]) for name in names}
-    bundles = list(own.values())
-    roster = accept_roster(bundles, pins, None, 1, FEDERATION)
-    nodes = {
-        name: SecAggNode(identities[name], keys[name], replace(roster, own=name), MemoryStore())
+    own = {
+        name: keys[name].bundle(FEDERATION, 1, name, identities[name], hybrid=hybrid)
         for name in names
     }
+    bundles = list(own.values())
+    rosters = {name: accept_roster(bundles, pins, own[name], 1, FEDERATION) for name in names}
+    shown = {name: reveal(rosters[name], keys[name], identities[name]) for name in names}
+    reveals = [entry.signed for entry in shown.values()]
+    nodes = {}
+    for name in names:
+        roster, received = accept_reveals(rosters[name], reveals, shown[name].signed)
+        secrets = {peer: keys[name].decapsulate(sealed) for peer, sealed in received.items()}
+        pairwise = PairwiseKeys(keys[name], roster, {**shown[name].kem_secrets, **secrets})
+        nodes[name] = SecAggNode(identities[name], pairwise, MemoryStore())
+    roster, _ = accept_reveals(accept_roster(bundles, pins, None, 1, FEDERATION), reveals, None)
     return Federation(
-        identities, IdentityKey.generate(), keys, bundles, nodes, roster, n_min, colluders
+        identities, IdentityKey.generate(), keys, bundles, reveals, nodes, roster, n_min, colluders
     )
 
 

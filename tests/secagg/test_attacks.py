@@ -15,6 +15,7 @@ from privacy.secagg.header import (
     Header,
     RefusalCode,
     SecAggRefused,
+    packet_tree,
     read_survivors,
 )
 from privacy.secagg.recovery import AbortCode, SecAggAbort, WrongShare
@@ -238,15 +239,13 @@ def resign(federation: Any, upload: Any, **changes: Any) -> Any:
 
 def test_a_header_without_a_packet_for_everyone(federation: Any) -> None:
     plan = federation.plan()
-    total = federation.collect(plan)
-    upload = total._uploads["node-1"]
-    packets = dict(Header.model_validate_json(upload.header.payload).packets)
-    del packets["node-0"]
-    total._uploads["node-1"] = resign(federation, upload, packets=packets)
-    refused(
-        RefusalCode.BAD_HEADER,
-        lambda: federation.nodes["node-0"].sign_survivors(plan, headers_of(total)),
-    )
+    upload, words = federation.upload("node-1", plan)
+    packets = upload.packets[1:]
+    root = packet_tree({packet.node: packet.sealed for packet in packets}).root().hex()
+    short = replace(resign(federation, upload, packets_root=root), packets=packets)
+    total = StreamingSum(plan, federation.roster)
+    aborted(AbortCode.BAD_UPLOAD, lambda: total.add(short, words))
+    assert total.uploaded == ()
 
 
 def test_a_member_that_signs_a_shorter_vector(federation: Any) -> None:
@@ -295,12 +294,8 @@ def copied_packet(federation: Any, total: StreamingSum, receiver: str, place: in
         SealedPacket(packet.node, sealed) if packet.node == receiver else packet
         for packet in upload.packets
     )
-    header = Header.model_validate_json(upload.header.payload)
-    digests = {**header.packets, receiver: hashlib.sha256(sealed).hexdigest()}
-    payload = header.model_copy(update={"packets": digests}).payload()
-    return replace(
-        upload, header=federation.identities["node-1"].sign("header", payload), packets=packets
-    )
+    tree = total._trees["node-1"] = packet_tree({p.node: p.sealed for p in packets})
+    return replace(resign(federation, upload, packets_root=tree.root().hex()), packets=packets)
 
 
 @pytest.mark.parametrize("place", [1, 2])  # of node-0's packets: redirected, copied
@@ -374,7 +369,7 @@ def test_an_upload_after_the_set_is_fixed(federation: Any) -> None:
 
 def test_a_wrong_pairwise_mask_names_the_pair(federation: Any) -> None:
     plan = federation.plan()
-    federation.nodes["node-1"]._pairwise._cache["mask", "node-3"] = os.urandom(32)
+    federation.nodes["node-1"].pairwise._cache["mask", "node-3"] = os.urandom(32)
     nodes = aborted(AbortCode.BAD_EDGE, lambda: federation.collect(plan))
     assert nodes == ("node-1", "node-3")
 
@@ -444,5 +439,5 @@ def test_a_member_that_signed_another_set_is_named(federation: Any) -> None:
 def test_a_revealed_seed_tells_nothing_of_another_round(federation: Any) -> None:
     one, two = federation.nodes["node-1"], federation.nodes["node-2"]
     first, second = federation.plan(1).digest(), federation.plan(2).digest()
-    assert one._pairwise.round_seed("node-2", first) == two._pairwise.round_seed("node-1", first)
-    assert one._pairwise.round_seed("node-2", first) != one._pairwise.round_seed("node-2", second)
+    assert one.pairwise.round_seed("node-2", first) == two.pairwise.round_seed("node-1", first)
+    assert one.pairwise.round_seed("node-2", first) != one.pairwise.round_seed("node-2", second)

@@ -11,13 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from protos.epoch_messages import (
+    KeyBundleMessage,
+    RevealMessage,
+    RevealsMessage,
+    RosterMessage,
+)
 from protos.messages import (
     EdgeCommitment,
     EdgeShare,
-    KeyBundleMessage,
-    PlanMessage,
+    ProvenPacket,
     Refusal,
-    RosterMessage,
     SealedPacket,
     Signed,
     SurvivorShares,
@@ -33,15 +37,17 @@ ROOT = Path(__file__).resolve().parents[2]
 SIGNED = Signed(b"{}", b"s" * 64)
 DIGEST = b"d" * 32
 PACKETS = (SealedPacket("a", b"x" * 48), SealedPacket("b", b"y" * 48))
+PROVEN = (ProvenPacket("a", b"x" * 48, (DIGEST,)), ProvenPacket("b", b"y" * 48, ()))
 SIGNATURE = SurvivorSignature("a", DIGEST, DIGEST, b"s" * 64)
 EXAMPLES = [
     KeyBundleMessage(SIGNED),
-    PlanMessage(SIGNED),
+    RevealMessage(SIGNED),
     RosterMessage((SIGNED, SIGNED)),
+    RevealsMessage((SIGNED,)),
     Upload("a", SIGNED, DIGEST, DIGEST, (EdgeCommitment("b", DIGEST),), PACKETS),
     SurvivorsRequest(DIGEST, (SIGNED,)),
     SIGNATURE,
-    UnmaskRequest(DIGEST, (SIGNED,), (SIGNATURE,), PACKETS),
+    UnmaskRequest(DIGEST, (SIGNED,), (SIGNATURE,), PROVEN),
     UnmaskReply("a", DIGEST, DIGEST, (SurvivorShares("b", DIGEST, (EdgeShare("c", DIGEST),)),)),
     Refusal("over-budget", "epsilon", "Expected less."),
 ]
@@ -119,11 +125,11 @@ def test_lists_have_one_order(packets: tuple[SealedPacket, ...]) -> None:
 
 
 def test_lists_are_no_longer_than_a_cohort() -> None:
-    assert len(SurvivorsRequest(DIGEST, (SIGNED,) * 50).headers) == 50
-    with pytest.raises(WireError, match="1 to 50"):
-        SurvivorsRequest(DIGEST, (SIGNED,) * 51)
-    packets = tuple(SealedPacket(f"n{place:02}", b"x" * 48) for place in range(51))
-    with pytest.raises(WireError, match="at most 50"):
+    assert len(SurvivorsRequest(DIGEST, (SIGNED,) * 1_000).headers) == 1_000
+    with pytest.raises(WireError, match="1 to 1000"):
+        SurvivorsRequest(DIGEST, (SIGNED,) * 1_001)
+    packets = tuple(ProvenPacket(f"n{place:04}", b"x" * 48, ()) for place in range(1_001))
+    with pytest.raises(WireError, match="at most 1000"):
         UnmaskRequest(DIGEST, (SIGNED,), (SIGNATURE,), packets)
 
 
@@ -133,10 +139,13 @@ def test_lists_are_no_longer_than_a_cohort() -> None:
         lambda: replace(SIGNATURE, signature=b"s" * 63),
         lambda: replace(SIGNATURE, plan_digest=b""),
         lambda: SealedPacket("a", b"x" * 16),
-        lambda: SealedPacket("a", b"x" * 1617),
+        lambda: SealedPacket("a", b"x" * 32_017),
+        lambda: ProvenPacket("a", b"x" * 32_017, ()),
+        lambda: ProvenPacket("a", b"x" * 48, (b"short",)),
+        lambda: ProvenPacket("a", b"x" * 48, (DIGEST,) * 11),
         lambda: EdgeShare("a", b"x" * 33),
-        lambda: PlanMessage(Signed(b"", b"s" * 64)),
-        lambda: PlanMessage(Signed(b"x" * ((1 << 20) + 1), b"s" * 64)),
+        lambda: KeyBundleMessage(Signed(b"", b"s" * 64)),
+        lambda: KeyBundleMessage(Signed(b"x" * ((1 << 20) + 1), b"s" * 64)),
         lambda: SurvivorsRequest(DIGEST, ()),
         lambda: Refusal("Not a code", "", ""),
         lambda: Refusal("code", "", "x" * 1_001),
@@ -148,8 +157,8 @@ def test_fields_out_of_their_range(build: Any) -> None:
 
 
 def test_messages_have_a_largest_size() -> None:
-    with pytest.raises(WireError, match="4194304 bytes"):
-        Refusal.from_bytes(bytes((4 << 20) + 1))
+    with pytest.raises(WireError, match="16777216 bytes"):
+        Refusal.from_bytes(bytes((16 << 20) + 1))
 
 
 def test_the_stubs_are_those_of_the_proto_file(tmp_path: Path) -> None:

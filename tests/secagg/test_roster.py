@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from privacy.identity import IdentityKey
-from privacy.secagg.keys import EpochKeys, KeyBundle, PairwiseKeys, RosterError, accept_roster
+from privacy.secagg.keys import EpochKeys, KeyBundle, RosterError
+from privacy.secagg.pairwise import PairwiseKeys
+from privacy.secagg.roster import accept_roster
 
 LOW_ORDER = ("00" * 32, "01" + "00" * 31, "ec" + "ff" * 30 + "7f")
 
@@ -118,5 +120,5 @@ def test_epoch_keys_survive_a_crash_of_the_process(federation: Any) -> None:
     restored = EpochKeys.from_bytes(keys.to_bytes())
     identity = federation.identities["node-0"]
     assert restored.bundle("hospitals", 1, "node-0", identity) == federation.bundles[0]
-    with pytest.raises(RosterError, match="64 bytes"):
+    with pytest.raises(RosterError, match="160 bytes"):
         EpochKeys.from_bytes(bytes(63))

@@ -13,11 +13,11 @@ from privacy.rounds import (
     PlanCode,
     PlanRefused,
     RoundPlan,
-    quorum_for,
     run_cost,
     run_delta,
     sign_plan,
 )
+from privacy.secagg.parameters import quorum_for
 
 
 def refused(code: PlanCode, action: Callable[[], object]) -> PlanRefused:
@@ -90,8 +90,12 @@ def test_another_spelling_of_a_plan(federation: Any, edit: Callable[[str], str])
         (PlanCode.COHORT_TOO_SMALL, {"n_min": 2}),
         (PlanCode.COHORT_TOO_SMALL, {"n_min": 5}),
         (PlanCode.COHORT_TOO_SMALL, {"colluders": 3, "quorum": 4}),
-        (PlanCode.BAD_QUORUM, {"quorum": 2}),
-        (PlanCode.BAD_QUORUM, {"quorum": 5}),
+        (PlanCode.BAD_GRAPH, {"quorum": 2}),
+        (PlanCode.BAD_GRAPH, {"quorum": 5}),
+        (PlanCode.BAD_GRAPH, {"quorum": 4}),
+        (PlanCode.BAD_GRAPH, {"degree": 2}),
+        (PlanCode.BAD_GRAPH, {"committee": 3}),
+        (PlanCode.BAD_GRAPH, {"least_neighbours": 1}),
         (PlanCode.WRONG_EVENT, {"dp_event": {"class_name": "NoOpDpEvent"}}),
         (PlanCode.WRONG_LENGTH, {"vector_length": 100}),
         (PlanCode.NOT_TRAINABLE, {"trainable": (("router.weight", 101),)}),
@@ -148,7 +152,8 @@ def test_two_members_are_too_few_even_if_all_are_pinned(
     make_federation: Callable[..., Any],
 ) -> None:
     federation = make_federation(2, 2, 1)
-    refused(PlanCode.BAD_COHORT, lambda: federation.verify(federation.plan(quorum=2)))
+    plan = federation.plan(degree=1, least_neighbours=1, committee=2, quorum=2)
+    refused(PlanCode.BAD_COHORT, lambda: federation.verify(plan))
 
 
 def test_rounds_only_go_forward(federation: Any) -> None:

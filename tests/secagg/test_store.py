@@ -11,6 +11,7 @@ import pytest
 from privacy.secagg.header import RefusalCode, SecAggRefused
 from privacy.secagg.keys import EpochKeys
 from privacy.secagg.node import PlanKey, RoundStore, SecAggNode, StoreConflict
+from privacy.secagg.pairwise import PairwiseKeys
 from privacy.secagg.store import SqliteRoundStore
 
 DIGEST, OTHER = b"d" * 32, b"e" * 32
@@ -80,7 +81,9 @@ def test_a_failed_write_leaves_no_lock(tmp_path: Path) -> None:
 def restarted(federation: Any, path: Path) -> SecAggNode:
     """node-0 after its process died: keys from tmpfs, memory from its file."""
     keys = EpochKeys.from_bytes(federation.keys["node-0"].to_bytes())
-    return replace(federation.nodes["node-0"], keys=keys, store=SqliteRoundStore(path))
+    node = federation.nodes["node-0"]
+    pairwise = PairwiseKeys(keys, node.roster)
+    return replace(node, pairwise=pairwise, store=SqliteRoundStore(path))
 
 
 def test_a_crash_between_persist_and_send_repeats_the_bytes(

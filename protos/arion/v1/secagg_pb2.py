@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cprotos/arion/v1/secagg.proto\x12\x08\x61rion.v1\"1\n\x0bSignedBytes\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"2\n\tKeyBundle\x12%\n\x06signed\x18\x01 \x01(\x0b\x32\x15.arion.v1.SignedBytes\"0\n\x06Roster\x12&\n\x07\x62undles\x18\x01 \x03(\x0b\x32\x15.arion.v1.SignedBytes\"-\n\x04Plan\x12%\n\x06signed\x18\x01 \x01(\x0b\x32\x15.arion.v1.SignedBytes\",\n\x0cSealedPacket\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0e\n\x06sealed\x18\x02 \x01(\x0c\"2\n\x0e\x45\x64geCommitment\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\x12\n\ncommitment\x18\x02 \x01(\x0c\"\xc8\x01\n\x06Upload\x12\x0c\n\x04node\x18\x01 \x01(\t\x12%\n\x06header\x18\x02 \x01(\x0b\x32\x15.arion.v1.SignedBytes\x12\x14\n\x0cwords_digest\x18\x03 \x01(\x0c\x12\x16\n\x0eown_commitment\x18\x04 \x01(\x0c\x12\x32\n\x10\x65\x64ge_commitments\x18\x05 \x03(\x0b\x32\x18.arion.v1.EdgeCommitment\x12\'\n\x07packets\x18\x06 \x03(\x0b\x32\x16.arion.v1.SealedPacket\"O\n\x10SurvivorsRequest\x12\x13\n\x0bplan_digest\x18\x01 \x01(\x0c\x12&\n\x07headers\x18\x02 \x03(\x0b\x32\x15.arion.v1.SignedBytes\"]\n\x11SurvivorSignature\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x13\n\x0bplan_digest\x18\x02 \x01(\x0c\x12\x12\n\nset_digest\x18\x03 \x01(\x0c\x12\x11\n\tsignature\x18\x04 \x01(\x0c\"\xa7\x01\n\rUnmaskRequest\x12\x13\n\x0bplan_digest\x18\x01 \x01(\x0c\x12&\n\x07headers\x18\x02 \x03(\x0b\x32\x15.arion.v1.SignedBytes\x12\x30\n\x0b\x63\x65rtificate\x18\x03 \x03(\x0b\x32\x1b.arion.v1.SurvivorSignature\x12\'\n\x07packets\x18\x04 \x03(\x0b\x32\x16.arion.v1.SealedPacket\"+\n\tEdgeShare\x12\x0f\n\x07\x64ropped\x18\x01 \x01(\t\x12\r\n\x05share\x18\x02 \x01(\x0c\"_\n\x0eSurvivorShares\x12\x10\n\x08survivor\x18\x01 \x01(\t\x12\x11\n\town_share\x18\x02 \x01(\x0c\x12(\n\x0b\x65\x64ge_shares\x18\x03 \x03(\x0b\x32\x13.arion.v1.EdgeShare\"n\n\x0bUnmaskReply\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x13\n\x0bplan_digest\x18\x02 \x01(\x0c\x12\x12\n\nset_digest\x18\x03 \x01(\x0c\x12(\n\x06shares\x18\x04 \x03(\x0b\x32\x18.arion.v1.SurvivorShares\"7\n\x07Refusal\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0e\n\x06\x63lause\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cprotos/arion/v1/secagg.proto\x12\x08\x61rion.v1\"1\n\x0bSignedBytes\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"2\n\tKeyBundle\x12%\n\x06signed\x18\x01 \x01(\x0b\x32\x15.arion.v1.SignedBytes\"0\n\x06Roster\x12&\n\x07\x62undles\x18\x01 \x03(\x0b\x32\x15.arion.v1.SignedBytes\"/\n\x06Reveal\x12%\n\x06signed\x18\x01 \x01(\x0b\x32\x15.arion.v1.SignedBytes\"1\n\x07Reveals\x12&\n\x07reveals\x18\x01 \x03(\x0b\x32\x15.arion.v1.SignedBytes\",\n\x0cSealedPacket\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0e\n\x06sealed\x18\x02 \x01(\x0c\";\n\x0cProvenPacket\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0e\n\x06sealed\x18\x02 \x01(\x0c\x12\r\n\x05proof\x18\x03 \x03(\x0c\"2\n\x0e\x45\x64geCommitment\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\x12\n\ncommitment\x18\x02 \x01(\x0c\"\xc8\x01\n\x06Upload\x12\x0c\n\x04node\x18\x01 \x01(\t\x12%\n\x06header\x18\x02 \x01(\x0b\x32\x15.arion.v1.SignedBytes\x12\x14\n\x0cwords_digest\x18\x03 \x01(\x0c\x12\x16\n\x0eown_commitment\x18\x04 \x01(\x0c\x12\x32\n\x10\x65\x64ge_commitments\x18\x05 \x03(\x0b\x32\x18.arion.v1.EdgeCommitment\x12\'\n\x07packets\x18\x06 \x03(\x0b\x32\x16.arion.v1.SealedPacket\"O\n\x10SurvivorsRequest\x12\x13\n\x0bplan_digest\x18\x01 \x01(\x0c\x12&\n\x07headers\x18\x02 \x03(\x0b\x32\x15.arion.v1.SignedBytes\"]\n\x11SurvivorSignature\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x13\n\x0bplan_digest\x18\x02 \x01(\x0c\x12\x12\n\nset_digest\x18\x03 \x01(\x0c\x12\x11\n\tsignature\x18\x04 \x01(\x0c\"\xa7\x01\n\rUnmaskRequest\x12\x13\n\x0bplan_digest\x18\x01 \x01(\x0c\x12&\n\x07headers\x18\x02 \x03(\x0b\x32\x15.arion.v1.SignedBytes\x12\x30\n\x0b\x63\x65rtificate\x18\x03 \x03(\x0b\x32\x1b.arion.v1.SurvivorSignature\x12\'\n\x07packets\x18\x04 \x03(\x0b\x32\x16.arion.v1.ProvenPacket\"+\n\tEdgeShare\x12\x0f\n\x07\x64ropped\x18\x01 \x01(\t\x12\r\n\x05share\x18\x02 \x01(\x0c\"_\n\x0eSurvivorShares\x12\x10\n\x08survivor\x18\x01 \x01(\t\x12\x11\n\town_share\x18\x02 \x01(\x0c\x12(\n\x0b\x65\x64ge_shares\x18\x03 \x03(\x0b\x32\x13.arion.v1.EdgeShare\"n\n\x0bUnmaskReply\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x13\n\x0bplan_digest\x18\x02 \x01(\x0c\x12\x12\n\nset_digest\x18\x03 \x01(\x0c\x12(\n\x06shares\x18\x04 \x03(\x0b\x32\x18.arion.v1.SurvivorShares\"7\n\x07Refusal\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0e\n\x06\x63lause\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,26 +37,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_KEYBUNDLE']._serialized_end=143
   _globals['_ROSTER']._serialized_start=145
   _globals['_ROSTER']._serialized_end=193
-  _globals['_PLAN']._serialized_start=195
-  _globals['_PLAN']._serialized_end=240
-  _globals['_SEALEDPACKET']._serialized_start=242
-  _globals['_SEALEDPACKET']._serialized_end=286
-  _globals['_EDGECOMMITMENT']._serialized_start=288
-  _globals['_EDGECOMMITMENT']._serialized_end=338
-  _globals['_UPLOAD']._serialized_start=341
-  _globals['_UPLOAD']._serialized_end=541
-  _globals['_SURVIVORSREQUEST']._serialized_start=543
-  _globals['_SURVIVORSREQUEST']._serialized_end=622
-  _globals['_SURVIVORSIGNATURE']._serialized_start=624
-  _globals['_SURVIVORSIGNATURE']._serialized_end=717
-  _globals['_UNMASKREQUEST']._serialized_start=720
-  _globals['_UNMASKREQUEST']._serialized_end=887
-  _globals['_EDGESHARE']._serialized_start=889
-  _globals['_EDGESHARE']._serialized_end=932
-  _globals['_SURVIVORSHARES']._serialized_start=934
-  _globals['_SURVIVORSHARES']._serialized_end=1029
-  _globals['_UNMASKREPLY']._serialized_start=1031
-  _globals['_UNMASKREPLY']._serialized_end=1141
-  _globals['_REFUSAL']._serialized_start=1143
-  _globals['_REFUSAL']._serialized_end=1198
+  _globals['_REVEAL']._serialized_start=195
+  _globals['_REVEAL']._serialized_end=242
+  _globals['_REVEALS']._serialized_start=244
+  _globals['_REVEALS']._serialized_end=293
+  _globals['_SEALEDPACKET']._serialized_start=295
+  _globals['_SEALEDPACKET']._serialized_end=339
+  _globals['_PROVENPACKET']._serialized_start=341
+  _globals['_PROVENPACKET']._serialized_end=400
+  _globals['_EDGECOMMITMENT']._serialized_start=402
+  _globals['_EDGECOMMITMENT']._serialized_end=452
+  _globals['_UPLOAD']._serialized_start=455
+  _globals['_UPLOAD']._serialized_end=655
+  _globals['_SURVIVORSREQUEST']._serialized_start=657
+  _globals['_SURVIVORSREQUEST']._serialized_end=736
+  _globals['_SURVIVORSIGNATURE']._serialized_start=738
+  _globals['_SURVIVORSIGNATURE']._serialized_end=831
+  _globals['_UNMASKREQUEST']._serialized_start=834
+  _globals['_UNMASKREQUEST']._serialized_end=1001
+  _globals['_EDGESHARE']._serialized_start=1003
+  _globals['_EDGESHARE']._serialized_end=1046
+  _globals['_SURVIVORSHARES']._serialized_start=1048
+  _globals['_SURVIVORSHARES']._serialized_end=1143
+  _globals['_UNMASKREPLY']._serialized_start=1145
+  _globals['_UNMASKREPLY']._serialized_end=1255
+  _globals['_REFUSAL']._serialized_start=1257
+  _globals['_REFUSAL']._serialized_end=1312
 # @@protoc_insertion_point(module_scope)

@@ -26,11 +26,17 @@ class Roster(_message.Message):
     bundles: _containers.RepeatedCompositeFieldContainer[SignedBytes]
     def __init__(self, bundles: _Optional[_Iterable[_Union[SignedBytes, _Mapping]]] = ...) -> None: ...
 
-class Plan(_message.Message):
+class Reveal(_message.Message):
     __slots__ = ("signed",)
     SIGNED_FIELD_NUMBER: _ClassVar[int]
     signed: SignedBytes
     def __init__(self, signed: _Optional[_Union[SignedBytes, _Mapping]] = ...) -> None: ...
+
+class Reveals(_message.Message):
+    __slots__ = ("reveals",)
+    REVEALS_FIELD_NUMBER: _ClassVar[int]
+    reveals: _containers.RepeatedCompositeFieldContainer[SignedBytes]
+    def __init__(self, reveals: _Optional[_Iterable[_Union[SignedBytes, _Mapping]]] = ...) -> None: ...
 
 class SealedPacket(_message.Message):
     __slots__ = ("node", "sealed")
@@ -39,6 +45,16 @@ class SealedPacket(_message.Message):
     node: str
     sealed: bytes
     def __init__(self, node: _Optional[str] = ..., sealed: _Optional[bytes] = ...) -> None: ...
+
+class ProvenPacket(_message.Message):
+    __slots__ = ("node", "sealed", "proof")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    SEALED_FIELD_NUMBER: _ClassVar[int]
+    PROOF_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    sealed: bytes
+    proof: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, node: _Optional[str] = ..., sealed: _Optional[bytes] = ..., proof: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class EdgeCommitment(_message.Message):
     __slots__ = ("peer", "commitment")
@@ -93,8 +109,8 @@ class UnmaskRequest(_message.Message):
     plan_digest: bytes
     headers: _containers.RepeatedCompositeFieldContainer[SignedBytes]
     certificate: _containers.RepeatedCompositeFieldContainer[SurvivorSignature]
-    packets: _containers.RepeatedCompositeFieldContainer[SealedPacket]
-    def __init__(self, plan_digest: _Optional[bytes] = ..., headers: _Optional[_Iterable[_Union[SignedBytes, _Mapping]]] = ..., certificate: _Optional[_Iterable[_Union[SurvivorSignature, _Mapping]]] = ..., packets: _Optional[_Iterable[_Union[SealedPacket, _Mapping]]] = ...) -> None: ...
+    packets: _containers.RepeatedCompositeFieldContainer[ProvenPacket]
+    def __init__(self, plan_digest: _Optional[bytes] = ..., headers: _Optional[_Iterable[_Union[SignedBytes, _Mapping]]] = ..., certificate: _Optional[_Iterable[_Union[SurvivorSignature, _Mapping]]] = ..., packets: _Optional[_Iterable[_Union[ProvenPacket, _Mapping]]] = ...) -> None: ...
 
 class EdgeShare(_message.Message):
     __slots__ = ("dropped", "share")

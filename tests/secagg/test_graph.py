@@ -1,0 +1,90 @@
+"""Graphs and committees: a second implementation, a frozen one, and who may choose them."""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import pytest
+
+from privacy.secagg.graph import attempt_seed, draw_graph
+
+NAMES = tuple(f"node-{place:02}" for place in range(12))
+SEED = bytes(range(32))
+FROZEN_SEED = "e964112dd4a14c3b7efc1dee67d436ddb90d4bdbd77cab680555cc8674d9db1c"
+FROZEN_NEIGHBOURS = ["node-08", "node-11"]
+FROZEN_COMMITTEE = ["node-00", "node-06", "node-07", "node-11"]
+
+
+def part(data: bytes) -> bytes:
+    return len(data).to_bytes(4, "big") + data
+
+
+def hashed(*parts: bytes) -> bytes:
+    return hashlib.sha256(b"".join(map(part, parts))).digest()
+
+
+def again(seed: bytes, names: tuple[str, ...], degree: int, committee: int) -> Any:
+    """docs/secure_aggregation.md, read once more."""
+    n = len(names)
+    edges = {
+        (u, v)
+        for u in names
+        for v in names
+        if u < v
+        and int.from_bytes(hashed(b"edge", seed, u.encode(), v.encode())[:8], "big")
+        < 2**64 * degree // (n - 1)
+    }
+    ranked = sorted(names, key=lambda name: hashed(b"committee", seed, name.encode()))
+    return edges, tuple(sorted(ranked[:committee]))
+
+
+@pytest.mark.parametrize("degree", [1, 4, 10])
+@pytest.mark.parametrize("seed", [SEED, bytes(32)])
+def test_a_second_implementation_agrees(seed: bytes, degree: int) -> None:
+    graph = draw_graph(seed, NAMES, degree, 5)
+    edges, committee = again(seed, NAMES, degree, 5)
+    assert {(u, v) for u in NAMES for v in graph.neighbours[u] if u < v} == edges
+    assert all((u in graph.neighbours[v]) == (v in graph.neighbours[u]) for u, v in edges)
+    assert graph.committee == committee
+
+
+def test_the_frozen_graph() -> None:
+    seed = attempt_seed(SEED, 3, 1)
+    graph = draw_graph(seed, NAMES, 3, 4)
+    assert seed.hex() == FROZEN_SEED
+    assert sorted(graph.neighbours["node-05"]) == FROZEN_NEIGHBOURS
+    assert list(graph.committee) == FROZEN_COMMITTEE
+
+
+def test_the_complete_graph_has_nothing_to_draw() -> None:
+    one, other = draw_graph(SEED, NAMES, 11, 12), draw_graph(bytes(32), NAMES, 11, 12)
+    assert one == other
+    assert one.committee == NAMES
+    assert all(peers == set(NAMES) - {name} for name, peers in one.neighbours.items())
+
+
+def test_degrees_are_binomial() -> None:
+    names = tuple(f"n{place:03}" for place in range(300))
+    graph = draw_graph(SEED, names, 40, 10)
+    degrees = np.array([len(peers) for peers in graph.neighbours.values()])
+    assert abs(degrees.mean() - 40) < 4 * np.sqrt(2 * 40 / 300)
+    assert 0.7 < degrees.var() / (40 * (1 - 40 / 299)) < 1.35
+
+
+def test_every_attempt_and_every_epoch_has_a_graph_of_its_own() -> None:
+    seeds = {
+        attempt_seed(epoch, number, attempt)
+        for epoch in (SEED, bytes(32))
+        for number in (1, 2, 258)
+        for attempt in (1, 2)
+    }
+    assert len(seeds) == 12
+
+
+def test_no_plan_chooses_its_graph(federation: Any) -> None:
+    """Run, model, recipe and step differ: the graph is that of the epoch, round and attempt."""
+    roster, plan = federation.roster, federation.plan(3)
+    for changes in ({"run": "another"}, {"model_digest": "0" * 64}, {"recipe_digest": "1" * 64}):
+        other = federation.plan(3, **changes)
+        assert other.digest() != plan.digest()
+        assert roster.graph(other) is roster.graph(plan)
