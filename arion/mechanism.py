@@ -123,7 +123,7 @@ def choose_step(
         honest_survivors=cohort.n_min - cohort.colluders,
         releases=releases,
         unit=unit,
-        ring_bits=16 if run.privacy.enabled else 32,
+        ring_bits=run.federation.ring_bits if run.privacy.enabled else 32,
     )
 
 

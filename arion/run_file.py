@@ -128,6 +128,7 @@ class FederationSection(_Section):
         colluders: members that may conspire with the coordinator, c.
         n_min: least members in a sum; None is all of them without drop-outs.
         drop: chance that a node drops out of a round.
+        ring_bits: width of the ring of masked words; without noise it is 32.
 
     """
 
@@ -135,6 +136,7 @@ class FederationSection(_Section):
     colluders: int = Field(default=1, ge=1)
     n_min: int | None = Field(default=None, ge=2)
     drop: float = Field(default=0.0, ge=0, lt=0.5)
+    ring_bits: Literal[8, 12, 16] = 16
 
 
 class CompareSection(_Section):

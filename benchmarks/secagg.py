@@ -50,6 +50,7 @@ from privacy.dp.noise import GaussianSource, SecureGaussian
 from privacy.rounds import RoundPlan
 from privacy.secagg.coordinator import StreamingSum
 from privacy.secagg.masks import CHUNK_BYTES, Mask, apply_masks
+from privacy.secagg.packing import pack
 from protos.messages import SurvivorSignature, UnmaskReply, UnmaskRequest, Upload
 
 Vector = NDArray[np.float32]
@@ -294,7 +295,7 @@ def memory_row(case: Case, members: Members, update: Vector, plan: RoundPlan, fo
     tracemalloc.start()
     words = encode(update, plan.step, source)
     upload = members.nodes[name].seal_upload(words, plan)
-    outbox.seal(plan.digest(), upload, words)
+    outbox.seal(plan.digest(), upload, pack(words, plan.step.ring_bits))
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     return Row(

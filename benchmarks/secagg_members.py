@@ -50,7 +50,7 @@ class Members:
 
 
 def join(names: Sequence[str], folder: Path) -> Members:
-    """Make identities and epoch keys, exchange bundles and nonces, open a store per member in a folder."""
+    """Make identities and epoch keys, exchange bundles and nonces, open a store per member."""
     identities = {name: IdentityKey.generate() for name in names}
     pins = {name: key.public_key for name, key in identities.items()}
     keys = {name: EpochKeys.generate() for name in names}

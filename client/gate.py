@@ -33,6 +33,7 @@ from privacy.identity import Signed
 from privacy.ledger.entries import ExpertsDebited
 from privacy.rounds import PlanCode, PlanRefused, RoundPlan, verify_plan
 from privacy.secagg.node import SecAggNode
+from privacy.secagg.packing import pack
 from privacy.units import INSTITUTION
 
 
@@ -198,7 +199,7 @@ class Gate:
         entropy = Entropy(self.seed if plan.seeded else None)
         words = release_words(trainer, plan.step, entropy, place)
         upload = member.seal_upload(words, plan, threads=torch.get_num_threads())
-        return self.outbox.seal(plan.digest(), upload, words)
+        return self.outbox.seal(plan.digest(), upload, pack(words, plan.step.ring_bits))
 
     def _check_seed(self, seeded: bool) -> None:
         if seeded and self.seed is None:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from privacy.ledger.files import make_directory, replace_durably, sync_directory
-from privacy.secagg.masks import Words
 from protos.messages import Upload
 from protos.wire import WireError
 
@@ -21,7 +20,7 @@ class SealedUpload:
 
     Attributes:
         upload: the control message.
-        words: masked words, little-endian bytes.
+        words: masked words as `privacy.secagg.packing` lays them out.
         digest: SHA-256 of the file, hex: what the ledger's debit names.
 
     """
@@ -43,15 +42,21 @@ class Outbox:
         make_directory(folder)
         self._folder = folder
 
-    def seal(self, plan_digest: bytes, upload: Upload, words: Words) -> SealedUpload:
-        """Write an upload durably and return it as it was written; the words are not copied."""
+    def seal(self, plan_digest: bytes, upload: Upload, words: memoryview) -> SealedUpload:
+        """Write an upload durably and return it as it was written; the words are not copied.
+
+        Args:
+            plan_digest: the plan's.
+            upload: the control message.
+            words: what `privacy.secagg.packing.pack` returned.
+
+        """
         body = upload.to_bytes()
         head = len(body).to_bytes(_LENGTH_BYTES, "big") + body
-        masked = words.data.cast("B").toreadonly()
-        replace_durably(self._path(plan_digest), head, masked)
+        replace_durably(self._path(plan_digest), head, words)
         digest = hashlib.sha256(head)
-        digest.update(masked)
-        return SealedUpload(upload, masked, digest.hexdigest())
+        digest.update(words)
+        return SealedUpload(upload, words.toreadonly(), digest.hexdigest())
 
     def load(self, plan_digest: bytes) -> SealedUpload | None:
         """Return the upload sealed for a plan, or None where there is none or a damaged one."""

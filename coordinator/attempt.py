@@ -11,7 +11,8 @@ from coordinator.channel import Channel
 from privacy.identity import Signed
 from privacy.rounds import RoundPlan
 from privacy.secagg.coordinator import OpenedSum, StreamingSum
-from privacy.secagg.masks import words_from
+from privacy.secagg.masks import MaskError
+from privacy.secagg.packing import unpack
 from privacy.secagg.recovery import AbortCode, SecAggAbort
 from privacy.secagg.roster import Roster
 from protos.messages import (
@@ -144,9 +145,12 @@ class AttemptRunner:
                 raise SecAggAbort(
                     AbortCode.BAD_UPLOAD, "Expected the sender's own upload.", (name,)
                 )
-            self._sum.add(upload, words_from(payload, self._plan.step.ring_bits))
+            ring_bits, length = self._plan.step.ring_bits, self._plan.vector_length
+            self._sum.add(upload, unpack(payload, ring_bits, length))
         except SecAggAbort as abort:
             self._note_refusal(name, str(abort.code), str(abort))
+        except MaskError as error:
+            self._note_refusal(name, str(AbortCode.BAD_UPLOAD), str(error))
 
     def _ask(
         self, action: str, requests: Mapping[str, Parcel], reply: type[WireMessage]

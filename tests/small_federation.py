@@ -49,6 +49,7 @@ from privacy.ledger.pins import PINS_FILE, load_pins
 from privacy.ledger.verify import LedgerReport, verify_tree
 from privacy.rounds import RoundPlan, sign_plan
 from privacy.secagg.coordinator import OpenedSum, StreamingSum
+from privacy.secagg.packing import unpack
 from privacy.secagg.roster import accept_reveals, accept_roster
 from privacy.units import INSTITUTION
 from protos.round_messages import UploadRequest
@@ -229,10 +230,10 @@ class Hands:
 
     def collect(self, plan: RoundPlan, names: Collection[str] = NAMES) -> StreamingSum:
         total = StreamingSum(plan, self.members.roster)
-        dtype = "<u2" if plan.step.ring_bits == 16 else "<u4"
         for name in names:
             sealed = self.release(name, plan)
-            total.add(sealed.upload, np.frombuffer(sealed.words, dtype))
+            words = unpack(sealed.words, plan.step.ring_bits, plan.vector_length)
+            total.add(sealed.upload, words)
         return total
 
     def open(self, plan: RoundPlan) -> OpenedSum:

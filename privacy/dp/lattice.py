@@ -41,7 +41,8 @@ def encode(x: Floats | BFloats, step: PrivateStep, source: GaussianSource | None
         source: the noise; None only for a step without noise.
 
     Returns:
-        Words modulo 2^w, shape [d], native byte order: uint16 or uint32.
+        Words modulo 2^w, shape [d], native byte order: uint16 or uint32. Of a ring narrower than
+        16 bits the low w bits count.
 
     Raises:
         LatticeError: a value that is not finite, or too large for the lattice. The message
@@ -69,6 +70,10 @@ def encode(x: Floats | BFloats, step: PrivateStep, source: GaussianSource | None
 def decode(sum_words: Words, step: PrivateStep) -> NDArray[np.float32]:
     """Read a sum of encodings: the centred representative times gamma, fp32 [d].
 
+    Args:
+        sum_words: shape [d]; bits above the ring's width are not looked at.
+        step: gives gamma and w.
+
     Raises:
         LatticeError: words of another ring than the step's.
 
@@ -77,7 +82,12 @@ def decode(sum_words: Words, step: PrivateStep) -> NDArray[np.float32]:
         raise LatticeError(
             f"Expected words of {_word_type(step)}, got {sum_words.dtype}. Sum in the plan's ring."
         )
-    signed = sum_words.view(np.int16 if step.ring_bits == 16 else np.int32)
+    signed: NDArray[np.int16 | np.int32] = sum_words.view(
+        np.int32 if step.ring_bits == 32 else np.int16
+    )
+    if step.ring_bits < 16:
+        unused = 16 - step.ring_bits
+        signed = signed << unused >> unused  # the ring's highest bit becomes the sign
     sum_D = np.empty(len(signed), np.float32)
     np.multiply(signed, np.float32(step.lattice_scale), out=sum_D, casting="same_kind")
     return sum_D
@@ -274,4 +284,4 @@ def _check_counts(vector_length: int, releases: int, contributors: int) -> None:
 
 
 def _word_type(step: PrivateStep) -> np.dtype[np.uint16] | np.dtype[np.uint32]:
-    return np.dtype(np.uint16) if step.ring_bits == 16 else np.dtype(np.uint32)
+    return np.dtype(np.uint32) if step.ring_bits == 32 else np.dtype(np.uint16)

@@ -46,8 +46,13 @@ VALUE_BOUND = 128.0
 SMALLEST_LATTICE_NOISE, LARGEST_LATTICE_NOISE = 3.0, 1024.0
 """Limits of s, the noise of one node in lattice units: the lemma of docs/privacy.md, the ring."""
 
+RingBits = Literal[8, 12, 16, 32]
+"""Widths w of the ring: below 16 an upload is smaller, and the ring holds less beside the noise."""
+
 Clipping = Literal["fixed", "automatic"]
 """The rule by which a unit's gradient is scaled; see `privacy.dp.coefficients`."""
+
+_RING_TAIL = 10
 
 _EVENT_MODULE = "dp_accounting.dp_event"
 
@@ -75,7 +80,8 @@ class PrivateStep(BaseModel):
         unit: "record", the name of the field that identifies the privacy unit, or "institution":
             the whole member, of which nothing is sampled (q = 1 in the event, whatever q says).
         noise_in_lattice_units: s >= 3, one node's noise divided by the lattice scale.
-        ring_bits: width w of the ring Z/2^w; 32 for runs without noise.
+        ring_bits: width w of the ring Z/2^w; 32 for runs without noise. Sums beyond half of it, in
+            lattice units, wrap: the release stays private and is wrong in that coordinate.
 
     Source: Abadi et al. 2016 (arXiv 1607.00133), Algorithm 1; docs/privacy.md for the shares.
 
@@ -91,7 +97,7 @@ class PrivateStep(BaseModel):
     releases: int = Field(ge=1)
     unit: Annotated[str, StringConstraints(min_length=1, max_length=128)]
     noise_in_lattice_units: float = 4.0
-    ring_bits: Literal[16, 32] = 16
+    ring_bits: RingBits = 16
     clipping: Clipping = "fixed"
 
     @field_validator("noise_in_lattice_units")
@@ -113,6 +119,13 @@ class PrivateStep(BaseModel):
             raise PlanError(
                 f"A step without noise needs ring_bits = 32, got {self.ring_bits}. "
                 "Set ring_bits = 32 or noise_multiplier > 0."
+            )
+        noise = self.noise_in_lattice_units * math.sqrt(self.honest_survivors)
+        if self.ring_bits < 16 and 2 ** (self.ring_bits - 1) < _RING_TAIL * noise:
+            raise PlanError(
+                f"Expected a ring that holds {_RING_TAIL} standard deviations of "
+                f"{self.honest_survivors} members' noise, {noise:.4g} lattice units each, got "
+                f"ring_bits = {self.ring_bits}. Set ring_bits = 16."
             )
         if not (self.lattice_scale > 0 and math.isfinite(self.lattice_scale)):
             raise PlanError(

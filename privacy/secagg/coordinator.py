@@ -25,6 +25,7 @@ from privacy.secagg.header import (
     verify_survivor_signature,
 )
 from privacy.secagg.masks import Mask, Words, apply_masks, word_type
+from privacy.secagg.packing import reduce_words
 from privacy.secagg.recovery import AbortCode, SecAggAbort, SeedRecovery, WrongShare
 from privacy.secagg.roster import Roster
 from protos.messages import (
@@ -221,6 +222,7 @@ class StreamingSum:
         recovery = SeedRecovery(self._plan, self._roster, by_member)
         masks = list(self._open_masks(survivors, recovery))
         apply_masks(self._words, masks, threads=threads)
+        reduce_words(self._words, self._plan.step.ring_bits)
         self._opened = OpenedSum(
             self._words, tuple(survivors.headers), frozenset(recovery.wrong_shares)
         )

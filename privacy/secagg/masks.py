@@ -1,6 +1,7 @@
 """Masks: an AES-256-CTR keystream added to a vector in place, chunk by chunk.
 
-A mask is the keystream of its key from counter 0, read as little-endian words of Z/2^16 or Z/2^32.
+A mask is the keystream of its key from counter 0, read as little-endian words of Z/2^16 or Z/2^32;
+narrower rings keep the low bits of the former (see `privacy.secagg.packing`).
 Expanding and adding in chunks that stay in the processor's cache saves two passes over memory.
 """
 
@@ -12,6 +13,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 from numpy.typing import NDArray
+
+from privacy.dp.plan import RingBits
 
 Words: TypeAlias = NDArray[np.uint16] | NDArray[np.uint32]
 
@@ -39,24 +42,9 @@ class Mask:
     sign: Literal[1, -1]
 
 
-def word_type(ring_bits: Literal[16, 32]) -> "np.dtype[Any]":
-    """Return the little-endian dtype of a ring's words."""
-    return np.dtype("<u2" if ring_bits == 16 else "<u4")
-
-
-def words_from(data: bytes, ring_bits: Literal[16, 32]) -> Words:
-    """Read a vector of words from its little-endian bytes without copying; read-only.
-
-    Raises:
-        MaskError: not a whole number of words.
-
-    """
-    expected = word_type(ring_bits)
-    if len(data) % expected.itemsize:
-        raise MaskError(
-            f"Expected whole words of {expected}, got {len(data)} bytes. Send the vector again."
-        )
-    return np.frombuffer(data, expected)
+def word_type(ring_bits: RingBits) -> "np.dtype[Any]":
+    """Return the little-endian dtype that a ring's words are computed with."""
+    return np.dtype("<u4" if ring_bits == 32 else "<u2")
 
 
 def apply_masks(words: Words, masks: Sequence[Mask], *, threads: int = 1) -> None:

@@ -34,6 +34,7 @@ from privacy.secagg.header import (
 )
 from privacy.secagg.kdf import encode_parts, expand
 from privacy.secagg.masks import Mask, Words, apply_masks, word_type
+from privacy.secagg.packing import reduce_words
 from privacy.secagg.pairwise import PairwiseKeys
 from privacy.secagg.roster import Roster
 from privacy.secagg.shamir import SHARE_BYTES, random_secret, reduce_to_field, split
@@ -158,6 +159,7 @@ class SecAggNode:
             raise SecAggRefused(RefusalCode.REPLAYED, str(error)) from error
         seeds = self._draw_seeds(plan)
         apply_masks(words, self._masks(seeds, plan.digest()), threads=threads)
+        reduce_words(words, plan.step.ring_bits)
         return self._seal(words, plan, seeds)
 
     def sign_survivors(self, plan: RoundPlan, headers: Sequence[Signed]) -> SurvivorSignature:

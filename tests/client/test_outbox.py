@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from client.outbox import Outbox
+from privacy.secagg.packing import pack
 from protos.messages import EdgeCommitment, SealedPacket, Upload
 from protos.signed import Signed
 
@@ -22,7 +23,7 @@ UPLOAD = Upload(
 
 def test_what_is_sealed_is_what_is_loaded(tmp_path: Path) -> None:
     words = np.arange(1000, dtype="<u2")
-    sealed = Outbox(tmp_path / "outbox").seal(PLAN, UPLOAD, words)
+    sealed = Outbox(tmp_path / "outbox").seal(PLAN, UPLOAD, pack(words, 16))
     loaded = Outbox(tmp_path / "outbox").load(PLAN)
     assert loaded == sealed
     assert bytes(sealed.words) == words.tobytes()
@@ -33,7 +34,7 @@ def test_sealing_copies_no_vector(tmp_path: Path) -> None:
     words = np.zeros(500_000, "<u2")
     outbox = Outbox(tmp_path / "outbox")
     tracemalloc.start()
-    outbox.seal(PLAN, UPLOAD, words)
+    outbox.seal(PLAN, UPLOAD, pack(words, 16))
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak_bytes < words.nbytes / 10

@@ -105,6 +105,20 @@ def test_rounding_is_within_half_a_lattice_point(make_step, dtype):
     assert np.abs(error).max() <= step.lattice_scale * 0.50001  # decoding rounds to float32
 
 
+@pytest.mark.parametrize("ring_bits", [8, 12])
+def test_a_narrow_ring_keeps_the_low_bits(make_step, gaussian, ring_bits):
+    step, wide = make_step(ring_bits=ring_bits), make_step()
+    x = np.random.default_rng(0).normal(0, 0.2, 40_000)
+    sums = [
+        sum(encode(x, used, gaussian(node)) for node in range(3)).astype(np.uint16)
+        for used in (step, wide)
+    ]
+    np.testing.assert_array_equal(decode(sums[0], step), decode(sums[1], wide))
+    edge = np.array([2 ** (ring_bits - 1) - 1, 2 ** (ring_bits - 1)], np.uint16)
+    scale = np.float32(step.lattice_scale)
+    assert decode(edge, step).tolist() == [edge[0] * scale, -float(edge[1]) * scale]
+
+
 @pytest.mark.parametrize("ring_bits", [16, 32])
 def test_points_near_the_limit_are_reduced_exactly(ring_bits):
     rng = np.random.default_rng(5)

@@ -81,7 +81,9 @@ def test_every_event_returns_from_json(events):
         ),
         ({"noise_in_lattice_units": 1025.0}, "Keep the default 4"),
         ({"noise_multiplier": 0.0}, "needs ring_bits = 32"),
-        ({"clipping_norm": 1e-320, "noise_multiplier": 1e-320}, "lattice scale"),
+        ({"clipping_norm": 1e-9, "noise_multiplier": 1e-320}, "lattice scale"),
+        ({"ring_bits": 8, "noise_in_lattice_units": 8.0}, "10 standard deviations of 3 members"),
+        ({"ring_bits": 10}, "ring_bits"),
         ({"colour": 1}, "Extra inputs"),
     ],
 )

@@ -11,6 +11,8 @@ from arion.federation import write_toml
 from client.node import CONSENT_FILE
 from coordinator.outcome import RoundOutcome, observing
 from coordinator.settings import RunError
+from protos.messages import Upload
+from protos.wire import Parcel, WireMessage
 from tests.small_federation import NAMES, SmallFederation
 
 
@@ -82,6 +84,23 @@ def test_a_run_goes_on_without_one_member(federation: SmallFederation, action: s
     rounds = federation.bodies("coordinator", "round-recorded")
     assert all(("south" in body["survivors"]) == (action != "train.upload") for body in rounds)
     assert len(rounds) == 3
+    federation.verified()
+
+
+@pytest.mark.parametrize("cut", [1, 2])
+def test_words_that_are_cut_short_are_left_out(
+    federation: SmallFederation, monkeypatch: pytest.MonkeyPatch, cut: int
+) -> None:
+    def parcel(message: WireMessage, payload: bytes = b"") -> Parcel:
+        foul = isinstance(message, Upload) and message.node == "south"
+        return Parcel(message, payload[:-cut] if foul else payload)
+
+    monkeypatch.setattr(client.app, "Parcel", parcel)
+    outcomes: list[RoundOutcome] = []
+    with observing(lambda outcome, state: outcomes.append(outcome)):
+        assert federation.run().step == 3
+    assert [outcome.refusals["south"][0] for outcome in outcomes] == ["bad-upload"] * 3
+    assert all(outcome.survivors == ("east", "north", "west") for outcome in outcomes)
     federation.verified()
 
 

@@ -9,6 +9,7 @@ import torch
 from scipy.stats import chi2
 
 import client.entropy
+from coordinator.outcome import RoundOutcome, observing
 from models.optimiser import OptimiserSettings, OptimiserState, adam_step
 from models.tokenizer import stack_rows
 from models.vector import read_vector
@@ -17,7 +18,14 @@ from privacy.dp.noise import SecureGaussian, SeededGaussian
 from privacy.dp.plan import PrivateStep
 from privacy.rounds import RoundPlan
 from privacy.secagg.coordinator import StreamingSum
-from tests.small_federation import NAMES, NO_NOISE, STEP, SmallFederation, take_in_hand
+from tests.small_federation import (
+    NAMES,
+    NO_NOISE,
+    STEP,
+    SmallFederation,
+    digest_of,
+    take_in_hand,
+)
 
 
 def planned(federation: SmallFederation) -> RoundPlan:
@@ -181,3 +189,21 @@ def test_sums_of_fewer_members_stay_uniform(federation: SmallFederation) -> None
         node.close()
     for group in (("east", "west"), ("east", "north", "south"), NAMES):
         assert byte_statistic(sum((words[n] for n in group), np.zeros(1, "<u2"))) > 1e-6
+
+
+def test_a_narrow_ring_gives_the_same_run_in_fewer_bytes(
+    make_federation: Callable[..., SmallFederation],
+) -> None:
+    received: dict[int, int] = {}
+    digests = set()
+    for ring_bits in (16, 12, 8):
+        federation = make_federation({"ring_bits": ring_bits})
+        outcomes: list[RoundOutcome] = []
+        with observing(lambda outcome, state, found=outcomes: found.append(outcome)):
+            digests.add(digest_of(federation.run()))
+        received[ring_bits] = outcomes[0].received_bytes
+        federation.verified()
+    assert len(digests) == 1
+    saved = len(NAMES) * len(read_vector(federation.trainer(NAMES[0]).model)) // 2
+    assert received[16] - received[12] == pytest.approx(saved, rel=0.01)
+    assert received[12] - received[8] == pytest.approx(saved, rel=0.01)

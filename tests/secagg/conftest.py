@@ -170,7 +170,7 @@ class Federation:
     def vector(self, name: str, plan: RoundPlan) -> np.ndarray:
         """A vector of its own for every member and round, so that double counting shows."""
         generator = np.random.default_rng([self.names.index(name), plan.round, plan.attempt])
-        dtype = "<u2" if plan.step.ring_bits == 16 else "<u4"
+        dtype = "<u4" if plan.step.ring_bits == 32 else "<u2"
         return generator.integers(0, 2**plan.step.ring_bits, plan.vector_length).astype(dtype)
 
     def upload(self, name: str, plan: RoundPlan) -> tuple[Upload, np.ndarray]:
@@ -210,10 +210,10 @@ class Federation:
         return total.open_sum(replies)
 
     def expected(self, plan: RoundPlan, survivors: Collection[str]) -> np.ndarray:
-        return sum(
-            (self.vector(name, plan) for name in survivors),
-            np.zeros(plan.vector_length, "<u2" if plan.step.ring_bits == 16 else "<u4"),
-        )
+        total = np.zeros(plan.vector_length, "<u4" if plan.step.ring_bits == 32 else "<u2")
+        for name in survivors:
+            total += self.vector(name, plan)
+        return total % 2**plan.step.ring_bits if plan.step.ring_bits < 16 else total
 
 
 def build(

@@ -44,6 +44,14 @@ def test_a_member_without_noise_in_the_wide_ring(federation: Any) -> None:
     assert_exact(federation, plan, opened)
 
 
+@pytest.mark.parametrize("ring_bits", [8, 12])
+def test_a_narrow_ring(federation: Any, ring_bits: int) -> None:
+    plan = federation.plan(step=federation.step(ring_bits=ring_bits))
+    opened = federation.run(plan, before_upload=["node-0"])
+    assert opened.words.max() < 2**ring_bits
+    assert_exact(federation, plan, opened)
+
+
 def test_consecutive_rounds_and_attempts(federation: Any) -> None:
     for place in ((1, 1), (1, 2), (2, 1)):
         plan = federation.plan(place[0], attempt=place[1])
