@@ -53,7 +53,8 @@ class _Account:
         }
 
     def _left(self) -> dict[str, Any]:
-        epsilon, delta = compose_spends(self.runs)
+        own = self.consent.data_set if self.consent.keep_data_sets_apart else None
+        epsilon, delta = compose_spends(self.runs, own)
         spent = None if epsilon is None else epsilon / EPSILON_UNITS
         left = 0.0 if spent is None else max(0.0, self.consent.epsilon - spent)
         return {
@@ -120,10 +121,12 @@ def _unspent_filter(consent: Consent) -> FilterState | None:
 def _print_account(account: _Account) -> None:
     told = account.as_json()
     title = f"{account.node}: {told['data_set']}, unit {told['unit']}"
-    table = Table("run", "releases", "made", "epsilon", "delta", title=title, box=None)
+    headings = ("run", "data set", "releases", "made", "epsilon", "delta")
+    table = Table(*headings, title=title, box=None)
     for run in account.runs:
         table.add_row(
             run.run,
+            run.data_set + (", kept apart" if run.kept_apart else ""),
             str(run.releases),
             str(run.debits),
             format_micro(run.epsilon_micro),

@@ -15,6 +15,7 @@ from rich.table import Table
 from arion.account_cli import budget_command
 from arion.audit_cli import audit_command, plant_command
 from arion.budget_cli import calibrate_command, epsilon_command, plan_command
+from arion.disjoint_cli import disjoint_command
 from arion.errors import user_errors
 from privacy.canonical import JsonValue
 from privacy.consent import load_consent
@@ -42,6 +43,7 @@ privacy_app.add_typer(ledger_app, name="ledger")
 privacy_app.add_typer(consent_app, name="consent")
 privacy_app.command("plan")(plan_command)
 privacy_app.command("budget")(budget_command)
+privacy_app.command("disjoint")(disjoint_command)
 privacy_app.command("audit")(audit_command)
 privacy_app.command("plant")(plant_command)
 privacy_app.command("calibrate")(calibrate_command)
@@ -219,6 +221,8 @@ def _cells(report: LedgerReport) -> tuple[str, ...]:
 def _plain_notes(report: LedgerReport) -> Iterator[str]:
     if "seeded" in report.noise:
         yield "seeded, not private: the noise can be recomputed, so epsilon protects nobody"
+    if any(run.kept_apart for run in report.runs):
+        yield "runs on data sets that the node keeps apart do not add up: the largest sum counts"
     if report.epsilon_micro is None:
         yield "a run had no noise: no epsilon holds for its data"
 

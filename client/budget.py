@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 from client.filter_release import admit, openable, over_budget
+from client.reservation import experts_reservation, noise_label, round_reservation
+from client.unit_keys import UnitKeys, verify_register
 from privacy.consent import Consent
-from privacy.dp.accountant import epsilon_microunits
 from privacy.experts_job import ExpertsJob
 from privacy.identity import IdentityKey
 from privacy.ledger.entries import (
@@ -21,11 +22,11 @@ from privacy.ledger.entries import (
     ReleaseDebited,
     RunClosed,
     RunReserved,
-    delta_units,
 )
 from privacy.ledger.filter import FilterState
 from privacy.ledger.log import LedgerLog
-from privacy.rounds import PlanCode, PlanRefused, RoundPlan, run_cost
+from privacy.ledger.spends import compose_spends
+from privacy.rounds import PlanCode, PlanRefused, RoundPlan
 
 
 @dataclass
@@ -41,11 +42,22 @@ class NodeBooks:
         log: the node's ledger.
         key: signs its heads.
         consent: what the node agreed to.
+        unit_keys: by which runs on different data sets are kept apart; None adds all runs up.
+
+    Raises:
+        NodeError: a register of unit keys that is not the one the ledger's releases were made by.
 
     """
 
-    def __init__(self, log: LedgerLog, key: IdentityKey, consent: Consent) -> None:
+    def __init__(
+        self,
+        log: LedgerLog,
+        key: IdentityKey,
+        consent: Consent,
+        unit_keys: UnitKeys | None = None,
+    ) -> None:
         self._log, self._key, self._consent = log, key, consent
+        self._unit_keys = unit_keys
         self._runs: dict[str, _Run] = {}
         self._debits: dict[str, ReleaseDebited] = {}
         self._modules: dict[str, ExpertsDebited] = {}
@@ -54,6 +66,8 @@ class NodeBooks:
         self._closed: set[str] = set()
         for entry in log.entries:
             self._read(entry.parsed())
+        if unit_keys is not None:
+            verify_register(unit_keys, self._debits.values())
 
     @property
     def name(self) -> str:
@@ -75,10 +89,12 @@ class NodeBooks:
         self._log.sign_head(self._key)
 
     def spent_elsewhere(self, run: str) -> tuple[float, float]:
-        """(epsilon, delta) that all runs but this one were charged, over the data's life."""
+        """(epsilon, delta) that all runs but this one were charged, over its units' life."""
         others = [r.reserved for name, r in self._runs.items() if name != run]
-        epsilon = sum(reserved.epsilon_micro or 0 for reserved in others) / EPSILON_UNITS
-        return epsilon, sum(reserved.delta_1e15 for reserved in others) / DELTA_UNITS
+        private = [reserved for reserved in others if reserved.epsilon_micro is not None]
+        own = self._consent.data_set if self._keeps_apart(run) else None
+        epsilon, delta = compose_spends(private, own)
+        return (epsilon or 0) / EPSILON_UNITS, delta / DELTA_UNITS
 
     def debit_of(self, plan_digest: bytes) -> ReleaseDebited | None:
         """The release made under a plan, or None."""
@@ -98,10 +114,12 @@ class NodeBooks:
 
         """
         self._check_one_kind()
+        self._check_apart(plan.run)
         if self._consent.accountant == "filter":
             self._admit(plan)
         else:
-            self._reserve(self._reservation(plan))
+            apart = self._keeps_apart(plan.run)
+            self._reserve(round_reservation(plan, self._consent, kept_apart=apart))
 
     def reserve_experts(self, job: ExpertsJob, epsilon: float) -> int:
         """Charge a module's whole training, once, before anything is computed from the data.
@@ -119,7 +137,7 @@ class NodeBooks:
 
         """
         self._check_one_kind()
-        wanted = self._experts_reservation(job, epsilon)
+        wanted = experts_reservation(job, self._consent, epsilon)
         self._reserve(wanted)
         return next(e.index for e in self._log.entries if e.parsed() == wanted)
 
@@ -161,6 +179,7 @@ class NodeBooks:
             event=plan.dp_event,
             noise=noise_label(plan),
             charge=charge,
+            unit_keys=self._register(plan),
         )
         self._write("release-debited", body)
         self._log.sign_head(self._key)
@@ -203,6 +222,24 @@ class NodeBooks:
             self._write("filter-opened", openable(self._consent))
         return admit(self._filter, plan, self._consent)
 
+    def _keeps_apart(self, run: str) -> bool:
+        """Whether a run leaves other data sets' units out: fixed when it is reserved."""
+        known = self._runs.get(run)
+        return self._unit_keys is not None if known is None else known.reserved.kept_apart
+
+    def _check_apart(self, run: str) -> None:
+        if self._keeps_apart(run) and self._unit_keys is None:
+            raise over_budget(
+                "keep_data_sets_apart",
+                f"data that is kept apart as it was when run {run!r} began, got a consent that "
+                "does not ask for it; start a new run",
+            )
+
+    def _register(self, plan: RoundPlan) -> str | None:
+        if not self._keeps_apart(plan.run) or self._unit_keys is None:
+            return None
+        return self._unit_keys.state(plan.digest())
+
     def _check_one_kind(self) -> None:
         """Refuse where the ledger was charged in other figures: they do not add up."""
         units = {run.reserved.unit for run in self._runs.values()} - {self._consent.unit}
@@ -219,35 +256,6 @@ class NodeBooks:
                 f"a ledger charged by one accountant, got {self._consent.accountant!r} in the "
                 "consent and entries of the other one",
             )
-
-    def _reservation(self, plan: RoundPlan) -> RunReserved:
-        cost = run_cost(plan, self._consent)
-        private = plan.step.is_private
-        return RunReserved(
-            run=plan.run,
-            event=plan.dp_event,
-            releases=plan.step.releases,
-            epsilon_micro=epsilon_microunits(cost.epsilon) if private else None,
-            delta_1e15=delta_units(cost.delta) if private else 0,
-            accountant="schedule",
-            unit=plan.step.unit,
-            data_set=self._consent.data_set,
-            noise=noise_label(plan),
-        )
-
-    def _experts_reservation(self, job: ExpertsJob, epsilon: float) -> RunReserved:
-        return RunReserved(
-            run=job.run,
-            event=job.plan.event_json(),
-            releases=1,
-            epsilon_micro=epsilon_microunits(epsilon),
-            delta_1e15=job.delta_1e15,
-            accountant="schedule",
-            unit=job.plan.step.unit,
-            data_set=self._consent.data_set,
-            noise=noise_label(job),
-            job=job.digest().hex(),
-        )
 
     def _write(self, kind: str, body: Body) -> None:
         self._read(self._log.append(kind, body).parsed())
@@ -286,8 +294,3 @@ class NodeBooks:
                 "Expected 'filter-opened' before a debit that a filter was charged, got none. Run "
                 "`arion privacy ledger verify` on this node's ledger."
             )
-
-
-def noise_label(plan: RoundPlan | ExpertsJob) -> Noise:
-    """What the ledger calls the noise of a plan or job."""
-    return "seeded, not private" if plan.seeded else "csprng"

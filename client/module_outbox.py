@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from client.budget import noise_label
+from client.reservation import noise_label
 from models.durable import file_digest, put
 from models.expert_module import Facts, PrivacyClaim, card_path, modules_in, write_module
 from privacy.experts_job import ExpertsJob

@@ -11,15 +11,17 @@ import torch
 
 from client.budget import NodeBooks
 from client.compute import place
-from client.config import NodeError, load_node_config
+from client.config import load_node_config
 from client.epoch import EpochKeeper
 from client.gate import ExpertsTrainer, Gate
 from client.histories import Histories
+from client.home_checks import check_identity, check_unit
 from client.module_outbox import ModuleOutbox, SealedModule
 from client.outbox import Outbox, SealedUpload
 from client.preflight import PreflightError, check_private_gradients
 from client.training import LocalTrainer, unit_rows
 from client.training_records import training_records
+from client.unit_keys import open_unit_keys
 from models.checkpoint import model_digest
 from models.folders import open_model
 from models.recipe import Recipe, prepare
@@ -35,7 +37,7 @@ from privacy.secagg.header import RefusalCode, SecAggRefused
 from privacy.secagg.keys import RosterError
 from privacy.secagg.node import SecAggNode, StoreConflict
 from privacy.secagg.store import SqliteRoundStore
-from privacy.units import INSTITUTION, RECORD
+from privacy.units import INSTITUTION
 from protos.messages import SurvivorSignature, SurvivorsRequest, UnmaskReply, UnmaskRequest
 from protos.round_messages import HeadCountersigned, HeadOffer, UploadRequest
 
@@ -67,8 +69,8 @@ class Node:
         self.config.device.check()
         self.consent = load_consent(home / CONSENT_FILE)
         self._identity = IdentityKey.load(home / IDENTITY_FILE)
-        self._check_identity()
-        self._check_unit()
+        check_identity(self.config, self.consent, self._identity)
+        check_unit(self.config, self.consent)
         self._lock = threading.Lock()
         self._ledger = LedgerLog(home / LEDGER_FOLDER, self.config.name)
         try:
@@ -79,8 +81,10 @@ class Node:
         self._epochs = EpochKeeper(
             home, self.config.name, self._identity, hybrid=self.consent.post_quantum
         )
-        books = NodeBooks(self._ledger, self._identity, self.consent)
         try:
+            field = self.config.fields.unit_field
+            self._unit_keys = open_unit_keys(home, self.consent, field)
+            books = NodeBooks(self._ledger, self._identity, self.consent, self._unit_keys)
             books.join("csprng" if self.config.seed is None else "seeded, not private")
         except BaseException:
             self.close()
@@ -252,7 +256,10 @@ class Node:
                     PlanCode.WRONG_RECIPE, "", "a recipe that fits this node's model, got another"
                 )
             place(model, self.config)
-            units = unit_rows(training_records(self.config), tokenizer, recipe)
+            records = training_records(self.config)
+            if self._unit_keys is not None:
+                records = self._unit_keys.own(self.consent.data_set, records)
+            units = unit_rows(records, tokenizer, recipe)
             if self.consent.unit == INSTITUTION:
                 units = units.as_one()
             trainer = LocalTrainer(
@@ -290,34 +297,6 @@ class Node:
                 PlanCode.WRONG_FEDERATION,
                 "federation",
                 f"Expected federation {self.consent.federation!r}, got {federation!r}.",
-            )
-
-    def _check_unit(self) -> None:
-        """One record's removal must be one unit's removal, and nothing else."""
-        field = self.config.fields.unit_field
-        if self.consent.unit == INSTITUTION:
-            self._check_whole()
-        elif (self.consent.unit == RECORD) != (field is None):
-            raise NodeError(
-                f"Expected data whose unit_field fits the consent's unit {self.consent.unit!r}, "
-                f"got unit_field {field!r} in node.toml. Set the field that names the "
-                "unit, or none for records."
-            )
-
-    def _check_whole(self) -> None:
-        """What the consent calls the institution must be all of it."""
-        if self.config.parts > 1:
-            raise NodeError(
-                f"Expected the whole institution at one node under unit = {INSTITUTION!r}, got "
-                f"part {self.config.part} of {self.config.parts} in node.toml. Set parts = 1."
-            )
-
-    def _check_identity(self) -> None:
-        pinned = self.consent.members.get(self.config.name)
-        if pinned != self._identity.public_key.hex():
-            raise NodeError(
-                f"Expected the identity key of member {self.config.name!r} in {CONSENT_FILE}, got "
-                f"another key in {IDENTITY_FILE}. Pin this node's own fingerprint in the consent."
             )
 
 

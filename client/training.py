@@ -87,7 +87,7 @@ class LocalTrainer:
         self.model, self.units, self.recipe = model, units, recipe
         self._chunk_sequences, self._two_passes = chunk_sequences, two_passes
         # An institution that is one unit has more sequences than the cap of each of its records.
-        longest = max(recipe.sequences_per_unit, *map(len, units.rows))
+        longest = max([recipe.sequences_per_unit, *map(len, units.rows)])
         self._chunk_units = max(1, chunk_sequences // longest)
         self._pad_draws = pad_draws
         self._device = next(model.parameters()).device

@@ -24,7 +24,7 @@ from pydantic import (
 
 from privacy.canonical import canonical_bytes, sha256_hex
 from privacy.secagg.parameters import LARGEST_COMPLETE, LARGEST_SPARSE
-from privacy.units import INSTITUTION
+from privacy.units import INSTITUTION, RECORD
 
 LARGEST_DELTA = 1e-3
 
@@ -87,6 +87,8 @@ class Consent(BaseModel):
         owned_experts_may_leave: whether experts trained here may be released on their own.
         runtimes: where the node may run.
         expires: last day on which the node takes part.
+        keep_data_sets_apart: each unit counts with the data set it was first used under and is
+            left out of the others, so that what is spent on one need not be added to another.
         allow_unprotected_release: runs without noise, for data that is not private.
         allow_seeded_simulation: simulations whose noise anyone can recompute.
 
@@ -113,6 +115,7 @@ class Consent(BaseModel):
     owned_experts_may_leave: bool = False
     runtimes: Runtimes
     expires: Annotated[date, BeforeValidator(_as_date)]
+    keep_data_sets_apart: bool = False
     allow_unprotected_release: bool = False
     allow_seeded_simulation: bool = False
 
@@ -122,6 +125,7 @@ class Consent(BaseModel):
         self._check_graph()
         self._check_filter()
         self._check_unit()
+        self._check_apart()
         self._check_keys()
         return self
 
@@ -207,6 +211,18 @@ class Consent(BaseModel):
                 f"Expected owned_experts_may_leave = false under unit = {INSTITUTION!r}, got true: "
                 "a module's training clips each record or each field's value alone. Set it to "
                 "false, or choose such a unit.",
+            )
+
+    def _check_apart(self) -> None:
+        """Refuse what gives the node no keys to tell units by, or counts all data together."""
+        if self.keep_data_sets_apart and (
+            self.unit in {RECORD, INSTITUTION} or self.accountant == "filter"
+        ):
+            raise ConsentError(
+                "keep_data_sets_apart",
+                f'Expected a field of the data as the unit and accountant = "schedule", got unit '
+                f"{self.unit!r} and accountant {self.accountant!r}: without a field's keys nothing "
+                "tells units apart, and a filter charges all data sets together. Set it to false.",
             )
 
     def _check_keys(self) -> None:

@@ -42,6 +42,7 @@ def _explain_budget(consent: Consent) -> list[str]:
         f"Over the life of this data, all runs together may spend epsilon {consent.epsilon:g} at "
         f"delta {consent.delta:g}; the smaller both are, the less anyone can learn about one "
         f"{consent.unit}.",
+        *_explain_data_sets(consent),
         *_explain_accountant(consent),
         *_explain_masks(consent),
         f"A sum is released only over at least {consent.smallest_cohort} members; these figures "
@@ -60,6 +61,17 @@ def _explain_unit(unit: str) -> str:
         )
     whose = "record" if unit == RECORD else f"value of the field {unit!r}"
     return f"The protection is counted for each {whose}: all of its data here together."
+
+
+def _explain_data_sets(consent: Consent) -> list[str]:
+    if not consent.keep_data_sets_apart:
+        return []
+    return [
+        f"The node keeps data sets apart: it notes under which data set it first used each "
+        f"{consent.unit}, and leaves it out of every other. What is spent on one data set then "
+        "counts for that one alone; the note stays at the node.",
+        f"Keys are compared as they are written: a {consent.unit} with two keys is two of them.",
+    ]
 
 
 def _explain_accountant(consent: Consent) -> list[str]:

@@ -18,10 +18,9 @@ from privacy.ledger.entries import (
     ReleaseDebited,
     RunClosed,
     RunReserved,
-    is_sampled,
 )
 from privacy.ledger.spends import RunSpend, compose_spends, format_micro
-from privacy.units import INSTITUTION
+from privacy.ledger.unit_rules import unit_faults
 
 if TYPE_CHECKING:
     from privacy.ledger.filter import FilterState
@@ -77,9 +76,9 @@ def check_node_entries(entries: Sequence[Entry]) -> Findings:
     than were reserved. 7. (round, attempt) grows. 8. A closed run makes no release. 9. A module
     comes from the job that its run reserved, rounds from a run of rounds, and no module twice.
     10. A filter is opened once, in a ledger that reserves no run; every debit after it then names
-    its charge, which is computed anew, and is within the filter's limits. 11. A budget of the
-    institution as a whole is charged for releases in which nothing is sampled. 12. All runs are
-    charged for one unit: an epsilon per record adds up to none per patient.
+    its charge, which is computed anew, and is within the filter's limits. 11. Every reservation
+    keeps the rules of `unit_faults`. 12. Debits of a run that is kept apart, and only those, name
+    the register of unit keys.
 
     Args:
         entries: well-formed entries in order.
@@ -137,16 +136,10 @@ class _NodeReader:
             return
         self._runs[body.run] = _Run(body)
         first = next(iter(self._runs.values())).reserved
-        if body.unit != first.unit:  # 12
-            self._fail(
-                entry,
-                f"run {body.run!r} is charged for the unit {body.unit!r} in a ledger charged for "
-                f"{first.unit!r}: they do not add up",
-            )
+        for reason in unit_faults(body, first):  # 11
+            self._fail(entry, reason)
         if body.job is not None:
             self._found.jobs.add(body.job)
-        if body.unit == INSTITUTION and is_sampled(body.event):  # 11
-            self._fail(entry, f"run {body.run!r} is charged as if the institution were sampled")
         try:
             owed = schedule_epsilon_micro(body.event, body.releases, body.delta_1e15)
         except ValueError as error:
@@ -172,6 +165,12 @@ class _NodeReader:
                 f"{body.round} attempt {body.attempt}",
             )
         run.last = (body.round, body.attempt)
+        if (body.unit_keys is not None) != run.reserved.kept_apart:  # 12
+            self._fail(
+                entry,
+                f"run {body.run!r} names a register of unit keys where it is not kept apart, or "
+                "none where it is",
+            )
 
     def _open_filter(self, entry: Entry, body: FilterOpened) -> None:
         # Takes the accountant's second to import, as schedules do below.
@@ -280,6 +279,7 @@ def _spend(run: _Run) -> RunSpend:
         debits=run.debits,
         unit=reserved.unit,
         data_set=reserved.data_set,
+        kept_apart=reserved.kept_apart,
     )
 
 

@@ -5,7 +5,6 @@ model. Figures are integers rounded up: epsilon in millionths, delta in units of
 """
 
 import math
-from collections.abc import Mapping
 from fractions import Fraction
 from typing import Annotated, Literal
 
@@ -29,14 +28,6 @@ LedgerKind = Literal["node", "coordinator"]
 def delta_units(delta: float) -> int:
     """Return `delta` (0 to 1) in units of 1e-15, rounded up: what an entry holds."""
     return math.ceil(Fraction(delta) * DELTA_UNITS)
-
-
-def is_sampled(event: JsonLike) -> bool:
-    """Tell whether a DP event, as JSON, claims that some of its releases draw units at random."""
-    if isinstance(event, Mapping):
-        q = event.get("sampling_probability", 1)
-        return q != 1 or any(is_sampled(part) for part in event.values())
-    return isinstance(event, list | tuple) and any(is_sampled(part) for part in event)
 
 
 class LedgerError(ValueError):
@@ -75,6 +66,8 @@ class RunReserved(Body):
             noise, for which no epsilon holds.
         delta_1e15: its delta in units of 1e-15, rounded up.
         job: digest of the one job that makes a module of owned experts; None for rounds.
+        kept_apart: whether the node leaves out of this run every unit that it used under another
+            data set's name, so that the run costs the units of its own data set only.
 
     """
 
@@ -88,6 +81,7 @@ class RunReserved(Body):
     data_set: Text
     noise: Noise
     job: Digest | None = None
+    kept_apart: bool = False
 
 
 class FilterOpened(Body):
@@ -146,6 +140,7 @@ class ReleaseDebited(Body):
     """One release, written before it leaves the node; `sealed_digest` names its exact bytes.
 
     `charge` is what it costs a filter; None under a schedule, which was charged before.
+    `unit_keys` is the state of the register by which the run's data is kept apart, if it is.
     """
 
     run: Text
@@ -157,6 +152,7 @@ class ReleaseDebited(Body):
     event: JsonValue
     noise: Noise
     charge: FilterCharge | None = None
+    unit_keys: Digest | None = None
 
 
 class ExpertsDebited(Body):

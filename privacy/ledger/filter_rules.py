@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from privacy.ledger.entries import FilterOpened, ReleaseDebited, is_sampled
+from privacy.ledger.entries import FilterOpened, ReleaseDebited
 from privacy.ledger.filter import FilterState, charge_entry, cost_of
 from privacy.ledger.spends import RunSpend
+from privacy.ledger.unit_rules import is_sampled
 from privacy.units import INSTITUTION
 
 
@@ -65,6 +66,8 @@ class FilterRules:
         ]
 
     def _charge(self, body: ReleaseDebited) -> Iterator[str]:
+        if body.unit_keys is not None:
+            yield f"run {body.run!r} names a register of unit keys in a ledger that a filter keeps"
         if body.charge is None:
             yield f"run {body.run!r} is debited without its charge in a ledger that a filter keeps"
             return

@@ -92,6 +92,18 @@ BAD = {
         {"unit": '"institution"', "owned_experts_may_leave": "true"},
         "'owned_experts_may_leave': Expected owned_experts_may_leave = false under unit",
     ),
+    "apart without keys": (
+        {"keep_data_sets_apart": "true", "unit": '"record"'},
+        "'keep_data_sets_apart': Expected a field of the data as the unit",
+    ),
+    "institution apart": (
+        {"keep_data_sets_apart": "true", "unit": '"institution"'},
+        "'keep_data_sets_apart': Expected a field of the data as the unit",
+    ),
+    "apart under a filter": (
+        {"keep_data_sets_apart": "true", "accountant": '"filter"'},
+        "'keep_data_sets_apart': Expected a field of the data as the unit",
+    ),
     "runtime": ({"runtimes": '["ray"]'}, "'runtimes.0': Input should be 'simulate'"),
     "no runtime": ({"runtimes": "[]"}, "'runtimes': Value should have at least 1 item"),
     "one string": ({"trainable": '"*"'}, "'trainable': Input should be a valid tuple"),
@@ -161,6 +173,13 @@ def test_the_explanation_says_whose_protection_is_counted(tmp_path: Path) -> Non
     assert "That it takes part is known to all members" in whole
     assert "field" not in whole
     assert "counted for each record:" in " ".join(explain(consent_of(tmp_path, unit='"record"')))
+
+
+def test_the_explanation_says_whether_data_sets_are_kept_apart(tmp_path: Path) -> None:
+    assert "data sets apart" not in " ".join(explain(consent_of(tmp_path)))
+    text = " ".join(explain(consent_of(tmp_path, keep_data_sets_apart="true")))
+    assert "notes under which data set it first used each patient, and leaves it out" in text
+    assert "a patient with two keys is two of them" in text
 
 
 def test_the_explanation_says_how_releases_are_charged(tmp_path: Path) -> None:

@@ -17,10 +17,14 @@ import torch
 from dp_accounting.dp_event import ComposedDpEvent, DpEvent, SelfComposedDpEvent
 from torch.nn import functional as F
 
+import client.budget
+import client.gate
 import client.release
 import coordinator.driver
 from client.budget import NodeBooks
+from client.data import Record
 from client.training import LocalTrainer
+from client.unit_keys import UnitKeys
 from privacy import figures
 from privacy.dp import accountant, clipping, lattice, sampling
 from privacy.dp.grouped_records import GroupedRecord
@@ -159,19 +163,19 @@ def debit_experts_late(patch: pytest.MonkeyPatch) -> None:
 
 def write_the_count_down(patch: pytest.MonkeyPatch) -> None:
     """The reservation's data set says how many units there are."""
-    right, count = NodeBooks._reservation, LocalTrainer.__init__
+    right, count = client.budget.round_reservation, LocalTrainer.__init__
     seen: list[int] = []
 
     def opened(self: LocalTrainer, model: Any, units: Any, *rest: Any, **options: Any) -> None:
         count(self, model, units, *rest, **options)
         seen.append(len(units))
 
-    def reservation(self: NodeBooks, plan: Any) -> Any:
-        body = right(self, plan)
+    def reservation(*told: Any, **options: Any) -> Any:
+        body = right(*told, **options)
         return body.model_copy(update={"data_set": f"{body.data_set}-{seen[-1]}"})
 
     patch.setattr(LocalTrainer, "__init__", opened)
-    patch.setattr(NodeBooks, "_reservation", reservation)
+    patch.setattr(client.budget, "round_reservation", reservation)
 
 
 def clip_sequences_apart(patch: pytest.MonkeyPatch) -> None:
@@ -275,3 +279,21 @@ def round_down(patch: pytest.MonkeyPatch) -> None:
 
 def round_to_the_nearest(patch: pytest.MonkeyPatch) -> None:
     replace_everywhere(patch, figures.at_most, lambda value, places=4: f"{value:.{places}f}")
+
+
+def take_any_units(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(client.gate, "_check_whole", lambda plan, trainer: None)
+
+
+def add_up_what_does_not(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(NodeBooks, "_check_one_kind", lambda self: None)
+
+
+def leave_nobody_out(patch: pytest.MonkeyPatch) -> None:
+    right = UnitKeys.own
+
+    def own(self: UnitKeys, data_set: str, records: list[Record]) -> list[Record]:
+        right(self, data_set, records)
+        return records
+
+    patch.setattr(UnitKeys, "own", own)

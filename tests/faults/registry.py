@@ -159,4 +159,19 @@ FAULTS = (
         "tests/dp/test_figures.py::test_figures_at_the_edges[3.14150000001-3.1416-3.1415]",
         plants.round_to_the_nearest,
     ),
+    Fault(
+        "an institution clipped in parts",
+        "tests/client/test_institution.py::test_parts_that_were_clipped_apart_are_refused",
+        plants.take_any_units,
+    ),
+    Fault(
+        "ε of two units added up",
+        "tests/client/test_foul_coordinator.py::test_figures_of_another_unit_are_not_added_up",
+        plants.add_up_what_does_not,
+    ),
+    Fault(
+        "a unit used under two data sets' names",
+        "tests/client/test_unit_keys.py::test_units_of_the_first_are_left_out_of_the_second",
+        plants.leave_nobody_out,
+    ),
 )

@@ -65,6 +65,27 @@ def test_people_read_the_same(home: Path) -> None:
     assert "runs at the full cap fit" in out
 
 
+def test_runs_on_data_sets_kept_apart_are_not_charged_to_this_one(
+    tmp_path: Path, make: Any
+) -> None:
+    """Two runs on other data, one on the consent's: only a consent that asks for it tells apart."""
+    home = tmp_path / "nodes" / "hospital-a"
+    home.mkdir(parents=True)
+    names = ("other", "notes", "other")
+    runs = [
+        make.reserved(f"r{number}", data_set=name, kept_apart=True)
+        for number, name in enumerate(names)
+    ]
+    make.write(home / "ledger", "hospital-a", make.NODE_KEY, [make.joined(), *runs])
+    each = runs[0][1]["epsilon_micro"] / 1e6
+    for clause, expected in (("true", each), ("false", 2 * each)):
+        (home / "consent.toml").write_text(f"{CONSENT}\nkeep_data_sets_apart = {clause}\n")
+        (account,) = json.loads(budget(home, "--json").output)
+        assert account["spent_epsilon"] == pytest.approx(expected)
+        assert account["left_epsilon"] == pytest.approx(8.0 - expected)
+    assert "other, kept apart" in budget(home).output
+
+
 def test_a_node_that_released_nothing_has_all_of_it(home: Path) -> None:
     (home / "ledger").rename(home / "elsewhere")
     (account,) = json.loads(budget(home, "--json").output)

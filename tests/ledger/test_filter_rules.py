@@ -67,6 +67,10 @@ CHEATS: dict[str, tuple[Callable[[Make], list[Any]], str]] = {
         lambda m: [m.joined(), m.filter_opened(unit="institution"), m.charged(1)],
         "run 'r1' is charged as if the institution were sampled",
     ),
+    "a register under a filter": (
+        lambda m: [m.joined(), m.filter_opened(), m.charged(1, unit_keys=m.digest(5))],
+        "names a register of unit keys in a ledger that a filter keeps",
+    ),
     "no charge": (
         lambda m: [m.joined(), m.filter_opened(), m.debit(1)],
         "debited without its charge",

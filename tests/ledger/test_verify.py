@@ -1,6 +1,7 @@
 """Offline verification: an honest ledger holds, and one fixture for each way of cheating."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,12 +9,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from privacy.identity import IdentityKey
 from privacy.ledger.entries import LedgerError
 from privacy.ledger.head import HeadWitness
 from privacy.ledger.log import LedgerLog
 from privacy.ledger.pins import Pins
+from privacy.ledger.spends import RunSpend, compose_spends
 from privacy.ledger.verify import verify_ledger, verify_tree
 
 Make = SimpleNamespace
@@ -180,6 +184,10 @@ def test_a_folder_without_ledgers_is_an_error(tmp_path: Path, pins: Pins) -> Non
         verify_tree(tmp_path, pins)
 
 
+def apart(make: Make, run: str, data_set: str, **changes: Any) -> tuple[str, dict[str, Any]]:
+    return make.reserved(run, data_set=data_set, kept_apart=True, **changes)
+
+
 NODE_CHEATS: dict[str, tuple[Callable[[Make], list[Any]], str]] = {
     "another kind": (lambda m: [m.joined(), m.opened()], "a node never writes 'run-opened'"),
     "no federation": (lambda m: [m.reserved()], "begins with 'federation-joined'"),
@@ -229,6 +237,22 @@ NODE_CHEATS: dict[str, tuple[Callable[[Make], list[Any]], str]] = {
     "two units": (
         lambda m: [m.joined(), m.reserved(), m.reserved("r2", unit="record")],
         "run 'r2' is charged for the unit 'record' in a ledger charged for 'patient'",
+    ),
+    "modules apart": (
+        lambda m: [m.joined(), m.reserved_experts(kept_apart=True)],
+        "run 'experts' is kept apart, and has no unit keys to tell by",
+    ),
+    "records apart": (
+        lambda m: [m.joined(), apart(m, "r1", "a", unit="record")],
+        "run 'r1' is kept apart, and has no unit keys to tell by",
+    ),
+    "apart without a register": (
+        lambda m: [m.joined(), apart(m, "r1", "a"), m.debit(1)],
+        "run 'r1' names a register of unit keys where it is not kept apart, or none",
+    ),
+    "a register without apart": (
+        lambda m: [m.joined(), m.reserved(), m.debit(1, unit_keys=m.digest(5))],
+        "run 'r1' names a register of unit keys where it is not kept apart, or none",
     ),
     "closed unknown": (lambda m: [m.joined(), ("run-closed", {"run": "x"})], "never reserved"),
 }
@@ -282,6 +306,50 @@ def test_runs_compose_by_addition(tmp_path: Path, pins: Pins, make: Make) -> Non
     report = verify_ledger(directory, pins)
     assert report.epsilon_micro == 2 * entries[1][1]["epsilon_micro"]
     assert report.delta_1e15 == 2 * 10**10
+
+
+def test_runs_on_data_sets_kept_apart_compose_by_the_largest_sum(
+    tmp_path: Path, pins: Pins, make: Make
+) -> None:
+    """Two on a, one on b, one that says nothing of whom it used: three bear on a's units."""
+    runs = [apart(make, "r1", "a"), apart(make, "r2", "b"), apart(make, "r3", "a")]
+    entries = [make.joined(), *runs, make.reserved("r4", data_set="b")]
+    directory = make.write(tmp_path / "a", "hospital-a", make.NODE_KEY, entries)
+    report = verify_ledger(directory, pins)
+    assert report.is_ok, report.failures
+    assert report.epsilon_micro == 3 * runs[0][1]["epsilon_micro"]
+    assert report.delta_1e15 == 3 * 10**10
+
+
+SPENDS = st.builds(
+    RunSpend,
+    run=st.just("r"),
+    epsilon_micro=st.none() | st.integers(0, 9),
+    delta_1e15=st.integers(0, 9),
+    releases=st.just(1),
+    debits=st.just(1),
+    unit=st.just("patient"),
+    data_set=st.sampled_from("abc"),
+    kept_apart=st.booleans(),
+)
+
+
+@given(st.lists(SPENDS, max_size=8))
+def test_composition_is_the_most_that_a_unit_of_any_data_set_bears(runs: list[RunSpend]) -> None:
+    """The oracle goes through the runs unit by unit; "z" stands for a data set without runs."""
+
+    def borne(by: str) -> tuple[float, int]:
+        on_it = [run for run in runs if not run.kept_apart or run.data_set == by]
+        epsilons = [math.inf if r.epsilon_micro is None else r.epsilon_micro for r in on_it]
+        return sum(epsilons), sum(run.delta_1e15 for run in on_it)
+
+    def told(epsilon: float, delta: int) -> tuple[int | None, int]:
+        return (None if epsilon == math.inf else int(epsilon)), delta
+
+    for name in "abc":
+        assert compose_spends(runs, name) == told(*borne(name))
+    epsilons, deltas = zip(*(borne(name) for name in "abcz"), strict=True)
+    assert compose_spends(runs) == told(max(epsilons), max(deltas))
 
 
 def test_a_run_without_noise_leaves_no_epsilon(tmp_path: Path, pins: Pins, make: Make) -> None:
