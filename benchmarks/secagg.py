@@ -29,31 +29,25 @@ import gc
 import logging
 import statistics
 import tempfile
-import time
 import tracemalloc
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from numpy.typing import NDArray
 
 from benchmarks.harness import Row, context, interleave, main, paired_ratio
 from benchmarks.secagg_flower import FlowerRound
 from benchmarks.secagg_members import COLLUDERS, Members, join
+from benchmarks.secagg_round import DrawnNoise, OurRound, Vector
 from client.outbox import Outbox
-from privacy.dp.lattice import decode, encode, release_variance
-from privacy.dp.noise import GaussianSource, SecureGaussian
+from privacy.dp.lattice import encode
+from privacy.dp.noise import SecureGaussian
 from privacy.rounds import RoundPlan
-from privacy.secagg.coordinator import StreamingSum
 from privacy.secagg.masks import CHUNK_BYTES, Mask, apply_masks
 from privacy.secagg.packing import pack
-from protos.messages import SurvivorSignature, UnmaskReply, UnmaskRequest, Upload
-
-Vector = NDArray[np.float32]
 
 PEER, LIMIT = "Flower SecAgg+", "AES-256-CTR"
 PACKAGES = ["numpy", "cryptography", "flwr"]
@@ -112,103 +106,6 @@ class Case:
         return f"{self.nodes} nodes{left}, {self.length // 10**6}M"
 
 
-class DrawnNoise:
-    """Noise drawn before the clock starts, handed out again for every stretch of the vector."""
-
-    seeded = False
-
-    def __init__(self) -> None:
-        self._noise = SecureGaussian().normal(1 << 16)
-
-    def normal(self, count: int) -> NDArray[np.float64]:
-        """See `GaussianSource.normal`; a copy, because the encoder overwrites it."""
-        return self._noise[:count].copy()
-
-
-@dataclass
-class OurRound:
-    """One round of ours.
-
-    Attributes:
-        updates: one vector per node, fp32 [d].
-        dropped: nodes that leave before they upload, the last ones.
-        source: of the noise.
-        node_s: CPU seconds of each node that stayed.
-        server_s: CPU seconds of the server, all steps.
-        open_s: of its last step alone: shares to seeds, masks off, decoding.
-        upload_bytes: what one node sends.
-
-    """
-
-    members: Members
-    plan: RoundPlan
-    updates: list[Vector]
-    dropped: int
-    source: GaussianSource
-    node_s: dict[str, float] = field(init=False)
-    server_s: float = 0.0
-    open_s: float = 0.0
-    upload_bytes: int = 0
-
-    def __post_init__(self) -> None:
-        self.node_s = dict.fromkeys(list(self.members.nodes)[: self._staying], 0.0)
-
-    def run(self) -> None:
-        """Run the round and check the sum."""
-        total = self._serve(StreamingSum, self.plan, self.members.roster)
-        for name, update in zip(self.node_s, self.updates, strict=False):
-            body, words = self._work(name, self._upload, name, update)
-            self.upload_bytes = len(body) + words.nbytes
-            self._serve(total.add, Upload.from_bytes(body), words)
-        headers = self._serve(total.close).headers
-        signatures: list[SurvivorSignature] = [
-            self._work(name, self.members.nodes[name].sign_survivors, self.plan, headers)
-            for name in self.node_s
-        ]
-        self._serve(total.certify, signatures)
-        replies = [self._unmask(total, name) for name in self.node_s]
-        begin = time.process_time()
-        sum_D = decode(total.open_sum(replies).words, self.plan.step)
-        self.open_s = time.process_time() - begin
-        self.server_s += self.open_s
-        self._check(sum_D)
-
-    @property
-    def _staying(self) -> int:
-        return len(self.updates) - self.dropped
-
-    def _upload(self, name: str, update: Vector) -> tuple[bytes, Any]:
-        words = encode(update, self.plan.step, self.source)
-        return self.members.nodes[name].seal_upload(words, self.plan).to_bytes(), words
-
-    def _unmask(self, total: StreamingSum, name: str) -> UnmaskReply:
-        request = self._serve(lambda: total.unmask_request(name).to_bytes())
-        answer = self.members.nodes[name].unmask
-        body = self._work(
-            name, lambda: answer(self.plan, UnmaskRequest.from_bytes(request)).to_bytes()
-        )
-        return self._serve(UnmaskReply.from_bytes, body)
-
-    def _work(self, name: str, step: Callable[..., Any], *given: Any) -> Any:
-        begin = time.process_time()
-        result = step(*given)
-        self.node_s[name] += time.process_time() - begin
-        return result
-
-    def _serve(self, step: Callable[..., Any], *given: Any) -> Any:
-        begin = time.process_time()
-        result = step(*given)
-        self.server_s += time.process_time() - begin
-        return result
-
-    def _check(self, sum_D: Vector) -> None:
-        """The sum is exact but for noise of the stated variance, or the copies of one draw."""
-        noise_D = sum_D - np.sum(self.updates[: self._staying], axis=0, dtype=np.float64)
-        copies = self._staying if isinstance(self.source, DrawnNoise) else 1
-        variance = release_variance(self.plan.step, self._staying) * copies
-        assert abs(noise_D.var() / variance - 1) < 0.05, "the sum is not the members' sum"
-
-
 def round_rows(case: Case, repetitions: int) -> Iterator[Row]:
     """Yield a round's rows: node without and with noise, server, wire, memory."""
     generator = np.random.default_rng(0)
@@ -249,16 +146,14 @@ class Pairs:
             peer = FlowerRound(self._updates, plan.quorum, case.dropped, std)
             ours.run()
             peer.run()
-            self._bytes = ours.upload_bytes, peer.upload_bytes
+            first = next(iter(ours.nodes.values()))
+            self._bytes = first.sent_bytes + 2 * case.length, peer.upload_bytes
             if not counted:
                 continue
-            self._note(
-                f"node{label}",
-                statistics.fmean(ours.node_s.values()),
-                statistics.fmean(peer.node_s),
-            )
+            node_s = statistics.fmean(cost.seconds for cost in ours.nodes.values())
+            self._note(f"node{label}", node_s, statistics.fmean(peer.node_s))
             if not label:
-                self._note("server", ours.server_s, peer.server_s)
+                self._note("server", ours.server.seconds, peer.server_s)
                 self._note("server, opening alone", ours.open_s, peer.unmask_s)
 
     def rows(self, repetitions: int) -> Iterator[Row]:
@@ -277,7 +172,7 @@ class Pairs:
             )  # fmt: skip
         ours_bytes, peer_bytes = (count / case.length for count in self._bytes)
         yield Row(
-            f"upload, {case}", ours_bytes, "B/parameter", PEER, peer_bytes,
+            f"sent by a node, {case}", ours_bytes, "B/parameter", PEER, peer_bytes,
             peer_bytes / ours_bytes, "16 bits", 2.0, ours_bytes / 2.0, fields,
         )  # fmt: skip
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from benchmarks import secagg_flower
-from benchmarks.secagg import Case, DrawnNoise, OurRound, round_rows
+from benchmarks.secagg import Case, round_rows
 from benchmarks.secagg_flower import FlowerRound
 from benchmarks.secagg_members import join
+from benchmarks.secagg_round import DrawnNoise, OurRound
 from privacy.dp.noise import SecureGaussian
 
 LENGTH = 5000
@@ -23,7 +24,7 @@ def updates(nodes: int) -> list[np.ndarray]:
 def test_rows_of_a_round(dropped: int, more: list[str]) -> None:
     rows = list(round_rows(Case(4, dropped, LENGTH), 1))
     assert [row.metric.split(", 4 nodes")[0] for row in rows] == [
-        "node", "server", "server, opening alone", "node with noise", "upload", *more,
+        "node", "server", "server, opening alone", "node with noise", "sent by a node", *more,
     ]  # fmt: skip
     for row in rows[:5]:
         assert row.peer_value is not None
@@ -37,8 +38,11 @@ def test_a_wrong_sum_of_ours_is_noticed(tmp_path: Path, source: DrawnNoise) -> N
     members = join([f"node-{place}" for place in range(4)], tmp_path)
     ours = OurRound(members, members.plan(1, LENGTH, 3), updates(4), 1, source)
     ours.run()
-    assert ours.server_s > ours.open_s > 0
-    assert min(ours.node_s.values()) > 0
+    assert ours.server.seconds > ours.open_s > 0
+    nodes = list(ours.nodes.values())
+    assert [node.messages for node in nodes] == [6] * 3
+    assert sum(node.sent_bytes for node in nodes) == ours.server.received_bytes
+    assert sum(node.received_bytes for node in nodes) == ours.server.sent_bytes
     ours.updates[0] = ours.updates[0] + 1.0
     with pytest.raises(AssertionError, match="not the members' sum"):
         ours._check(np.sum(updates(3), axis=0))
