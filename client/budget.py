@@ -88,11 +88,17 @@ class NodeBooks:
             self._write("federation-joined", body)
         self._log.sign_head(self._key)
 
-    def spent_elsewhere(self, run: str) -> tuple[float, float]:
-        """(epsilon, delta) that all runs but this one were charged, over its units' life."""
+    def spent_elsewhere(self, run: str, *, apart: bool = False) -> tuple[float, float]:
+        """(epsilon, delta) that all runs but this one were charged, over its units' life.
+
+        Args:
+            run: what is to be charged beside them.
+            apart: whether it may leave out the units of other data sets; a module never does.
+
+        """
         others = [r.reserved for name, r in self._runs.items() if name != run]
         private = [reserved for reserved in others if reserved.epsilon_micro is not None]
-        own = self._consent.data_set if self._keeps_apart(run) else None
+        own = self._consent.data_set if apart and self._keeps_apart(run) else None
         epsilon, delta = compose_spends(private, own)
         return (epsilon or 0) / EPSILON_UNITS, delta / DELTA_UNITS
 

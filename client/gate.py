@@ -190,7 +190,7 @@ class Gate:
             roster=member.roster,
             runtime=self.runtime,
             last_seen=member.store.last_seen(self.consent.federation, run),
-            spent=self.books.spent_elsewhere(run),
+            spent=self.books.spent_elsewhere(run, apart=True),
             today=self.today(),
         )
 

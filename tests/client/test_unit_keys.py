@@ -16,6 +16,7 @@ from arion.federation import write_toml
 from arion.privacy_cli import privacy_app
 from client.config import NODE_FILE, NodeError
 from client.data import DataConfig, Record, read_shard
+from client.experts_order import ExpertsOrder, train_experts
 from client.node import CONSENT_FILE
 from client.training import LocalTrainer, unit_rows
 from client.unit_keys import UNIT_KEYS_FILE, UnitKeys
@@ -24,6 +25,7 @@ from models.recipe import prepare
 from privacy.ledger.entries import DELTA_UNITS, EPSILON_UNITS
 from privacy.ledger.log import LedgerLog
 from privacy.rounds import PlanCode, PlanRefused
+from tests.experts_release import ORDER
 from tests.small_federation import RECIPE, Hands, dying
 
 Use = tuple[str, frozenset[str]]
@@ -291,12 +293,25 @@ def test_a_death_while_units_are_bound_costs_nothing_and_forgets_nothing(
     assert hands.federation.verified()["north"].is_ok
 
 
+def test_a_module_is_charged_beside_the_largest(first: Hands) -> None:
+    """Its training leaves nobody out: five of its persons were in the run on a."""
+    take_up(first, "b", range(5, 15), owned_experts_may_leave=True)
+    first.nodes["north"].close()
+    order = ExpertsOrder(**{**dict(ORDER), "delta": None})
+    home = first.federation.homes.nodes["north"]
+    with pytest.raises(PlanRefused) as caught:
+        train_experts(home, order, ["ward knee left mild scan " * 20], runtime="simulate")
+    assert (caught.value.code, caught.value.clause) == (PlanCode.OVER_BUDGET, "epsilon")
+    assert "over the data's life" in str(caught.value)
+
+
 def test_what_is_charged_beside_it_is_the_largest_that_any_unit_bears(first: Hands) -> None:
     """The books' figure for a new run on a, on b, and for one that is not kept apart."""
     (cost,) = first.federation.bodies("north", "run-reserved")
     charged = (cost["epsilon_micro"] / EPSILON_UNITS, cost["delta_1e15"] / DELTA_UNITS)
-    assert first.nodes["north"]._books.spent_elsewhere("new") == charged
+    assert first.nodes["north"]._books.spent_elsewhere("new", apart=True) == charged
     take_up(first, "b", range(5, 15))
-    assert first.nodes["north"]._books.spent_elsewhere("new") == (0.0, 0.0)
+    assert first.nodes["north"]._books.spent_elsewhere("new", apart=True) == (0.0, 0.0)
+    assert first.nodes["north"]._books.spent_elsewhere("module") == charged
     change(first, CONSENT_FILE, keep_data_sets_apart=False)
-    assert first.nodes["north"]._books.spent_elsewhere("new") == charged
+    assert first.nodes["north"]._books.spent_elsewhere("new", apart=True) == charged

@@ -213,7 +213,7 @@ def trim_at_the_node(patch: pytest.MonkeyPatch) -> None:
 def compose_later_runs_by_pld(patch: pytest.MonkeyPatch) -> None:
     """All runs so far and one more like the last are charged as one schedule, fixed in advance."""
 
-    def spent_elsewhere(self: NodeBooks, run: str) -> tuple[float, float]:
+    def spent_elsewhere(self: NodeBooks, run: str, **_: bool) -> tuple[float, float]:
         others = [known.reserved for name, known in self._runs.items() if name != run]
         events = [SelfComposedDpEvent(event_from_json(o.event), o.releases) for o in others]
         if not events:
