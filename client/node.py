@@ -35,7 +35,8 @@ from privacy.ledger.log import LedgerLog
 from privacy.rounds import PlanCode, PlanRefused, RoundPlan
 from privacy.secagg.header import RefusalCode, SecAggRefused
 from privacy.secagg.keys import RosterError
-from privacy.secagg.node import SecAggNode, StoreConflict
+from privacy.secagg.memory import StoreConflict
+from privacy.secagg.node import SecAggNode
 from privacy.secagg.store import SqliteRoundStore
 from privacy.units import INSTITUTION
 from protos.messages import SurvivorSignature, SurvivorsRequest, UnmaskReply, UnmaskRequest

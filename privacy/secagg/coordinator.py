@@ -5,7 +5,6 @@ survivors, q the quorum. No single member's vector can be had here: words are ad
 and what opens the sum are seeds of masks over all of A.
 """
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -14,20 +13,27 @@ import numpy as np
 from privacy.ledger.merkle import MerkleTree
 from privacy.rounds import RoundPlan
 from privacy.secagg.header import (
+    Header,
     SecAggRefused,
     SurvivorSet,
-    commitments_digest,
     mask_key,
     mask_sign,
-    packet_tree,
     read_survivors,
-    verify_header,
     verify_survivor_signature,
 )
-from privacy.secagg.masks import Mask, Words, apply_masks, word_type
+from privacy.secagg.masks import (
+    COUNT_BYTES,
+    Mask,
+    Words,
+    apply_masks,
+    count_block,
+    opened_count,
+    word_type,
+)
 from privacy.secagg.packing import reduce_words
 from privacy.secagg.recovery import AbortCode, SecAggAbort, SeedRecovery, WrongShare
 from privacy.secagg.roster import Roster
+from privacy.secagg.uploads import check_edges, check_upload, refuse_upload
 from protos.messages import (
     ProvenPacket,
     SurvivorSignature,
@@ -74,6 +80,7 @@ class StreamingSum:
         self._graph = roster.graph(plan)
         self._plan_digest = plan.digest()
         self._words: Words = np.zeros(plan.vector_length, word_type(plan.step.ring_bits))
+        self._count = count_block(bytes(COUNT_BYTES), plan.step.ring_bits)
         self._uploads: dict[str, Upload] = {}
         self._trees: dict[str, MerkleTree] = {}
         self._survivors: SurvivorSet | None = None
@@ -109,16 +116,18 @@ class StreamingSum:
         if previous == upload:
             return False
         if previous is not None:
-            self._bad_upload(upload, "the bytes that were added before, got others")
+            refuse_upload(upload, "the bytes that were added before")
         if self._survivors is not None:
             raise SecAggAbort(
                 AbortCode.CLOSED,
                 f"Expected uploads before the survivor set is fixed, got one of {upload.node!r}.",
                 (upload.node,),
             )
-        tree = self._check_upload(upload, words)
-        self._check_edges(upload)
+        header, tree = self._checked(upload, words)
+        check_edges(upload, self._uploads)
         np.add(self._words, words, out=self._words)
+        count = count_block(bytes.fromhex(header.count), self._plan.step.ring_bits)
+        self._count = self._count + count
         self._uploads[upload.node] = upload
         self._trees[upload.node] = tree
         return True
@@ -205,8 +214,8 @@ class StreamingSum:
             The sum, and whose shares were wrong.
 
         Raises:
-            SecAggAbort: NO_QUORUM, BAD_REPLY (a reply about another set), or BAD_SHARE where no q
-                shares fit a commitment.
+            SecAggAbort: NO_QUORUM, BAD_REPLY (a reply about another set), BAD_SHARE where no q
+                shares fit a commitment, or BAD_COUNT where masks did not cancel.
 
         """
         if self._opened is not None:
@@ -221,12 +230,23 @@ class StreamingSum:
             )
         recovery = SeedRecovery(self._plan, self._roster, by_member)
         masks = list(self._open_masks(survivors, recovery))
+        if opened_count(self._count, masks) != len(survivors.headers):
+            raise SecAggAbort(
+                AbortCode.BAD_COUNT,
+                f"Expected a count of {len(survivors.headers)}, got another: a member masked with "
+                "other seeds than it committed to, and the sum is worthless. Start a new attempt.",
+            )
         apply_masks(self._words, masks, threads=threads)
         reduce_words(self._words, self._plan.step.ring_bits)
         self._opened = OpenedSum(
             self._words, tuple(survivors.headers), frozenset(recovery.wrong_shares)
         )
         return self._opened
+
+    def _checked(self, upload: Upload, words: Words) -> tuple[Header, MerkleTree]:
+        if words.dtype != self._words.dtype or words.shape != self._words.shape:
+            refuse_upload(upload, f"{self._words.shape} words of {self._words.dtype}")
+        return check_upload(upload, words, self._plan_digest, self._roster, self._graph)
 
     def _open_masks(self, survivors: SurvivorSet, recovery: SeedRecovery) -> Iterator[Mask]:
         """Own masks of the survivors, and masks whose other end is not in the sum, inverted."""
@@ -239,44 +259,6 @@ class StreamingSum:
                 if edge.peer not in survivors.headers:
                     seed = recovery.edge_seed(name, edge.peer, edge.commitment)
                     yield Mask(mask_key(seed, plan_digest), mask_sign(edge.peer, name))
-
-    def _check_upload(self, upload: Upload, words: Words) -> MerkleTree:
-        """Hold an upload against its header; return the tree over its packets."""
-        try:
-            header = verify_header(upload.header, self._plan_digest, self._roster)
-        except SecAggRefused as error:
-            raise SecAggAbort(AbortCode.BAD_UPLOAD, str(error), (upload.node,)) from error
-        if words.dtype != self._words.dtype or words.shape != self._words.shape:
-            self._bad_upload(upload, f"{self._words.shape} words of {self._words.dtype}")
-        peers = [edge.peer for edge in upload.edge_commitments]
-        if peers != sorted(self._graph.neighbours[header.node]):
-            self._bad_upload(upload, "a commitment per neighbour")
-        if tuple(packet.node for packet in upload.packets) != self._graph.committee:
-            self._bad_upload(upload, "a packet per member of the committee")
-        tree = packet_tree({packet.node: packet.sealed for packet in upload.packets})
-        digests = (header.words, header.commitments, header.node, header.packets_root)
-        found = (
-            hashlib.sha256(np.ascontiguousarray(words).data).hexdigest(),
-            commitments_digest(upload).hex(),
-            upload.node,
-            tree.root().hex(),
-        )
-        if digests != found or upload.words_digest.hex() != header.words:
-            self._bad_upload(upload, "words, commitments and packets as its header names them")
-        return tree
-
-    def _check_edges(self, upload: Upload) -> None:
-        """Both ends of an edge commit to one seed, or their masks would not cancel."""
-        for edge in upload.edge_commitments:
-            other = self._uploads.get(edge.peer)
-            if other is not None and _edge_commitment(other, upload.node) != edge.commitment:
-                pair = (min(upload.node, edge.peer), max(upload.node, edge.peer))
-                raise SecAggAbort(
-                    AbortCode.BAD_EDGE,
-                    f"Expected one seed between {pair[0]!r} and {pair[1]!r}, got two commitments: "
-                    "one of them lies. The later upload was not added.",
-                    pair,
-                )
 
     def _checked_reply(self, reply: UnmaskReply) -> dict[tuple[str, str], bytes]:
         """Shares by (dealer, dealer or dropped peer), after a check that they are on our set."""
@@ -311,20 +293,9 @@ class StreamingSum:
         assert self._survivors is not None, "close() fixes the survivor set first"
         return self._survivors
 
-    def _bad_upload(self, upload: Upload, expected: str) -> None:
-        raise SecAggAbort(
-            AbortCode.BAD_UPLOAD,
-            f"Expected {expected}, got another upload from {upload.node!r}. It was not added.",
-            (upload.node,),
-        )
-
 
 def _proven(upload: Upload, tree: MerkleTree, place: int) -> ProvenPacket:
     """A packet for the committee member of this place, and that the header covers it."""
     return ProvenPacket(
         upload.node, upload.packets[place].sealed, tuple(tree.inclusion_proof(place))
     )
-
-
-def _edge_commitment(upload: Upload, peer: str) -> bytes:
-    return next(edge.commitment for edge in upload.edge_commitments if edge.peer == peer)

@@ -5,7 +5,7 @@ members, s_uv the seed they share in a round, b_u the seed of u's own mask.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Literal
@@ -14,15 +14,15 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from privacy.canonical import CanonicalError, canonical_bytes, parse_canonical
 from privacy.identity import SignatureError, verify_signed
-from privacy.ledger.merkle import MerkleTree, ProofError, leaf_hash, verify_inclusion
 from privacy.rounds import RoundPlan
 from privacy.secagg.kdf import encode_parts, expand
 from privacy.secagg.roster import Roster
-from protos.messages import ProvenPacket, SurvivorSignature, Upload
+from protos.messages import SurvivorSignature, Upload
 from protos.signed import Signed
 
 _Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,63}$")]
 _Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+_Count = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 
 
 class RefusalCode(StrEnum):
@@ -63,6 +63,7 @@ class Header(BaseModel):
         plan: digest of the plan, hex.
         node: the member.
         words: SHA-256 of the masked words, hex.
+        count: `masks.masked_one` under the masks of the words, hex.
         commitments: digest of all seed commitments, hex.
         packets_root: RFC 6962 root over the sealed packets in the committee's order, hex.
 
@@ -74,6 +75,7 @@ class Header(BaseModel):
     plan: _Digest
     node: _Name
     words: _Digest
+    count: _Count
     commitments: _Digest
     packets_root: _Digest
 
@@ -207,35 +209,6 @@ def upload_digest(plan_digest: bytes, words_digest: bytes, commitments: bytes) -
     (a restored disk) the digest, and with it every packet key, is another one.
     """
     return hashlib.sha256(encode_parts(b"upload", plan_digest, words_digest, commitments)).digest()
-
-
-def packet_tree(packets: Mapping[str, bytes]) -> MerkleTree:
-    """Return the tree over the sealed packets of an upload, in the order of their receivers."""
-    tree = MerkleTree()
-    for receiver in sorted(packets):
-        tree.append(_packet_leaf(receiver, packets[receiver]))
-    return tree
-
-
-def is_packet_of(
-    header: Header, receiver: str, committee: Sequence[str], packet: ProvenPacket
-) -> bool:
-    """Tell whether a packet is the one that the header's sender sealed for this receiver."""
-    try:
-        verify_inclusion(
-            committee.index(receiver),
-            len(committee),
-            _packet_leaf(receiver, packet.sealed),
-            packet.proof,
-            bytes.fromhex(header.packets_root),
-        )
-    except ProofError:
-        return False
-    return True
-
-
-def _packet_leaf(receiver: str, sealed: bytes) -> bytes:
-    return leaf_hash(encode_parts(receiver.encode(), sealed))
 
 
 def commitments_digest(upload: Upload) -> bytes:

@@ -20,6 +20,9 @@ Words: TypeAlias = NDArray[np.uint16] | NDArray[np.uint32]
 
 CHUNK_BYTES = 256 << 10
 _BLOCK_BYTES = 16
+COUNT_BYTES = _BLOCK_BYTES
+_COUNT_BLOCK = 1 << 64
+"""Block of the keystream that masks a count: beyond that of any vector."""
 _LINE_BYTES = 64
 _ZEROS = memoryview(bytes(CHUNK_BYTES))
 
@@ -42,18 +45,51 @@ class Mask:
     sign: Literal[1, -1]
 
 
+def count_block(data: bytes, ring_bits: RingBits) -> Words:
+    """Read the words of a block of counts; read-only."""
+    return np.frombuffer(data, word_type(ring_bits))
+
+
+def masked_one(masks: Sequence[Mask], ring_bits: RingBits) -> bytes:
+    """Return a count of one in every word of a block, masked; 16 bytes.
+
+    Sums of such blocks open to the number of summands if, and only if but for 2^-128, the same
+    masks cancel that cancel in the vectors.
+    """
+    dtype = word_type(ring_bits)
+    block: Words = np.ones(COUNT_BYTES // dtype.itemsize, dtype)
+    apply_masks(block, masks, first_block=_COUNT_BLOCK)
+    return block.tobytes()
+
+
+def opened_count(total: Words, masks: Sequence[Mask]) -> int | None:
+    """Return the number of blocks in a sum of `masked_one`, or None where masks remain.
+
+    Args:
+        total: sum of the blocks modulo the ring; not changed.
+        masks: those that did not cancel, inverted.
+
+    """
+    block = total.copy()
+    apply_masks(block, masks, first_block=_COUNT_BLOCK)
+    return int(block[0]) if (block == block[0]).all() else None
+
+
 def word_type(ring_bits: RingBits) -> "np.dtype[Any]":
     """Return the little-endian dtype that a ring's words are computed with."""
     return np.dtype("<u4" if ring_bits == 32 else "<u2")
 
 
-def apply_masks(words: Words, masks: Sequence[Mask], *, threads: int = 1) -> None:
+def apply_masks(
+    words: Words, masks: Sequence[Mask], *, threads: int = 1, first_block: int = 0
+) -> None:
     """Add or subtract masks in place, modulo the ring; allocates a chunk, never a vector.
 
     Args:
         words: contiguous little-endian uint16 or uint32, shape [d]; changed in place.
         masks: any number.
         threads: workers on disjoint slices; the cipher releases the interpreter's lock.
+        first_block: block of the keystream that the words begin with; below 2^128.
 
     Raises:
         MaskError: another dtype or layout, read-only words, or a key of another length.
@@ -66,20 +102,22 @@ def apply_masks(words: Words, masks: Sequence[Mask], *, threads: int = 1) -> Non
     """
     _check(words, masks)
     if threads == 1 or words.nbytes <= CHUNK_BYTES:
-        _apply_slice(words, masks, 0)
+        _apply_slice(words, masks, first_block)
         return
     step = CHUNK_BYTES // words.itemsize
     share = -(-len(words) // (threads * step)) * step
-    starts = range(0, len(words), share)
+    blocks = share * words.itemsize // _BLOCK_BYTES
+    slices = [words[at : at + share] for at in range(0, len(words), share)]
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda at: _apply_slice(words[at : at + share], masks, at), starts))
+        firsts = range(first_block, first_block + blocks * len(slices), blocks)
+        list(pool.map(lambda part, first: _apply_slice(part, masks, first), slices, firsts))
 
 
-def _apply_slice(words: Words, masks: Iterable[Mask], first_word: int) -> None:
-    """Mask a slice whose first byte lies on a block of the keystream."""
+def _apply_slice(words: Words, masks: Iterable[Mask], first_block: int) -> None:
+    """Mask a slice that begins with a block of the keystream."""
     streams = [
         (
-            _keystream(mask.key, first_word * words.itemsize).update_into,
+            _keystream(mask.key, first_block).update_into,
             np.add if mask.sign == 1 else np.subtract,
         )
         for mask in masks
@@ -116,8 +154,8 @@ def _on_a_line(count: int) -> NDArray[np.uint8]:
     return buffer[skipped : skipped + count]
 
 
-def _keystream(key: bytes, offset: int) -> CipherContext:
-    counter = (offset // _BLOCK_BYTES).to_bytes(_BLOCK_BYTES, "big")
+def _keystream(key: bytes, first_block: int) -> CipherContext:
+    counter = first_block.to_bytes(_BLOCK_BYTES, "big")
     return Cipher(algorithms.AES256(key), modes.CTR(counter)).encryptor()
 
 

@@ -8,10 +8,6 @@ A: never of both kinds for one u, because it signs one A per plan, ever.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
-
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from privacy.identity import IdentityKey, Signed
 from privacy.rounds import RoundPlan
@@ -24,20 +20,19 @@ from privacy.secagg.header import (
     commit_edge,
     commit_own,
     digest_commitments,
-    is_packet_of,
     mask_key,
     mask_sign,
-    packet_tree,
     read_survivors,
     upload_digest,
     verify_survivor_signature,
 )
-from privacy.secagg.kdf import encode_parts, expand
-from privacy.secagg.masks import Mask, Words, apply_masks, word_type
+from privacy.secagg.masks import Mask, Words, apply_masks, masked_one, word_type
+from privacy.secagg.memory import RoundStore, StoreConflict, plan_key
+from privacy.secagg.packets import is_packet_of, open_packet, packet_tree, seal_packets
 from privacy.secagg.packing import reduce_words
 from privacy.secagg.pairwise import PairwiseKeys
 from privacy.secagg.roster import Roster
-from privacy.secagg.shamir import SHARE_BYTES, random_secret, reduce_to_field, split
+from privacy.secagg.shamir import random_secret, reduce_to_field
 from protos.messages import (
     EdgeCommitment,
     EdgeShare,
@@ -49,59 +44,6 @@ from protos.messages import (
     UnmaskRequest,
     Upload,
 )
-
-# Every packet has a key of its own, used for one message, so the nonce may be constant.
-_NONCE = bytes(12)
-
-
-class PlanKey(NamedTuple):
-    """The place of a plan in a run; at most one plan is ever claimed for it."""
-
-    federation: str
-    run: str
-    epoch: int
-    round: int
-    attempt: int
-
-
-class RoundStore(Protocol):
-    """What a member remembers about rounds; every method is durable before it returns."""
-
-    def count_epoch(self, federation: str, graph_seed: bytes) -> None:
-        """Note the nonces of an epoch, once; StoreConflict beyond LARGEST_EPOCHS of them."""
-
-    def claim_plan(self, key: PlanKey, digest: bytes) -> None:
-        """Take part under this plan; StoreConflict unless (round, attempt) is new and later."""
-
-    def is_claimed(self, plan_digest: bytes) -> bool:
-        """Tell whether this plan was claimed."""
-
-    def withdraw_claim(self, plan_digest: bytes) -> None:
-        """Forget a claim under which nothing left the node: only the gate, after a crash."""
-
-    def last_seen(self, federation: str, run: str) -> tuple[int, int] | None:
-        """Return the last (round, attempt) claimed in a run."""
-
-    def signed_set(self, plan_digest: bytes) -> bytes | None:
-        """Return the digest of the survivor set signed under a plan."""
-
-    def record_signed_set(self, plan_digest: bytes, set_digest: bytes) -> bytes:
-        """Record the set unless there is one, in one transaction; return the one recorded."""
-
-    def unmask_reply(self, plan_digest: bytes) -> bytes | None:
-        """Return the reply given under a plan."""
-
-    def record_unmask_reply(self, plan_digest: bytes, reply: bytes) -> bytes:
-        """Record the reply unless there is one, in one transaction; return the one recorded."""
-
-
-class StoreConflict(ValueError):  # noqa: N818  (an outcome of the protocol)
-    """A plan whose round and attempt were claimed before, or an epoch too many."""
-
-
-def plan_key(plan: RoundPlan) -> PlanKey:
-    """Return the plan's place in its run."""
-    return PlanKey(plan.federation, plan.run, plan.epoch, plan.round, plan.attempt)
 
 
 @dataclass(frozen=True)
@@ -158,9 +100,10 @@ class SecAggNode:
         except StoreConflict as error:
             raise SecAggRefused(RefusalCode.REPLAYED, str(error)) from error
         seeds = self._draw_seeds(plan)
-        apply_masks(words, self._masks(seeds, plan.digest()), threads=threads)
+        masks = self._masks(seeds, plan.digest())
+        apply_masks(words, masks, threads=threads)
         reduce_words(words, plan.step.ring_bits)
-        return self._seal(words, plan, seeds)
+        return self._seal(words, masked_one(masks, plan.step.ring_bits), plan, seeds)
 
     def sign_survivors(self, plan: RoundPlan, headers: Sequence[Signed]) -> SurvivorSignature:
         """Stand for a survivor set: one per plan, ever, recorded before this returns.
@@ -243,7 +186,7 @@ class SecAggNode:
             for peer, seed in seeds.items()
         ]
 
-    def _seal(self, words: Words, plan: RoundPlan, seeds: dict[str, bytes]) -> Upload:
+    def _seal(self, words: Words, count: bytes, plan: RoundPlan, seeds: dict[str, bytes]) -> Upload:
         own, plan_digest = self.name, plan.digest()
         own_commitment = commit_own(seeds[own], plan_digest, own)
         edges = {
@@ -253,13 +196,18 @@ class SecAggNode:
         }
         words_digest = hashlib.sha256(words.data).digest()
         commitments = digest_commitments(own_commitment, edges)
-        packets = self._seal_packets(
-            plan, seeds, upload_digest(plan_digest, words_digest, commitments)
+        packets = seal_packets(
+            self.pairwise,
+            self._graph(plan).committee,
+            seeds.values(),
+            plan.quorum,
+            upload_digest(plan_digest, words_digest, commitments),
         )
         header = Header(
             plan=plan_digest.hex(),
             node=own,
             words=words_digest.hex(),
+            count=count.hex(),
             commitments=commitments.hex(),
             packets_root=packet_tree(packets).root().hex(),
         )
@@ -271,27 +219,6 @@ class SecAggNode:
             edge_commitments=tuple(EdgeCommitment(peer, edges[peer]) for peer in sorted(edges)),
             packets=tuple(SealedPacket(name, packets[name]) for name in sorted(packets)),
         )
-
-    def _seal_packets(
-        self, plan: RoundPlan, seeds: dict[str, bytes], digest: bytes
-    ) -> dict[str, bytes]:
-        """One packet per committee member: its shares of b_u, then of s_uv in order of names."""
-        own, committee = self.name, self._graph(plan).committee
-        shared = [split(seed, plan.quorum, len(committee)) for seed in seeds.values()]
-        packets = {}
-        for position, receiver in enumerate(committee):
-            plain = b"".join(shares[position] for shares in shared)
-            key, associated = self._packet_key(own, receiver, receiver, digest)
-            packets[receiver] = AESGCM(key).encrypt(_NONCE, plain, associated)
-        return packets
-
-    def _packet_key(
-        self, sender: str, receiver: str, peer: str, digest: bytes
-    ) -> tuple[bytes, bytes]:
-        """Key and associated data of one packet; they name its direction and its upload."""
-        names = sender.encode(), receiver.encode()
-        key = expand(self.pairwise.prk("packet", peer), b"packet", digest, *names)
-        return key, encode_parts(b"packet", digest, *names)
 
     def _graph(self, plan: RoundPlan) -> Graph:
         return self.roster.graph(plan)
@@ -353,28 +280,21 @@ class SecAggNode:
                 f"Expected the packets that the certified headers name, got others for {wrong}.",
             )
         opened = (
-            self._open_packet(header, by_sender[sender].sealed, graph, survivors)
+            self._shares(header, by_sender[sender].sealed, graph, survivors)
             for sender, header in survivors.headers.items()
         )
         shares = tuple(entry for entry in opened if entry is not None)
         return UnmaskReply(own, survivors.plan_digest, survivors.digest, shares)
 
-    def _open_packet(
+    def _shares(
         self, header: Header, sealed: bytes, graph: Graph, survivors: SurvivorSet
     ) -> SurvivorShares | None:
-        """One survivor's shares; None for a packet that its sender sealed wrongly."""
-        sender, peers = header.node, sorted(graph.neighbours[header.node])
-        key, associated = self._packet_key(sender, self.name, sender, header.upload_digest())
-        try:
-            plain = AESGCM(key).decrypt(_NONCE, sealed, associated)
-        except InvalidTag:
-            return None  # other members' packets may do; one bad sender must not stop the round
-        if len(plain) != SHARE_BYTES * (1 + len(peers)):
+        """Our shares of one survivor's secrets: its own seed, and those with the dropped."""
+        opened = open_packet(self.pairwise, header, sealed, graph)
+        if opened is None:
             return None
-        shares = [plain[at : at + SHARE_BYTES] for at in range(0, len(plain), SHARE_BYTES)]
-        edges = tuple(
-            EdgeShare(peer, share)
-            for peer, share in zip(peers, shares[1:], strict=True)
-            if peer not in survivors.headers
+        own_share, edges = opened
+        dropped = (peer for peer in edges if peer not in survivors.headers)
+        return SurvivorShares(
+            header.node, own_share, tuple(EdgeShare(peer, edges[peer]) for peer in dropped)
         )
-        return SurvivorShares(sender, shares[0], edges)

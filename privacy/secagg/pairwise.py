@@ -36,17 +36,18 @@ class PairwiseKeys:
             secret = self.keys.exchange(kind, self.roster.public_key(kind, peer))
             if self.roster.hybrid:
                 secret += self.kem_secrets[peer]
-            info = encode_parts(kind.encode(), *_sorted_pair(self._own, peer))
+            info = encode_parts(kind.encode(), *_sorted_pair(self.own, peer))
             self._cache[kind, peer] = hkdf(secret, self.roster.digest, info)
         return self._cache[kind, peer]
 
     def round_seed(self, peer: str, plan_digest: bytes) -> bytes:
         """Return the seed of the mask that this member and a peer share in one round, 32 bytes."""
-        pair = _sorted_pair(self._own, peer)
+        pair = _sorted_pair(self.own, peer)
         return expand(self.prk("mask", peer), b"seed", plan_digest, *pair)
 
     @property
-    def _own(self) -> str:
+    def own(self) -> str:
+        """Name of the member whose keys these are."""
         assert self.roster.own is not None, "the coordinator holds no pairwise keys"
         return self.roster.own
 

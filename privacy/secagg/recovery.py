@@ -31,6 +31,7 @@ class AbortCode(StrEnum):
     NO_QUORUM = "no-quorum"
     BAD_REPLY = "bad-reply"
     BAD_SHARE = "bad-share"
+    BAD_COUNT = "bad-count"
     EPOCH_LOST = "epoch-lost"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from privacy.ledger.files import naming
-from privacy.secagg.node import PlanKey, StoreConflict
+from privacy.secagg.memory import PlanKey, StoreConflict
 from privacy.secagg.parameters import LARGEST_EPOCHS
 
 _SCHEMA: Final = """

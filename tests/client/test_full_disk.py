@@ -25,7 +25,7 @@ from coordinator.store import Attempt, Phase, RunStore
 from privacy.identity import Signed
 from privacy.ledger.files import DiskError, replace_durably
 from privacy.ledger.log import LedgerLog
-from privacy.secagg.node import PlanKey
+from privacy.secagg.memory import PlanKey
 from privacy.secagg.store import SqliteRoundStore
 from tests.experts_release import ORDER, Home, Make
 from tests.small_federation import Hands

@@ -15,7 +15,8 @@ from privacy.identity import IdentityKey, Signed
 from privacy.rounds import RoundPlan, sign_plan, verify_plan
 from privacy.secagg.coordinator import OpenedSum, StreamingSum
 from privacy.secagg.keys import EpochKeys
-from privacy.secagg.node import PlanKey, SecAggNode, StoreConflict
+from privacy.secagg.memory import PlanKey, StoreConflict
+from privacy.secagg.node import SecAggNode
 from privacy.secagg.pairwise import PairwiseKeys
 from privacy.secagg.parameters import choose_parameters
 from privacy.secagg.roster import Roster, accept_reveals, accept_roster, reveal

@@ -15,9 +15,11 @@ from privacy.secagg.header import (
     Header,
     RefusalCode,
     SecAggRefused,
-    packet_tree,
     read_survivors,
 )
+from privacy.secagg.masks import Mask
+from privacy.secagg.node import SecAggNode
+from privacy.secagg.packets import packet_key, packet_tree
 from privacy.secagg.recovery import AbortCode, SecAggAbort, WrongShare
 from protos.messages import SealedPacket, SurvivorSignature
 
@@ -309,11 +311,11 @@ def test_a_copied_packet_does_not_open_for_another_sender(federation: Any, place
 
 
 def test_packet_keys_tell_direction_and_upload(federation: Any) -> None:
-    one, two = federation.nodes["node-1"], federation.nodes["node-2"]
-    sent = one._packet_key("node-1", "node-2", "node-2", b"x" * 32)
-    assert two._packet_key("node-1", "node-2", "node-1", b"x" * 32) == sent
-    assert two._packet_key("node-2", "node-1", "node-1", b"x" * 32) != sent
-    assert two._packet_key("node-1", "node-2", "node-1", b"y" * 32) != sent
+    one, two = (federation.nodes[name].pairwise for name in ("node-1", "node-2"))
+    sent = packet_key(one, "node-1", "node-2", b"x" * 32)
+    assert packet_key(two, "node-1", "node-2", b"x" * 32) == sent
+    assert packet_key(two, "node-2", "node-1", b"x" * 32) != sent
+    assert packet_key(two, "node-1", "node-2", b"y" * 32) != sent
 
 
 def test_a_vector_of_another_length_or_ring(federation: Any) -> None:
@@ -372,6 +374,43 @@ def test_a_wrong_pairwise_mask_names_the_pair(federation: Any) -> None:
     federation.nodes["node-1"].pairwise._cache["mask", "node-3"] = os.urandom(32)
     nodes = aborted(AbortCode.BAD_EDGE, lambda: federation.collect(plan))
     assert nodes == ("node-1", "node-3")
+
+
+@pytest.mark.parametrize("ring_bits", [16, 32])
+def test_masks_that_do_not_cancel_are_noticed(
+    federation: Any, monkeypatch: pytest.MonkeyPatch, ring_bits: int
+) -> None:
+    """node-1 commits to the right seeds and masks with others: no commitment can tell."""
+    plan = federation.plan(step=federation.step(ring_bits=ring_bits))
+    node, masks = federation.nodes["node-1"], SecAggNode._masks
+
+    def others(self: Any, *arguments: Any) -> list[Mask]:
+        return masks(self, *arguments)[:-1] if self is node else masks(self, *arguments)
+
+    monkeypatch.setattr(SecAggNode, "_masks", others)
+    total = federation.collect(plan)
+    total.certify(federation.sign(plan, total))
+    replies = [federation.nodes[x].unmask(plan, total.unmask_request(x)) for x in federation.names]
+    before = total._words.copy()
+    aborted(AbortCode.BAD_COUNT, lambda: total.open_sum(replies))
+    assert (total._words == before).all()
+
+
+def test_a_count_other_than_one(federation: Any) -> None:
+    """A member that is counted twice, or not at all, spoils the sum visibly."""
+    plan = federation.plan()
+    total = StreamingSum(plan, federation.roster)
+    for name in federation.names:
+        upload, words = federation.upload(name, plan)
+        if name == "node-1":
+            count = np.frombuffer(
+                bytes.fromhex(Header.model_validate_json(upload.header.payload).count), "<u2"
+            )
+            upload = resign(federation, upload, count=(count + np.uint16(1)).tobytes().hex())
+        total.add(upload, words)
+    total.certify(federation.sign(plan, total))
+    replies = [federation.nodes[x].unmask(plan, total.unmask_request(x)) for x in federation.names]
+    aborted(AbortCode.BAD_COUNT, lambda: total.open_sum(replies))
 
 
 def garbled(reply: Any) -> Any:

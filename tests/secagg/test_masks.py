@@ -1,14 +1,22 @@
 """Masks against plain AES: known answers, chunk borders, threads, and offsets past 2^31 bytes."""
 
 import os
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from privacy.secagg import masks as masks_module
-from privacy.secagg.masks import CHUNK_BYTES, Mask, MaskError, apply_masks
+from privacy.secagg.masks import (
+    CHUNK_BYTES,
+    Mask,
+    MaskError,
+    apply_masks,
+    count_block,
+    masked_one,
+    opened_count,
+)
 
 KEY = bytes(range(32))
 WIDTHS = [np.dtype("<u2"), np.dtype("<u4")]
@@ -47,7 +55,7 @@ def test_known_answers_of_the_cipher() -> None:
         "601ec313775789a5b7a7f504bbf3d228f443e3ca4d62b59aca84e990cacaf5c5"
         "2b0930daa23de94ce87017ba2d84988ddfc9c58db67aada613c2dd08457941a6"
     )
-    found = masks_module._keystream(key, first * 16).update(plain)
+    found = masks_module._keystream(key, first).update(plain)
     assert found == sealed
     assert bytes(np.frombuffer(plain, "u1") ^ np.frombuffer(keystream(key, first, 4), "u1")) == (
         sealed
@@ -78,7 +86,7 @@ def test_wherever_the_vector_begins_in_memory(skipped: int) -> None:
 def test_slices_far_into_a_vector(dtype: Any, first_byte: int) -> None:
     words = random_words(1000, dtype)
     expected = reference(words, [Mask(KEY, 1)], first_byte)
-    masks_module._apply_slice(words, [Mask(KEY, 1)], first_byte // dtype.itemsize)
+    masks_module.apply_masks(words, [Mask(KEY, 1)], first_block=first_byte // 16)
     np.testing.assert_array_equal(words, expected)
 
 
@@ -127,3 +135,26 @@ def test_masks_with_another_key_length_or_sign(mask: Mask) -> None:
 
 def test_a_masks_key_is_not_shown() -> None:
     assert "key" not in repr(Mask(bytes(32), 1))
+
+
+@pytest.mark.parametrize("ring_bits", [16, 32])
+def test_counts_open_where_all_masks_cancel_and_not_otherwise(ring_bits: Literal[16, 32]) -> None:
+    keys = [os.urandom(32) for _ in range(3)]
+    blocks = [
+        masked_one([Mask(keys[0], 1), Mask(keys[1], 1)], ring_bits),
+        masked_one([Mask(keys[0], -1), Mask(keys[2], 1)], ring_bits),
+    ]
+    total = count_block(blocks[0], ring_bits) + count_block(blocks[1], ring_bits)
+    assert opened_count(total, [Mask(keys[1], -1), Mask(keys[2], -1)]) == 2
+    assert opened_count(total, [Mask(keys[1], -1)]) is None
+    assert opened_count(total, [Mask(keys[1], -1), Mask(keys[2], 1)]) is None
+
+
+def test_the_block_of_a_count_masks_no_vector() -> None:
+    key, words = os.urandom(32), random_words(64, np.dtype("<u2"))
+    masked, block = words.copy(), np.zeros(8, "<u2")
+    apply_masks(masked, [Mask(key, 1)])
+    apply_masks(block, [Mask(key, 1)], first_block=1 << 64)
+    assert block.tobytes() == keystream(key, 1 << 64, 1)
+    assert count_block(masked_one([Mask(key, 1)], 16), 16).tolist() == (block + 1).tolist()
+    assert block.tobytes() not in (masked - words).tobytes()

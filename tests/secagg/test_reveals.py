@@ -8,7 +8,7 @@ import pytest
 
 from privacy.identity import IdentityKey, Signed
 from privacy.secagg.keys import EpochKeys, KeyBundle, RosterError, commit_nonce
-from privacy.secagg.node import StoreConflict
+from privacy.secagg.memory import StoreConflict
 from privacy.secagg.pairwise import PairwiseKeys
 from privacy.secagg.parameters import LARGEST_EPOCHS
 from privacy.secagg.roster import Reveal, accept_reveals, accept_roster, reveal

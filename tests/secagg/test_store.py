@@ -10,7 +10,8 @@ import pytest
 
 from privacy.secagg.header import RefusalCode, SecAggRefused
 from privacy.secagg.keys import EpochKeys
-from privacy.secagg.node import PlanKey, RoundStore, SecAggNode, StoreConflict
+from privacy.secagg.memory import PlanKey, RoundStore, StoreConflict
+from privacy.secagg.node import SecAggNode
 from privacy.secagg.pairwise import PairwiseKeys
 from privacy.secagg.store import SqliteRoundStore
 
