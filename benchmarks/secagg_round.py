@@ -1,5 +1,6 @@
 """One round of ours in one process, each party's time and traffic counted apart."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -144,10 +145,13 @@ class OurRound:
         receiver.received_bytes += count
 
     def _check(self, sum_D: Vector) -> None:
-        """The sum is exact but for noise of the stated variance, or the copies of one draw."""
-        noise_D = sum_D.astype(np.float64)
+        """The sum is exact but for noise of the stated variance, which does not go its way."""
+        true_D = np.zeros(len(sum_D))
         for update in self.updates[: self._staying]:
-            noise_D -= update
+            true_D += update
+        noise_D = sum_D - true_D
         copies = self._staying if isinstance(self.source, DrawnNoise) else 1
         variance = release_variance(self.plan.step, self._staying) * copies
+        along = float(noise_D @ true_D / np.linalg.norm(true_D)) / math.sqrt(variance)
         assert abs(noise_D.var() / variance - 1) < 0.05, "the sum is not the members' sum"
+        assert abs(along) < 6, "the sum holds more or less than every member once"

@@ -60,7 +60,7 @@ def run(quick: bool) -> Iterator[Row]:
 def measure(nodes: int, length: int) -> tuple[Figures, Mapping[str, Any]]:
     """Run one round; return what it cost, and its parameters."""
     missing = nodes // SHARE
-    update = np.random.default_rng(0).normal(0, 0.1, length).astype(np.float32)
+    update = np.random.default_rng(0).normal(0, 0.01, length).astype(np.float32)
     with tempfile.TemporaryDirectory() as folder:
         members = join([f"node-{place:04}" for place in range(nodes)], Path(folder))
         plan = members.plan(1, length, nodes - missing, colluders=nodes // SHARE)

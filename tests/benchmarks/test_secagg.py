@@ -1,5 +1,6 @@
 """The rows of a small round, and that a wrong sum of either side is noticed."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from benchmarks.secagg import Case, round_rows
 from benchmarks.secagg_flower import FlowerRound
 from benchmarks.secagg_members import join
 from benchmarks.secagg_round import DrawnNoise, OurRound
+from privacy.dp.lattice import release_variance
 from privacy.dp.noise import SecureGaussian
 
 LENGTH = 5000
@@ -43,9 +45,16 @@ def test_a_wrong_sum_of_ours_is_noticed(tmp_path: Path, source: DrawnNoise) -> N
     assert [node.messages for node in nodes] == [6] * 3
     assert sum(node.sent_bytes for node in nodes) == ours.server.received_bytes
     assert sum(node.received_bytes for node in nodes) == ours.server.sent_bytes
-    ours.updates[0] = ours.updates[0] + 1.0
+    copies = 3 if isinstance(source, DrawnNoise) else 1
+    deviation = math.sqrt(copies * release_variance(ours.plan.step, 3))
+    noise = np.random.default_rng(1).normal(0, deviation, LENGTH)
+    true_D = np.sum(updates(3), axis=0)
+    ours._check(true_D + noise)
     with pytest.raises(AssertionError, match="not the members' sum"):
-        ours._check(np.sum(updates(3), axis=0))
+        ours._check(true_D + 1.1 * noise)
+    excess = 8 * deviation * true_D / np.linalg.norm(true_D)
+    with pytest.raises(AssertionError, match="every member once"):
+        ours._check(true_D + noise + excess)
 
 
 def test_flowers_mean_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
