@@ -129,6 +129,7 @@ class FederationSection(_Section):
         n_min: least members in a sum; None is all of them without drop-outs.
         drop: chance that a node drops out of a round.
         ring_bits: width of the ring of masked words; without noise it is 32.
+        plausible_batches: multiples of the batch that a sum may hold before it is refused.
 
     """
 
@@ -137,6 +138,7 @@ class FederationSection(_Section):
     n_min: int | None = Field(default=None, ge=2)
     drop: float = Field(default=0.0, ge=0, lt=0.5)
     ring_bits: Literal[8, 12, 16] = 16
+    plausible_batches: float = Field(default=2.0, ge=1)
 
 
 class CompareSection(_Section):

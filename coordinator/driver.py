@@ -11,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from coordinator.attempt import AttemptReport, AttemptRunner, Members
 from coordinator.channel import Channel, Traffic
 from coordinator.epoch import enter_epoch
 from coordinator.member_heads import MemberHeads
 from coordinator.outcome import RoundOutcome, tell_observer
+from coordinator.plausibility import check_norm
 from coordinator.records import RunRecords
 from coordinator.settings import RunError, RunSettings, load_settings
 from coordinator.store import Attempt, Phase, RunStore
@@ -31,7 +33,6 @@ from privacy.dp.lattice import decode, release_variance
 from privacy.identity import IdentityKey
 from privacy.ledger.log import LedgerLog
 from privacy.rounds import LARGEST_ATTEMPT, RoundPlan, sign_plan
-from privacy.secagg.coordinator import OpenedSum
 from privacy.secagg.header import RefusalCode
 from privacy.secagg.parameters import choose_parameters
 from privacy.secagg.recovery import AbortCode, SecAggAbort
@@ -44,6 +45,7 @@ LEDGER_FOLDER = "ledger"
 LEDGER_NAME = "coordinator"
 MEMBERS_FOLDER = "members"
 _NEAR_THE_EDGE = 7 / 8
+Floats = NDArray[np.float32]
 _LOG = logging.getLogger("arion.coordinator")
 
 
@@ -129,7 +131,7 @@ class RunDriver:
         runner = AttemptRunner(plan, attempt.plan, members, self._channel, self.settings.deadline_s)
         before = replace(self._channel.traffic)
         try:
-            opened, attempt = self._sum(runner, attempt)
+            sum_D, attempt = self._sum(runner, attempt, plan)
         except SecAggAbort as abort:
             attempt = self._abort(attempt, abort)
             self._witnesses.collect(members, self.settings.deadline_s)
@@ -137,7 +139,7 @@ class RunDriver:
             self._leave_epoch(runner.report)
             _check_reachable(runner.report, plan)
             return
-        near_edge = self._apply(opened, attempt, plan)
+        near_edge = self._apply(sum_D, attempt, plan)
         started = time.monotonic()
         self._witnesses.collect(members, self.settings.deadline_s)
         runner.report.seconds["ledger"] = time.monotonic() - started
@@ -183,18 +185,21 @@ class RunDriver:
         if any(code == RefusalCode.OTHER_ROSTER for code, _ in report.refusals.values()):
             self._members = None
 
-    def _sum(self, runner: AttemptRunner, attempt: Attempt) -> tuple[OpenedSum, Attempt]:
+    def _sum(
+        self, runner: AttemptRunner, attempt: Attempt, plan: RoundPlan
+    ) -> tuple[Floats, Attempt]:
         vector = self.state.vector_D.numpy().astype("<f4").tobytes()
         recipe = self.settings.recipe_json()
         request, survivors = runner.collect(recipe, vector, attempt.survivors)
         attempt = replace(attempt, phase=Phase.SURVIVORS, survivors=survivors)
         self._store.save(attempt)
         runner.certify(request)
-        return runner.open(), attempt
+        sum_D = decode(runner.open().words, plan.step)
+        check_norm(sum_D, plan, len(survivors), self.settings.plausible_batches)
+        return sum_D, attempt
 
-    def _apply(self, opened: OpenedSum, attempt: Attempt, plan: RoundPlan) -> int:
+    def _apply(self, sum_D: Floats, attempt: Attempt, plan: RoundPlan) -> int:
         """Take the optimiser's step and record it; return coordinates near the ring's edge."""
-        sum_D = decode(opened.words, plan.step)
         self.state = adam_step(
             self.state,
             torch.from_numpy(sum_D),

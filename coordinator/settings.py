@@ -42,6 +42,7 @@ class RunSettings(BaseModel):
         recipe: local training.
         optimiser: what is done with the sums.
         base_model: model folder that the run starts from, relative to the run's home.
+        plausible_batches: multiples of the expected batch that a sum may hold before it is refused.
         runtime: where the nodes run.
         seeded: noise that anyone can recompute; for simulations.
         deadline_s: how long a phase waits for members.
@@ -60,6 +61,7 @@ class RunSettings(BaseModel):
     recipe: Recipe
     optimiser: OptimiserSettings
     base_model: Path
+    plausible_batches: float = Field(default=2.0, ge=1)
     runtime: Literal["simulate", "arion-grpc", "flower"]
     seeded: bool = False
     deadline_s: float = Field(default=600.0, gt=0)

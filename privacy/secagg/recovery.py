@@ -32,6 +32,7 @@ class AbortCode(StrEnum):
     BAD_REPLY = "bad-reply"
     BAD_SHARE = "bad-share"
     BAD_COUNT = "bad-count"
+    BAD_NORM = "bad-norm"
     EPOCH_LOST = "epoch-lost"
 
 
