@@ -5,9 +5,9 @@ committee's size, | joins parts with their lengths (`encode_parts`), H is SHA-25
 """
 
 import hashlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import combinations
 
 from privacy.secagg.kdf import encode_parts
 
@@ -19,12 +19,12 @@ class Graph:
     """The graph and the committee of one attempt.
 
     Attributes:
-        neighbours: of each member; pairs are in it both ways.
+        neighbours: of each member, drawn when it is asked for; pairs are in it both ways.
         committee: members that hold shares, sorted; a share's point is its place here, from 1.
 
     """
 
-    neighbours: dict[str, frozenset[str]]
+    neighbours: Mapping[str, frozenset[str]]
     committee: tuple[str, ...]
 
 
@@ -59,21 +59,50 @@ def draw_graph(seed: bytes, names: tuple[str, ...], degree: int, committee: int)
     return Graph(_neighbours(seed, names, degree), _committee(seed, names, committee))
 
 
-def _neighbours(seed: bytes, names: tuple[str, ...], degree: int) -> dict[str, frozenset[str]]:
+def _neighbours(seed: bytes, names: tuple[str, ...], degree: int) -> Mapping[str, frozenset[str]]:
     others = len(names) - 1
     if degree == others:
         return {name: frozenset(names) - {name} for name in names}
-    below = (degree << 8 * _WORD_BYTES) // others
-    found: dict[str, set[str]] = {name: set() for name in names}
-    start = hashlib.sha256(encode_parts(b"edge", seed))
-    parts = {name: encode_parts(name.encode()) for name in names}
-    for first, second in combinations(names, 2):
-        drawn = start.copy()
-        drawn.update(parts[first] + parts[second])
-        if int.from_bytes(drawn.digest()[:_WORD_BYTES], "big") < below:
-            found[first].add(second)
-            found[second].add(first)
-    return {name: frozenset(peers) for name, peers in found.items()}
+    return _DrawnNeighbours(seed, names, (degree << 8 * _WORD_BYTES) // others)
+
+
+class _DrawnNeighbours(Mapping[str, frozenset[str]]):
+    """Neighbours, member by member: n - 1 hashes for one, n (n - 1) / 2 for all.
+
+    A member that is not on the committee needs none but its own.
+    """
+
+    def __init__(self, seed: bytes, names: tuple[str, ...], below: int) -> None:
+        self._parts = {name: encode_parts(name.encode()) for name in names}
+        self._start = hashlib.sha256(encode_parts(b"edge", seed))
+        self._below = below
+        self._drawn: dict[str, frozenset[str]] = {}
+
+    def __getitem__(self, name: str) -> frozenset[str]:
+        if name not in self._drawn:
+            own, drawn = self._parts[name], self._drawn
+            self._drawn[name] = frozenset(
+                other
+                for other, part in self._parts.items()
+                if other != name
+                and (
+                    name in drawn[other]
+                    if other in drawn
+                    else self._joined(own + part if name < other else part + own)
+                )
+            )
+        return self._drawn[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def _joined(self, pair: bytes) -> bool:
+        drawn = self._start.copy()
+        drawn.update(pair)
+        return int.from_bytes(drawn.digest()[:_WORD_BYTES], "big") < self._below
 
 
 def _committee(seed: bytes, names: tuple[str, ...], size: int) -> tuple[str, ...]:

@@ -1,11 +1,13 @@
 """Graphs and committees: a second implementation, a frozen one, and who may choose them."""
 
 import hashlib
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pytest
 
+from privacy.secagg import graph as graph_module
 from privacy.secagg.graph import attempt_seed, draw_graph
 
 NAMES = tuple(f"node-{place:02}" for place in range(12))
@@ -46,6 +48,39 @@ def test_a_second_implementation_agrees(seed: bytes, degree: int) -> None:
     assert {(u, v) for u in NAMES for v in graph.neighbours[u] if u < v} == edges
     assert all((u in graph.neighbours[v]) == (v in graph.neighbours[u]) for u, v in edges)
     assert graph.committee == committee
+
+
+def test_neighbours_do_not_depend_on_who_was_asked_for_first() -> None:
+    edges, _ = again(SEED, NAMES, 4, 5)
+    for order in (NAMES[::-1], NAMES[5:] + NAMES[:5]):
+        draw_graph.cache_clear()
+        graph = draw_graph(SEED, NAMES, 4, 5)
+        found = {name: graph.neighbours[name] for name in order}
+        assert {(u, v) for u in NAMES for v in found[u] if u < v} == edges
+        assert {(v, u) for u in NAMES for v in found[u] if u > v} == edges
+    assert list(graph.neighbours) == list(NAMES)
+    with pytest.raises(KeyError):
+        graph.neighbours["node-99"]
+
+
+def test_ones_own_neighbours_take_one_hash_per_member(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashes: list[bytes] = []
+    joined = graph_module._DrawnNeighbours._joined
+
+    def counted(self: Any, pair: bytes) -> bool:
+        hashes.append(pair)
+        return joined(self, pair)
+
+    monkeypatch.setattr(graph_module._DrawnNeighbours, "_joined", counted)
+    draw_graph.cache_clear()
+    graph = draw_graph(SEED, NAMES, 4, 5)
+    assert not hashes
+    assert len(graph.neighbours["node-03"]) == len(
+        again(SEED, NAMES, 4, 5)[0] & {pair for pair in combinations(NAMES, 2) if "node-03" in pair}
+    )
+    assert len(hashes) == len(NAMES) - 1
+    assert len(list(graph.neighbours.values())) == len(NAMES)
+    assert len(hashes) == len(NAMES) * (len(NAMES) - 1) // 2
 
 
 def test_the_frozen_graph() -> None:
