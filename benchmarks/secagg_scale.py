@@ -11,8 +11,8 @@ sealing, its store, and on the committee the survivor set and the packets; for t
 it checks and sums. The graph is drawn once in the process; its time is added to the committee and
 the coordinator, who need all of it, and that of a member's own neighbours to the others. Bytes are
 those of control messages, sent and received; the masked words (2 a parameter) come on top. Entering
-the epoch (n bundles and n nonces to verify) is counted for one node. Not counted: a node's training,
-the plan's verification, transport.
+the epoch (n bundles and n nonces to verify) is counted for one node. Not counted: training, the
+plan's verification, transport.
 """
 
 import math
