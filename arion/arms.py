@@ -197,6 +197,7 @@ def _train_federated(job: Job, setting: Setting, home: Path, observer: Observer)
             "recipe": setting.recipe,
             "optimiser": run.training.optimiser(job.learning_rate),
             "base_model": setting.base,
+            "groups": run.federation.groups,
             "plausible_batches": run.federation.plausible_batches,
             "runtime": "simulate",
             "seeded": True,

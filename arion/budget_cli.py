@@ -158,9 +158,10 @@ def _outlook_json(outlook: Outlook) -> dict[str, Any]:
 
 def _print_outlook(outlook: Outlook, verdicts: dict[str, Verdict]) -> None:
     step, cohort = outlook.step, outlook.cohort
+    groups = f" in {cohort.groups} groups" if cohort.groups > 1 else ""
     typer.echo(
-        f"{cohort.nodes} members, at least {cohort.n_min} in a sum, {cohort.colluders} may "
-        f"collude; unit {step.unit}"
+        f"{cohort.members} members{groups}, at least {cohort.n_min} in a sum, "
+        f"{cohort.colluders} may collude; unit {step.unit}"
     )
     typer.echo(
         f"noise multiplier {step.noise_multiplier:g}, sampling {step.sampling_probability:.4g}, "

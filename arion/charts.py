@@ -47,6 +47,7 @@ PRESENCE_STYLES = {
     "in the sum": ("blue", "s", True),
     "dropped out": ("muted", "s", False),
     "refused": ("red", "X", True),
+    "in a spoilt group": ("yellow", "D", True),
     "attempt aborted": ("muted", ".", True),
 }
 SERIES = ("blue", "sky", "green", "yellow", "red", "purple", "muted")

@@ -10,7 +10,7 @@ from models.folders import is_ours
 from models.recipe import Recipe
 from privacy.dp.accountant import calibrate_noise_multiplier
 from privacy.dp.plan import PrivateStep
-from privacy.secagg.parameters import quorum_for
+from privacy.secagg.parameters import SMALLEST_COHORT, quorum_for
 from privacy.units import INSTITUTION, RECORD
 
 _SEQUENCES_PER_UNIT = 4
@@ -22,24 +22,45 @@ class Cohort:
     """Who must be in a sum.
 
     Attributes:
-        nodes: members of the federation, n.
+        nodes: members of a group, n; without groups, of the federation.
         n_min: least number in a sum.
         colluders: c.
+        groups: g, each summed for itself.
 
     """
 
     nodes: int
     n_min: int
     colluders: int
+    groups: int = 1
+
+    @property
+    def members(self) -> int:
+        """Members of all groups."""
+        return self.nodes * self.groups
 
 
 def choose_cohort(section: FederationSection, nodes: int) -> Cohort:
     """Take n_min from the run file, or the largest that drop-outs will rarely miss.
 
+    Args:
+        section: what the user chose.
+        nodes: members of the federation.
+
+    Returns:
+        The cohort of one sum: a group's, where there are several.
+
     Raises:
-        RunFileError: n_min out of range, or more drop-outs than a quorum can bear.
+        RunFileError: n_min out of range, more drop-outs than a quorum can bear, or groups that do
+            not divide the nodes.
 
     """
+    nodes, uneven = divmod(nodes, section.groups)
+    if uneven or nodes < SMALLEST_COHORT:
+        raise RunFileError(
+            f"Expected federation.groups that divide the nodes into equal groups of at least "
+            f"{SMALLEST_COHORT}, got {section.groups}. Change [federation]."
+        )
     colluders = section.colluders
     n_min = section.n_min
     if n_min is None:
@@ -52,7 +73,7 @@ def choose_cohort(section: FederationSection, nodes: int) -> Cohort:
             f"Expected colluders < n_min <= {nodes} nodes, got colluders {colluders} and n_min "
             f"{n_min}. Change [federation]."
         )
-    return Cohort(nodes, n_min, colluders)
+    return Cohort(nodes, n_min, colluders, section.groups)
 
 
 def choose_recipe(run: RunFile, unit: str, base: Path) -> Recipe:
@@ -81,7 +102,7 @@ def spare_releases(run: RunFile, cohort: Cohort) -> int:
     drop = run.federation.drop
     if not drop:
         return 0
-    fails = _chance_below(cohort.nodes, cohort.n_min, 1 - drop)
+    fails = _chance_below(cohort.nodes, cohort.n_min, 1 - drop) ** cohort.groups
     expected = run.training.rounds * fails / (1 - fails)
     return 2 + math.ceil(expected + _LIKELY * math.sqrt(expected))
 
@@ -102,7 +123,7 @@ def choose_step(
     """
     probability = min(1.0, run.training.expected_batch / units)
     if unit == INSTITUTION:
-        units, probability = cohort.nodes, 1.0
+        units, probability = cohort.members, 1.0
     releases = run.training.rounds + spare_releases(run, cohort)
     noise_multiplier = 0.0
     if run.privacy.enabled:

@@ -138,22 +138,22 @@ def vector_length(run: RunFile, unit: str) -> int:
 
 
 def noise_to_signal(step: PrivateStep, cohort: Cohort, length: int) -> float:
-    """Return the noise's expected length in a sum of all members, over B C."""
-    noise = step.node_noise_std * math.sqrt(cohort.nodes * length)
+    """Return the noise's expected length in the sums of all members, over B C."""
+    noise = step.node_noise_std * math.sqrt(cohort.members * length)
     return noise / (step.expected_batch * step.clipping_norm)
 
 
 def members_needed(ratio: float, cohort: Cohort, target: float) -> int:
     """Return the members at which the ratio is at most `target`, all else per member equal.
 
-    The batch grows with the members, n B / nodes. The members that a sum may miss, d, and the
-    colluders, c, stay as many, so the noise grows as sqrt(n / (n - d - c)).
+    The batch grows with the members, n B / nodes. The groups g, the members that a sum may miss, d,
+    and the colluders, c, stay as many, so the noise grows as sqrt(n / (n / g - d - c)).
     """
-    away = cohort.nodes - cohort.n_min + cohort.colluders
+    away = cohort.groups * (cohort.nodes - cohort.n_min + cohort.colluders)
     # ratio(n) = k / sqrt(n (n - away)), so n solves n (n - away) = (k / target)^2.
-    k = ratio * math.sqrt(cohort.nodes * (cohort.nodes - away))
+    k = ratio * math.sqrt(cohort.members * (cohort.members - away))
     members = (away + math.sqrt(away**2 + 4 * (k / target) ** 2)) / 2
-    return max(3, away + 1, math.ceil(members - 1e-9))
+    return max(3 * cohort.groups, away + 1, math.ceil(members - 1e-9))
 
 
 @dataclass(frozen=True)

@@ -362,6 +362,8 @@ def _state(name: str, attempt: Report) -> str:
         return "refused"
     if attempt["code"]:
         return "attempt aborted"
+    if name in attempt.get("spoilt", ()):
+        return "in a spoilt group"
     return "in the sum" if name in attempt["survivors"] else "dropped out"
 
 

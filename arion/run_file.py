@@ -126,7 +126,8 @@ class FederationSection(_Section):
     Attributes:
         nodes: None makes one node for each institution.
         colluders: members that may conspire with the coordinator, c.
-        n_min: least members in a sum; None is all of them without drop-outs.
+        groups: random groups of each attempt, every one summed for itself.
+        n_min: least members in a group's sum; None is all of them without drop-outs.
         drop: chance that a node drops out of a round.
         ring_bits: width of the ring of masked words; without noise it is 32.
         plausible_batches: multiples of the batch that a sum may hold before it is refused.
@@ -135,6 +136,7 @@ class FederationSection(_Section):
 
     nodes: int | None = Field(default=None, ge=3, le=50)
     colluders: int = Field(default=1, ge=1)
+    groups: int = Field(default=1, ge=1, le=16)
     n_min: int | None = Field(default=None, ge=2)
     drop: float = Field(default=0.0, ge=0, lt=0.5)
     ring_bits: Literal[8, 12, 16] = 16

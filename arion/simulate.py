@@ -131,6 +131,7 @@ class Simulation:
             "recipe": recipe,
             "optimiser": run.training.optimiser(run.training.learning_rate),
             "base_model": self.base.resolve(),
+            "groups": run.federation.groups,
             "plausible_batches": run.federation.plausible_batches,
             "runtime": "simulate",
             "seeded": run.seed is not None,

@@ -1,7 +1,7 @@
 """The report of a simulation as data: what report.json holds and report.html shows."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +14,7 @@ from arion.journal import Journal
 from arion.run_file import RunFile
 from arion.watch import epsilon_so_far
 from coordinator.settings import RunSettings, load_settings
+from coordinator.suspicion import suspects
 from models.checkpoint import model_digest
 from models.folders import open_model
 from models.language_model import LanguageModel
@@ -199,6 +200,7 @@ def _rounds(
         "seconds": sum(journal.seconds.values()),
         "phases_s": dict(journal.seconds),
         "attempts": [journal.attempts[place] for place in sorted(journal.attempts)],
+        "suspects": _suspects(journal),
     }
     if all(number in journal.losses for number in (0, *numbers)):
         names = [name for name in journal.losses[0] if name not in ("mean", "unseen")]
@@ -211,3 +213,12 @@ def _rounds(
             epsilon_so_far(settings, number, run.privacy.delta, vector_length) for number in numbers
         ]
     return found
+
+
+def _suspects(journal: Journal) -> list[dict[str, Any]]:
+    """Members that were in spoilt groups more often than chance explains."""
+    history = [
+        ((*at["survivors"], *at.get("spoilt", ())), at.get("spoilt", ()))
+        for at in journal.attempts.values()
+    ]
+    return [asdict(suspect) for suspect in suspects(history)]

@@ -59,6 +59,7 @@ class RoundWatch:
                 "attempt": last.attempt,
                 "survivors": list(last.survivors),
                 "code": last.code,
+                "spoilt": list(last.spoilt),
                 "refusals": {},
                 "seconds": {},
                 "sent_bytes": 0,
@@ -113,4 +114,7 @@ def epsilon_so_far(settings: RunSettings, number: int, delta: float, vector_leng
 
 
 def _as_json(outcome: RoundOutcome) -> dict[str, Any]:
-    return vars(outcome) | {"survivors": list(outcome.survivors)}
+    return vars(outcome) | {
+        "survivors": list(outcome.survivors),
+        "spoilt": list(outcome.spoilt),
+    }

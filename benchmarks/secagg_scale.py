@@ -32,7 +32,7 @@ from benchmarks.secagg_members import join
 from benchmarks.secagg_round import Cost, OurRound
 from privacy.dp.noise import SecureGaussian
 from privacy.rounds import RoundPlan
-from privacy.secagg.graph import draw_graph
+from privacy.secagg.graph import draw_groups
 from privacy.secagg.roster import Roster
 from protos.epoch_messages import KeyBundleMessage, RevealMessage, RevealsMessage, RosterMessage
 
@@ -68,7 +68,7 @@ def measure(nodes: int, length: int) -> tuple[Figures, Mapping[str, Any]]:
         own_s, graph_s = time_graph(members.roster, plan)
         done = OurRound(members, plan, [update] * nodes, missing, SecureGaussian())
         done.run()
-    committee = set(members.roster.graph(plan).committee)
+    committee = set(members.roster.groups(plan)[0].committee)
     groups = {
         "node on the committee": [cost for name, cost in done.nodes.items() if name in committee],
         "node": [cost for name, cost in done.nodes.items() if name not in committee],
@@ -98,9 +98,9 @@ def measure(nodes: int, length: int) -> tuple[Figures, Mapping[str, Any]]:
 
 def time_graph(roster: Roster, plan: RoundPlan) -> tuple[float, float]:
     """CPU seconds of drawing one member's neighbours, and all; the process then keeps them."""
-    draw_graph.cache_clear()
+    draw_groups.cache_clear()
     begin = time.process_time()
-    neighbours = roster.graph(plan).neighbours
+    neighbours = roster.groups(plan)[0].neighbours
     neighbours[roster.names[0]]
     own_s = time.process_time() - begin
     list(neighbours.values())

@@ -2,15 +2,20 @@
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
 from coordinator.channel import Channel
+from coordinator.plausibility import check_norm
+from coordinator.settings import RunSettings
+from privacy.dp.lattice import decode
 from privacy.identity import Signed
 from privacy.rounds import RoundPlan
-from privacy.secagg.coordinator import OpenedSum, StreamingSum
+from privacy.secagg.coordinator import StreamingSum
 from privacy.secagg.masks import MaskError
 from privacy.secagg.packing import unpack
 from privacy.secagg.recovery import AbortCode, SecAggAbort
@@ -18,15 +23,17 @@ from privacy.secagg.roster import Roster
 from protos.messages import (
     Refusal,
     SurvivorSignature,
-    SurvivorsRequest,
     UnmaskReply,
-    UnmaskRequest,
     Upload,
 )
 from protos.round_messages import UploadRequest
 from protos.wire import Parcel, WireMessage
 
 _LOG = logging.getLogger("arion.coordinator")
+_SPOILT = frozenset({AbortCode.BAD_COUNT, AbortCode.BAD_NORM})
+Floats = NDArray[np.float32]
+_Result = TypeVar("_Result")
+_Message = TypeVar("_Message", SurvivorSignature, UnmaskReply)
 
 
 @dataclass
@@ -48,11 +55,19 @@ class AttemptReport:
     Attributes:
         refusals: code and detail by member.
         seconds: by phase.
+        spoilt: members of groups whose sum some member of the group spoilt.
 
     """
 
     refusals: dict[str, tuple[str, str]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    spoilt: set[str] = field(default_factory=set)
+
+    def note_group(self, members: Iterable[str], abort: SecAggAbort) -> None:
+        """Note why a group is left out of the attempt."""
+        _LOG.warning("the group of %s is left out: %s", ", ".join(members), abort)
+        if abort.code in _SPOILT:
+            self.spoilt.update(members)
 
 
 class AttemptRunner:
@@ -62,7 +77,7 @@ class AttemptRunner:
         plan: the signed plan, parsed and as it was signed.
         members: of the plan's epoch.
         channel: the way to them.
-        deadline_s: how long each phase waits.
+        settings: of the run.
 
     """
 
@@ -72,71 +87,93 @@ class AttemptRunner:
         signed: Signed,
         members: Members,
         channel: Channel,
-        deadline_s: float,
+        settings: RunSettings,
     ) -> None:
         self._plan, self._signed = plan, signed
-        self._members, self._channel, self._deadline_s = members, channel, deadline_s
-        self._sum = StreamingSum(plan, members.roster)
+        self._members, self._channel, self._settings = members, channel, settings
+        self._sums = [StreamingSum(plan, members.roster, place) for place in range(plan.groups)]
         self.report = AttemptReport()
 
-    def collect(
-        self, recipe: bytes, vector: bytes, only: tuple[str, ...] = ()
-    ) -> tuple[SurvivorsRequest, tuple[str, ...]]:
-        """Ask for uploads, add them as they come, and fix the survivor set.
+    def collect(self, recipe: bytes, vector: bytes, only: tuple[str, ...] = ()) -> tuple[str, ...]:
+        """Ask for uploads, add them as they come, and fix each group's survivor set.
 
         Args:
             recipe: the recipe's canonical bytes.
             vector: trainable parameters, fp32 bytes.
-            only: members of a set fixed before a restart; empty for a new set.
+            only: members of sets fixed before a restart; empty for new sets.
+
+        Returns:
+            The survivors of all groups that go on, sorted.
 
         Raises:
-            SecAggAbort: BELOW_N_MIN, or a member of a fixed set did not answer again.
+            SecAggAbort: no group has n_min members, or all of its set fixed before.
 
         """
         asked = only or tuple(self._members.addresses)
+        if only:
+            self._sums = [each for each in self._sums if set(only) & set(each.group.members)]
         request = Parcel(UploadRequest(self._signed, recipe), vector)
         for name, parcel in self._ask("train.upload", dict.fromkeys(asked, request), Upload):
             assert isinstance(parcel.message, Upload)
             self._add(name, parcel.message, parcel.payload)
-        if only and self._sum.uploaded != only:
-            missing = sorted(set(only) - set(self._sum.uploaded))
-            raise SecAggAbort(
-                AbortCode.BELOW_N_MIN,
-                f"Expected the uploads of a set that was fixed before a restart, got none of "
-                f"{missing}. Start a new attempt.",
-                tuple(missing),
-            )
-        return self._sum.close(), self._sum.uploaded
+        self._each(lambda each: _close(each, only))
+        return tuple(sorted(name for each in self._sums for name in each.uploaded))
 
-    def certify(self, request: SurvivorsRequest) -> None:
-        """Have the committee sign the set.
+    def certify(self) -> None:
+        """Have each group's committee sign its set.
 
         Raises:
-            SecAggAbort: NO_QUORUM or EQUIVOCATION.
+            SecAggAbort: no group reaches a quorum on one set.
 
         """
-        asked = dict.fromkeys(self._sum.committee, Parcel(request))
-        replies = self._ask("query.survivors", asked, SurvivorSignature)
-        signatures = [parcel.message for _, parcel in replies]
-        self._sum.certify(s for s in signatures if isinstance(s, SurvivorSignature))
+        asked = {name: Parcel(each.close()) for each in self._sums for name in each.committee}
+        replies = dict(self._ask("query.survivors", asked, SurvivorSignature))
+        self._each(lambda each: each.certify(_messages(SurvivorSignature, replies, each)))
 
-    def open(self) -> OpenedSum:
-        """Collect shares and open the sum.
+    def open(self) -> tuple[Floats, tuple[str, ...]]:
+        """Collect shares, open each group's sum, and add up those that honest members make.
+
+        Returns:
+            The decoded total, fp32 [vector_length], and whose vectors are in it, sorted.
 
         Raises:
-            SecAggAbort: NO_QUORUM, BAD_REPLY or BAD_SHARE.
+            SecAggAbort: no group's sum can be opened and used.
 
         """
-        asked = {name: Parcel(self._sum.unmask_request(name)) for name in self._sum.committee}
-        assert all(isinstance(parcel.message, UnmaskRequest) for parcel in asked.values())
-        replies = [parcel.message for _, parcel in self._ask("query.unmask", asked, UnmaskReply)]
+        asked = {
+            name: Parcel(each.unmask_request(name))
+            for each in self._sums
+            for name in each.committee
+        }
+        replies = dict(self._ask("query.unmask", asked, UnmaskReply))
         started = time.monotonic()
-        shares = [reply for reply in replies if isinstance(reply, UnmaskReply)]
-        opened = self._sum.open_sum(shares, threads=torch.get_num_threads())
+        sums = self._each(lambda each: self._open(each, _messages(UnmaskReply, replies, each)))
         self.report.seconds["open"] = time.monotonic() - started
+        survivors = sorted(name for each in self._sums for name in each.uploaded)
+        return sum(sums[1:], sums[0]), tuple(survivors)
+
+    def _open(self, each: StreamingSum, replies: list[UnmaskReply]) -> Floats:
+        opened = each.open_sum(replies)
         for wrong in sorted(opened.wrong_shares):
             _LOG.warning("wrong share: sent by %s, dealt by %s", wrong.sender, wrong.dealer)
-        return opened
+        sum_D = decode(opened.words, self._plan.step)
+        check_norm(sum_D, self._plan, len(opened.survivors), self._settings.plausible_batches)
+        return sum_D
+
+    def _each(self, act: Callable[[StreamingSum], _Result]) -> list[_Result]:
+        """Go on with the groups for which a step succeeds; abort where it does for none."""
+        results, going_on, aborts = [], [], []
+        for each in self._sums:
+            try:
+                results.append(act(each))
+                going_on.append(each)
+            except SecAggAbort as abort:
+                aborts.append(abort)
+                self.report.note_group(each.group.members, abort)
+        self._sums = going_on
+        if not going_on:
+            raise aborts[0]
+        return results
 
     def _add(self, name: str, upload: Upload, payload: bytes) -> None:
         """Add one upload; a bad one is left out and its sender named."""
@@ -146,7 +183,8 @@ class AttemptRunner:
                     AbortCode.BAD_UPLOAD, "Expected the sender's own upload.", (name,)
                 )
             ring_bits, length = self._plan.step.ring_bits, self._plan.vector_length
-            self._sum.add(upload, unpack(payload, ring_bits, length))
+            each = next(each for each in self._sums if name in each.group.neighbours)
+            each.add(upload, unpack(payload, ring_bits, length))
         except SecAggAbort as abort:
             self._note_refusal(name, str(abort.code), str(abort))
         except MaskError as error:
@@ -158,7 +196,7 @@ class AttemptRunner:
         """Yield replies by name; refusals are noted and left out."""
         started = time.monotonic()
         by_address = {self._members.addresses[name]: parcel for name, parcel in requests.items()}
-        answers = self._channel.exchange(action, by_address, reply, self._deadline_s)
+        answers = self._channel.exchange(action, by_address, reply, self._settings.deadline_s)
         for address, parcel in answers:
             name = self._members.name_at(address)
             if isinstance(parcel.message, Refusal):
@@ -171,3 +209,23 @@ class AttemptRunner:
     def _note_refusal(self, name: str, code: str, detail: str) -> None:
         _LOG.warning("%s: %s: %s", name, code, detail)
         self.report.refusals[name] = (code, detail)
+
+
+def _close(each: StreamingSum, only: tuple[str, ...]) -> None:
+    missing = sorted(set(only) & set(each.group.members) - set(each.uploaded))
+    if missing:
+        raise SecAggAbort(
+            AbortCode.BELOW_N_MIN,
+            f"Expected the uploads of a set that was fixed before a restart, got none of "
+            f"{missing}. Start a new attempt.",
+            tuple(missing),
+        )
+    each.close()
+
+
+def _messages(
+    kind: type[_Message], replies: Mapping[str, Parcel], each: StreamingSum
+) -> list[_Message]:
+    """What a group's committee answered."""
+    found = (replies[name].message for name in each.committee if name in replies)
+    return [message for message in found if isinstance(message, kind)]

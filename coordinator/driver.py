@@ -11,30 +11,28 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from coordinator.attempt import AttemptReport, AttemptRunner, Members
+from coordinator.attempt import AttemptReport, AttemptRunner, Floats, Members
 from coordinator.channel import Channel, Traffic
 from coordinator.epoch import enter_epoch
 from coordinator.member_heads import MemberHeads
 from coordinator.outcome import RoundOutcome, tell_observer
-from coordinator.plausibility import check_norm
+from coordinator.planning import check_reachable, make_plan
 from coordinator.records import RunRecords
-from coordinator.settings import RunError, RunSettings, load_settings
+from coordinator.settings import RunError, load_settings
 from coordinator.store import Attempt, Phase, RunStore
+from coordinator.suspicion import suspects
 from coordinator.witnesses import Witnesses
 from models.checkpoint import model_digest
 from models.folders import open_model
-from models.language_model import LanguageModel
 from models.optimiser import OptimiserState, adam_step
 from models.recipe import prepare
-from models.vector import read_vector, trainable_layout, write_vector
-from privacy.dp.lattice import decode, release_variance
+from models.vector import read_vector, write_vector
+from privacy.dp.lattice import release_variance
 from privacy.identity import IdentityKey
 from privacy.ledger.log import LedgerLog
 from privacy.rounds import LARGEST_ATTEMPT, RoundPlan, sign_plan
 from privacy.secagg.header import RefusalCode
-from privacy.secagg.parameters import choose_parameters
 from privacy.secagg.recovery import AbortCode, SecAggAbort
 from protos.messages import Refusal
 from protos.round_messages import Done, RunClose
@@ -45,7 +43,6 @@ LEDGER_FOLDER = "ledger"
 LEDGER_NAME = "coordinator"
 MEMBERS_FOLDER = "members"
 _NEAR_THE_EDGE = 7 / 8
-Floats = NDArray[np.float32]
 _LOG = logging.getLogger("arion.coordinator")
 
 
@@ -128,16 +125,17 @@ class RunDriver:
         attempt = self._attempt()
         plan = RoundPlan.from_payload(attempt.plan.payload)
         members = self._in_epoch(plan.epoch)
-        runner = AttemptRunner(plan, attempt.plan, members, self._channel, self.settings.deadline_s)
+        runner = AttemptRunner(plan, attempt.plan, members, self._channel, self.settings)
         before = replace(self._channel.traffic)
         try:
-            sum_D, attempt = self._sum(runner, attempt, plan)
+            sum_D, attempt = self._sum(runner, attempt)
         except SecAggAbort as abort:
-            attempt = self._abort(attempt, abort)
+            spoilt = tuple(sorted(runner.report.spoilt))
+            attempt = self._abort(replace(attempt, spoilt=spoilt), abort)
             self._witnesses.collect(members, self.settings.deadline_s)
             self._tell(attempt, runner.report, before)
             self._leave_epoch(runner.report)
-            _check_reachable(runner.report, plan)
+            check_reachable(runner.report, plan)
             return
         near_edge = self._apply(sum_D, attempt, plan)
         started = time.monotonic()
@@ -185,18 +183,16 @@ class RunDriver:
         if any(code == RefusalCode.OTHER_ROSTER for code, _ in report.refusals.values()):
             self._members = None
 
-    def _sum(
-        self, runner: AttemptRunner, attempt: Attempt, plan: RoundPlan
-    ) -> tuple[Floats, Attempt]:
+    def _sum(self, runner: AttemptRunner, attempt: Attempt) -> tuple[Floats, Attempt]:
         vector = self.state.vector_D.numpy().astype("<f4").tobytes()
         recipe = self.settings.recipe_json()
-        request, survivors = runner.collect(recipe, vector, attempt.survivors)
+        survivors = runner.collect(recipe, vector, attempt.survivors)
         attempt = replace(attempt, phase=Phase.SURVIVORS, survivors=survivors)
         self._store.save(attempt)
-        runner.certify(request)
-        sum_D = decode(runner.open().words, plan.step)
-        check_norm(sum_D, plan, len(survivors), self.settings.plausible_batches)
-        return sum_D, attempt
+        runner.certify()
+        sum_D, survivors = runner.open()
+        spoilt = tuple(sorted(runner.report.spoilt))
+        return sum_D, replace(attempt, survivors=survivors, spoilt=spoilt)
 
     def _apply(self, sum_D: Floats, attempt: Attempt, plan: RoundPlan) -> int:
         """Take the optimiser's step and record it; return coordinates near the ring's edge."""
@@ -237,6 +233,7 @@ class RunDriver:
             attempt=attempt.attempt,
             survivors=attempt.survivors,
             code=attempt.code,
+            spoilt=attempt.spoilt,
             refusals=dict(report.refusals),
             seconds=dict(report.seconds),
             sent_bytes=traffic.sent_bytes - before.sent_bytes,
@@ -245,6 +242,19 @@ class RunDriver:
             model_digest=model_digest(self._model),
         )
         tell_observer(outcome, self.state)
+        if attempt.spoilt:
+            self._accuse()
+
+    def _accuse(self) -> None:
+        attempts = self._store.attempts()
+        for suspect in suspects([(at.survivors + at.spoilt, at.spoilt) for at in attempts]):
+            _LOG.warning(
+                "%s was in %d spoilt groups of %d, by chance with p = %.1g: ask its institution",
+                suspect.name,
+                suspect.spoilt,
+                suspect.attempts,
+                suspect.p_value,
+            )
 
     def _finish(self) -> None:
         """Hand the model out, tell the nodes, and have the ledger countersigned a last time."""
@@ -259,54 +269,3 @@ class RunDriver:
             if isinstance(parcel.message, Refusal):
                 _LOG.warning("%s: %s", members.name_at(address), parcel.message.detail)
         self._witnesses.collect(members, self.settings.deadline_s)
-
-
-def make_plan(
-    settings: RunSettings, model: LanguageModel, members: Members, number: int, attempt: int
-) -> RoundPlan:
-    """Write the plan of an attempt for the model as it stands."""
-    layout = trainable_layout(model)
-    names = members.roster.names
-    chosen = choose_parameters(len(names), settings.colluders, len(names) - settings.n_min)
-    return RoundPlan(
-        federation=settings.federation,
-        run=settings.run,
-        epoch=members.roster.epoch,
-        round=number,
-        attempt=attempt,
-        roster_digest=members.roster.digest.hex(),
-        model_digest=model_digest(model),
-        recipe_digest=settings.recipe_digest(),
-        trainable=layout,
-        vector_length=sum(size for _, size in layout),
-        cohort=names,
-        degree=chosen.degree,
-        least_neighbours=chosen.least_neighbours,
-        committee=chosen.committee,
-        quorum=chosen.quorum,
-        n_min=settings.n_min,
-        colluders=settings.colluders,
-        step=settings.step,
-        dp_event=settings.step.event_json(),
-        runtime=settings.runtime,
-        seeded=settings.seeded,
-    )
-
-
-def _check_reachable(report: AttemptReport, plan: RoundPlan) -> None:
-    """Stop where refusals alone keep a sum from ever reaching n_min: attempts cost budget.
-
-    A member that lacks the epoch does not count: the next attempt has a new one.
-    """
-    lasting = {
-        name: detail
-        for name, (code, detail) in report.refusals.items()
-        if code != RefusalCode.OTHER_ROSTER
-    }
-    if len(plan.cohort) - len(lasting) >= plan.n_min:
-        return
-    reasons = "; ".join(f"{name}: {detail}" for name, detail in sorted(lasting.items()))
-    raise RunError(
-        f"Expected at least n_min = {plan.n_min} members to take part, got refusals of "
-        f"{len(lasting)} of {len(plan.cohort)}: {reasons}"
-    )

@@ -16,6 +16,7 @@ class RoundOutcome:
         round, attempt: which.
         survivors: members in the sum; empty where it was aborted.
         code: "" or why it was aborted.
+        spoilt: members of groups whose sum some member of the group spoilt.
         refusals: code and detail by member.
         seconds: by phase.
         sent_bytes, received_bytes: traffic of the coordinator.
@@ -28,6 +29,7 @@ class RoundOutcome:
     attempt: int
     survivors: tuple[str, ...]
     code: str
+    spoilt: tuple[str, ...]
     refusals: dict[str, tuple[str, str]]
     seconds: dict[str, float]
     sent_bytes: int

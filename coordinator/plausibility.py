@@ -1,8 +1,8 @@
 """Whether an opened sum can be one of clipped contributions and noise: a bound on its norm.
 
 Masks hide what a member sends; the sum does not hide how large it is. Symbols: C clipping norm,
-B expected batch, U units in the sum at most, V variance of the noise in a coordinate, d
-coordinates, A the survivors.
+B expected batch, g groups, U units in a group's sum at most, V variance of the noise in a
+coordinate, d coordinates, A the group's survivors.
 """
 
 import math
@@ -24,7 +24,7 @@ def largest_norm(plan: RoundPlan, survivors: int, batches: float) -> float:
     """Bound the l2 norm of an honest sum: C U + sqrt(V) (sqrt(d) + sqrt(2 ln 2^40)).
 
     A Gaussian's norm exceeds sqrt(V) (sqrt(d) + t) with probability at most exp(-t^2 / 2). U is
-    `batches` B and ten standard deviations of a Poisson count, or |A| where a member is a unit.
+    `batches` B / g and ten standard deviations of a Poisson count, or |A| where a member is a unit.
 
     Args:
         plan: a private plan.
@@ -35,7 +35,7 @@ def largest_norm(plan: RoundPlan, survivors: int, batches: float) -> float:
     Source: Boucheron, Lugosi, Massart 2013, theorem 5.6 (Gaussian concentration).
 
     """
-    expected = batches * plan.step.expected_batch
+    expected = batches * plan.step.expected_batch / plan.groups
     units = expected + _DEVIATIONS * math.sqrt(expected)
     if plan.step.unit == INSTITUTION:
         units = survivors
@@ -45,7 +45,7 @@ def largest_norm(plan: RoundPlan, survivors: int, batches: float) -> float:
 
 
 def check_norm(sum_D: NDArray[np.float32], plan: RoundPlan, survivors: int, batches: float) -> None:
-    """Refuse a sum that honest members do not make; without noise nothing is clipped or bounded.
+    """Refuse a group's sum that honest members do not make; without noise there is no bound.
 
     Raises:
         SecAggAbort: BAD_NORM; nothing of the sum is applied.

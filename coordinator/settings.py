@@ -35,7 +35,8 @@ class RunSettings(BaseModel):
     Attributes:
         federation, run: identifiers; a run reserves one schedule.
         members: pinned identity keys by name, hex: the whole roster is the cohort.
-        n_min: least number of members in a sum.
+        groups: random groups of an attempt, each summed for itself; a divisor of the members.
+        n_min: least number of members in a group's sum.
         colluders: members that may conspire, c.
         rounds: optimiser steps; `step.releases` of the schedule also covers new attempts.
         step: the mechanism.
@@ -54,6 +55,7 @@ class RunSettings(BaseModel):
     federation: str = Field(min_length=1, max_length=200)
     run: str = Field(min_length=1, max_length=200)
     members: dict[Name, PublicKey] = Field(min_length=SMALLEST_COHORT, max_length=LARGEST_SPARSE)
+    groups: int = Field(default=1, ge=1)
     n_min: int = Field(ge=2)
     colluders: int = Field(ge=1)
     rounds: int = Field(ge=1)
@@ -68,12 +70,18 @@ class RunSettings(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if not self.colluders < self.n_min <= len(self.members):
+        size, uneven = divmod(len(self.members), self.groups)
+        if uneven:
             raise ValueError(
-                f"Expected colluders < n_min <= {len(self.members)} members, got "
-                f"{self.colluders} and {self.n_min}. Change federation.n_min or colluders."
+                f"Expected groups that divide {len(self.members)} members, got {self.groups}. "
+                "Change federation.groups."
             )
-        choose_parameters(len(self.members), self.colluders, len(self.members) - self.n_min)
+        if not self.colluders < self.n_min <= size:
+            raise ValueError(
+                f"Expected colluders < n_min <= {size} members, got {self.colluders} and "
+                f"{self.n_min}. Change federation.n_min, groups or colluders."
+            )
+        choose_parameters(size, self.colluders, size - self.n_min)
         if self.step.honest_survivors != self.n_min - self.colluders:
             raise ValueError(
                 f"Expected honest_survivors = n_min - colluders = {self.n_min - self.colluders}, "

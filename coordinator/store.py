@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from models.optimiser import OptimiserState
 from privacy.identity import Signed
@@ -20,6 +20,7 @@ _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS attempts (
     round INTEGER NOT NULL, attempt INTEGER NOT NULL, phase TEXT NOT NULL,
     plan BLOB NOT NULL, signature BLOB NOT NULL, survivors TEXT NOT NULL, code TEXT NOT NULL,
+    spoilt TEXT NOT NULL,
     PRIMARY KEY (round, attempt)
 ) STRICT;
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
@@ -45,6 +46,7 @@ class Attempt:
         plan: the signed plan.
         survivors: members whose uploads were in when the set was fixed; empty before.
         code: why it was aborted, or "".
+        spoilt: members of groups whose sum some member of the group spoilt.
 
     """
 
@@ -54,6 +56,7 @@ class Attempt:
     plan: Signed
     survivors: tuple[str, ...] = ()
     code: str = ""
+    spoilt: tuple[str, ...] = ()
 
 
 class RunStore:
@@ -98,24 +101,20 @@ class RunStore:
     def last_attempt(self) -> Attempt | None:
         """Return the newest attempt of the newest round."""
         row = self._connection.execute(
-            "SELECT round, attempt, phase, plan, signature, survivors, code FROM attempts "
-            "ORDER BY round DESC, attempt DESC LIMIT 1"
+            "SELECT * FROM attempts ORDER BY round DESC, attempt DESC LIMIT 1"
         ).fetchone()
-        if row is None:
-            return None
-        number, attempt, phase, plan, signature, survivors, code = row
-        names = tuple(filter(None, survivors.split(",")))
-        return Attempt(number, attempt, Phase(phase), Signed(plan, signature), names, code)
+        return None if row is None else _attempt(row)
 
-    def attempts(self) -> int:
-        """How many attempts there were in all: each may have used one release of the schedule."""
-        return int(self._connection.execute("SELECT count(*) FROM attempts").fetchone()[0])
+    def attempts(self) -> list[Attempt]:
+        """Return all attempts, in order: each may have used one release of the schedule."""
+        rows = self._connection.execute("SELECT * FROM attempts ORDER BY round, attempt")
+        return [_attempt(row) for row in rows.fetchall()]
 
     def save(self, attempt: Attempt) -> None:
         """Write an attempt, new or moved on."""
         with self._transaction():
             self._connection.execute(
-                "INSERT OR REPLACE INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     attempt.round,
                     attempt.attempt,
@@ -124,6 +123,7 @@ class RunStore:
                     attempt.plan.signature,
                     ",".join(attempt.survivors),
                     attempt.code,
+                    ",".join(attempt.spoilt),
                 ),
             )
 
@@ -152,3 +152,13 @@ class RunStore:
                 if self._connection.in_transaction:  # a full disk may have ended it already
                     self._connection.execute("ROLLBACK")
                 raise
+
+
+def _attempt(row: tuple[Any, ...]) -> Attempt:
+    number, attempt, phase, plan, signature, survivors, code, spoilt = row
+    signed = Signed(plan, signature)
+    return Attempt(number, attempt, Phase(phase), signed, _names(survivors), code, _names(spoilt))
+
+
+def _names(joined: str) -> tuple[str, ...]:
+    return tuple(filter(None, joined.split(",")))

@@ -1,7 +1,7 @@
 """The signed plan of a round: everything that its members must agree on.
 
 The coordinator builds and signs it; `privacy.rounds.verify_plan` decides on it. Symbols: n members
-of the cohort, c colluders, h = n_min - c, k degree, t least neighbours, m committee, q quorum.
+of a group, c colluders, h = n_min - c, k degree, t least neighbours, m committee, q quorum.
 """
 
 import hashlib
@@ -84,9 +84,10 @@ class RoundPlan(BaseModel):
         trainable: (tensor name, element count) in the vector's order.
         vector_length: words of an upload.
         cohort: all members of the roster, sorted.
-        degree, least_neighbours, committee, quorum: k, t, m and q of `GraphParameters`.
-        n_min: least number of members in the sum.
-        colluders: c, members that may conspire with the coordinator.
+        groups: number of random groups, each summed for itself; a divisor of the cohort's size.
+        degree, least_neighbours, committee, quorum: k, t, m and q of `GraphParameters`, in a group.
+        n_min: least number of members in a group's sum.
+        colluders: c, members that may conspire with the coordinator, should all be in one group.
         step: the mechanism.
         dp_event: `step.event_json()`, which every node computes again.
         runtime: where the round runs.
@@ -108,6 +109,7 @@ class RoundPlan(BaseModel):
     trainable: tuple[tuple[Text, Count], ...] = Field(min_length=1)
     vector_length: Count
     cohort: tuple[Name, ...] = Field(min_length=1)
+    groups: Count = 1
     degree: Count
     least_neighbours: Count
     committee: Count
@@ -125,9 +127,14 @@ class RoundPlan(BaseModel):
         return GraphParameters(self.degree, self.least_neighbours, self.committee, self.quorum)
 
     @property
+    def group_size(self) -> int:
+        """Members of a group, n."""
+        return len(self.cohort) // self.groups
+
+    @property
     def is_sparse(self) -> bool:
         """Whether pairs are left out, so that privacy of the sum rests on a probability."""
-        return self.degree < len(self.cohort) - 1
+        return self.degree < self.group_size - 1
 
     def payload(self) -> bytes:
         """Return the canonical bytes that are signed."""

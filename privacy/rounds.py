@@ -1,6 +1,6 @@
 """Whether a node takes part in a round: the checks of its signed plan, and what a run costs it.
 
-Symbols: n members of the cohort, c colluders, h = n_min - c.
+Symbols: n members of a group, c colluders, h = n_min - c.
 """
 
 from dataclasses import dataclass
@@ -104,16 +104,16 @@ def verify_plan(
     1. The pinned coordinator key signed it. 2. Its bytes are canonical. 3. It names our
     federation. 4. Its runtime is where we run, and the consent allows it. 5. It names our epoch
     and roster. 6. (round, attempt) comes after the last one seen, attempt <= 3, and the round is
-    within the schedule. 7. The cohort is the whole pinned roster, we are in it, 3 <= n <= 50, or
-    up to 1,000 under the clause `sparse_graph`. 8. n_min is at least the consent's, at most n, and
-    more than c. 9. c is at least the consent's, which is at least 1. 10. Graph, committee and
-    quorum keep the bounds that we compute from n, c and n_min. 11. h = n_min - c. 12. The unit is
-    the consent's, and a whole institution is not sampled. 13. There is noise, or a clause for none;
-    always over a sparse graph. 14. The event is the one we compute. 15. s >= 3. 16. The vector's
-    length is the tensors' sum. 17. Every tensor may be trained, once. 18. Seeded noise only in a
-    simulation with a clause for it. 19. The schedule's epsilon is within its clauses and within
-    what is left of the life's budget; under a filter, which decides on single releases, the node's
-    books ask it instead. 20. The consent has not expired.
+    within the schedule. 7. The cohort is the whole pinned roster, we are in it, in groups of one
+    size n, 3 <= n <= 50, or up to 1,000 under the clause `sparse_graph`. 8. n_min is at least the
+    consent's, at most n, and more than c. 9. c is at least the consent's, which is at least 1.
+    10. Graph, committee and quorum keep the bounds that we compute from n, c and n_min. 11. h =
+    n_min - c. 12. The unit is the consent's, and a whole institution is not sampled. 13. There is
+    noise, or a clause for none; always over a sparse graph. 14. The event is the one we compute.
+    15. s >= 3. 16. The vector's length is the tensors' sum. 17. Every tensor may be trained, once.
+    18. Seeded noise only in a simulation with a clause for it. 19. The schedule's epsilon is
+    within its clauses and within what is left of the life's budget; under a filter, which decides
+    on single releases, the node's books ask it instead. 20. The consent has not expired.
 
     Args:
         signed: what arrived.
@@ -183,17 +183,18 @@ def _check_order(plan: RoundPlan, last_seen: tuple[int, int] | None) -> None:
 
 
 def _check_numbers(plan: RoundPlan, consent: Consent, roster: Roster) -> None:
-    n = len(plan.cohort)
+    n = plan.group_size
     largest = LARGEST_SPARSE if consent.sparse_graph else LARGEST_COMPLETE
     require(
         plan.cohort == roster.names  # sorted, and nobody twice, as the roster is
         and set(plan.cohort) == set(consent.members)
         and roster.own in plan.cohort
+        and n * plan.groups == len(plan.cohort)
         and SMALLEST_COHORT <= n <= largest,
         PlanCode.BAD_COHORT,
         "members",
-        f"the {len(consent.members)} pinned members, {SMALLEST_COHORT} to {largest}, as "
-        f"the cohort, got {n} names",
+        f"the {len(consent.members)} pinned members as the cohort, in groups of one size, of "
+        f"{SMALLEST_COHORT} to {largest}, got {len(plan.cohort)} names in {plan.groups} groups",
     )
     require(
         consent.smallest_cohort <= plan.n_min <= n and plan.n_min > plan.colluders,
@@ -218,7 +219,7 @@ def _check_numbers(plan: RoundPlan, consent: Consent, roster: Roster) -> None:
 
 
 def _check_graph(plan: RoundPlan) -> None:
-    n = len(plan.cohort)
+    n = plan.group_size
     try:
         check_parameters(plan.parameters, n, plan.colluders, n - plan.n_min)
     except ParameterError as error:

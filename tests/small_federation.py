@@ -31,7 +31,8 @@ from client.training import LocalTrainer, unit_rows
 from client.training_records import training_records
 from coordinator.app import GridChannel
 from coordinator.attempt import Members
-from coordinator.driver import IDENTITY_FILE, RunDriver, make_plan
+from coordinator.driver import IDENTITY_FILE, RunDriver
+from coordinator.planning import make_plan
 from coordinator.settings import RunSettings, load_settings
 from models.checkpoint import load_model, save_model
 from models.config import ModelConfig

@@ -61,23 +61,24 @@ class OpenedSum:
 
 
 class StreamingSum:
-    """One attempt of one round. Memory: one vector, whatever the number of members.
+    """One group's sum in one attempt. Memory: one vector, whatever the number of members.
 
     Calls in order: `add` per upload, `close`, `certify`, `unmask_request` per member, `open_sum`.
     """
 
-    def __init__(self, plan: RoundPlan, roster: Roster) -> None:
-        """Start an attempt.
+    def __init__(self, plan: RoundPlan, roster: Roster, group: int = 0) -> None:
+        """Start an attempt of one group.
 
         Args:
             plan: the signed plan.
-            roster: what `accept_roster` returned to the coordinator.
+            roster: of the epoch, its nonces revealed.
+            group: place in `Roster.groups`.
 
         """
         assert plan.roster_digest == roster.digest.hex(), "the plan names this roster"
         self._plan = plan
         self._roster = roster
-        self._graph = roster.graph(plan)
+        self.group = roster.groups(plan)[group]
         self._plan_digest = plan.digest()
         self._words: Words = np.zeros(plan.vector_length, word_type(plan.step.ring_bits))
         self._count = count_block(bytes(COUNT_BYTES), plan.step.ring_bits)
@@ -95,7 +96,7 @@ class StreamingSum:
     @property
     def committee(self) -> tuple[str, ...]:
         """Members in the sum that hold shares of its secrets, sorted."""
-        return tuple(name for name in self._graph.committee if name in self._uploads)
+        return tuple(name for name in self.group.committee if name in self._uploads)
 
     def add(self, upload: Upload, words: Words) -> bool:
         """Add one member's masked words.
@@ -167,7 +168,7 @@ class StreamingSum:
         for signature in signatures:
             if (
                 signature.plan_digest != self._plan_digest
-                or signature.node not in self._graph.committee
+                or signature.node not in self.group.committee
             ):
                 continue
             if not verify_survivor_signature(signature, self._roster):
@@ -194,7 +195,7 @@ class StreamingSum:
     def unmask_request(self, member: str) -> UnmaskRequest:
         """Return what one committee member needs: the certified set and its sealed packets."""
         survivors = self._closed()
-        place = self._graph.committee.index(member)
+        place = self.group.committee.index(member)
         packets = tuple(
             _proven(self._uploads[sender], self._trees[sender], place)
             for sender in survivors.headers
@@ -228,7 +229,7 @@ class StreamingSum:
                 f"Expected {self._plan.quorum} replies, got {len(by_member)}. Wait for more, or "
                 "start a new attempt.",
             )
-        recovery = SeedRecovery(self._plan, self._roster, by_member)
+        recovery = SeedRecovery(self._plan, self.group, by_member)
         masks = list(self._open_masks(survivors, recovery))
         if opened_count(self._count, masks) != len(survivors.headers):
             raise SecAggAbort(
@@ -246,7 +247,7 @@ class StreamingSum:
     def _checked(self, upload: Upload, words: Words) -> tuple[Header, MerkleTree]:
         if words.dtype != self._words.dtype or words.shape != self._words.shape:
             refuse_upload(upload, f"{self._words.shape} words of {self._words.dtype}")
-        return check_upload(upload, words, self._plan_digest, self._roster, self._graph)
+        return check_upload(upload, words, self._plan_digest, self._roster, self.group)
 
     def _open_masks(self, survivors: SurvivorSet, recovery: SeedRecovery) -> Iterator[Mask]:
         """Own masks of the survivors, and masks whose other end is not in the sum, inverted."""
@@ -271,7 +272,7 @@ class StreamingSum:
         )
         if (
             about != (self._plan_digest, survivors.digest)
-            or reply.node not in self._graph.committee
+            or reply.node not in self.group.committee
             or not well_formed
         ):
             raise SecAggAbort(
@@ -287,7 +288,7 @@ class StreamingSum:
 
     def _dropped(self, name: str) -> list[str]:
         """Neighbours of a survivor that are not in the sum."""
-        return sorted(self._graph.neighbours[name] - self._closed().headers.keys())
+        return sorted(self.group.neighbours[name] - self._closed().headers.keys())
 
     def _closed(self) -> SurvivorSet:
         assert self._survivors is not None, "close() fixes the survivor set first"

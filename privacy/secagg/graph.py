@@ -1,6 +1,6 @@
 """Who masks with whom, and who holds shares: recomputed by every member from public values.
 
-Byte for byte in docs/secure_aggregation.md. Symbols: n members, k the mean degree, m the
+Byte for byte in docs/secure_aggregation.md. Symbols: n members of a group, k the mean degree, m the
 committee's size, | joins parts with their lengths (`encode_parts`), H is SHA-256.
 """
 
@@ -15,17 +15,35 @@ _WORD_BYTES = 8
 
 
 @dataclass(frozen=True)
-class Graph:
-    """The graph and the committee of one attempt.
+class Group:
+    """Members whose vectors are added up with one another and with nobody else's.
 
     Attributes:
+        members: sorted.
+        committee: those of them that hold shares, sorted; a share's point is its place, from 1.
         neighbours: of each member, drawn when it is asked for; pairs are in it both ways.
-        committee: members that hold shares, sorted; a share's point is its place here, from 1.
 
     """
 
-    neighbours: Mapping[str, frozenset[str]]
+    members: tuple[str, ...]
     committee: tuple[str, ...]
+    neighbours: Mapping[str, frozenset[str]]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a plan fixes of a graph; the rest is drawn.
+
+    Attributes:
+        groups: g, a divisor of the number of members.
+        degree: k, 1 to n - 1.
+        committee: m, 1 to n, of each group.
+
+    """
+
+    groups: int
+    degree: int
+    committee: int
 
 
 def attempt_seed(graph_seed: bytes, round_number: int, attempt: int) -> bytes:
@@ -39,24 +57,43 @@ def attempt_seed(graph_seed: bytes, round_number: int, attempt: int) -> bytes:
 
 
 @lru_cache(maxsize=8)
-def draw_graph(seed: bytes, names: tuple[str, ...], degree: int, committee: int) -> Graph:
-    """Draw the graph and the committee that a seed stands for.
+def draw_groups(seed: bytes, names: tuple[str, ...], shape: Shape) -> tuple[Group, ...]:
+    """Draw the groups that a seed stands for, with their graphs and committees.
 
-    u and v with u < v are joined if the first 8 bytes of H("edge" | seed | u | v), big-endian, are
-    below floor(2^64 k / (n - 1)); the committee are the m members with the least
-    H("committee" | seed | u). With k = n - 1 or m = n there is nothing to draw.
+    Members are ranked by H("group" | seed | u); rank r is in group r mod g. Within a group, u and v
+    with u < v are joined if the first 8 bytes of H("edge" | seed | u | v), big-endian, are below
+    floor(2^64 k / (n - 1)); its committee are the m members with the least
+    H("committee" | seed | u). With g = 1, k = n - 1 or m = n there is nothing to draw.
 
     Args:
         seed: of `attempt_seed`.
         names: all members, sorted.
-        degree: k, 1 to n - 1.
-        committee: m, 1 to n.
+        shape: g, k and m.
 
     Returns:
-        The graph.
+        The groups, all of one size.
 
     """
-    return Graph(_neighbours(seed, names, degree), _committee(seed, names, committee))
+    assert len(names) % shape.groups == 0, "plans with groups of several sizes are refused"
+    ranked = names if shape.groups == 1 else _ranked(b"group", seed, names)
+    return tuple(
+        _draw_group(seed, tuple(sorted(ranked[first :: shape.groups])), shape)
+        for first in range(shape.groups)
+    )
+
+
+def _draw_group(seed: bytes, members: tuple[str, ...], shape: Shape) -> Group:
+    committee = members
+    if shape.committee < len(members):
+        committee = tuple(sorted(_ranked(b"committee", seed, members)[: shape.committee]))
+    return Group(members, committee, _neighbours(seed, members, shape.degree))
+
+
+def _ranked(purpose: bytes, seed: bytes, names: tuple[str, ...]) -> tuple[str, ...]:
+    ranks = {
+        name: hashlib.sha256(encode_parts(purpose, seed, name.encode())).digest() for name in names
+    }
+    return tuple(sorted(names, key=ranks.__getitem__))
 
 
 def _neighbours(seed: bytes, names: tuple[str, ...], degree: int) -> Mapping[str, frozenset[str]]:
@@ -96,6 +133,9 @@ class _DrawnNeighbours(Mapping[str, frozenset[str]]):
     def __iter__(self) -> Iterator[str]:
         return iter(self._parts)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._parts
+
     def __len__(self) -> int:
         return len(self._parts)
 
@@ -103,13 +143,3 @@ class _DrawnNeighbours(Mapping[str, frozenset[str]]):
         drawn = self._start.copy()
         drawn.update(pair)
         return int.from_bytes(drawn.digest()[:_WORD_BYTES], "big") < self._below
-
-
-def _committee(seed: bytes, names: tuple[str, ...], size: int) -> tuple[str, ...]:
-    if size == len(names):
-        return names
-    ranks = {
-        name: hashlib.sha256(encode_parts(b"committee", seed, name.encode())).digest()
-        for name in names
-    }
-    return tuple(sorted(sorted(names, key=ranks.__getitem__)[:size]))

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 from privacy.canonical import CanonicalError, canonical_bytes, parse_canonical
 from privacy.identity import SignatureError, verify_signed
 from privacy.rounds import RoundPlan
+from privacy.secagg.graph import Group
 from privacy.secagg.kdf import encode_parts, expand
 from privacy.secagg.roster import Roster
 from protos.messages import SurvivorSignature, Upload
@@ -123,8 +124,8 @@ def read_survivors(plan: RoundPlan, roster: Roster, headers: Iterable[Signed]) -
 
     Raises:
         SecAggRefused: a header that is not its member's for this very plan (BAD_HEADER,
-            OTHER_PLAN), names out of order or twice, fewer than n_min (BELOW_N_MIN), or one with
-            too few neighbours among the others (FEW_NEIGHBOURS).
+            OTHER_PLAN), names out of order, twice or of several groups, fewer than n_min
+            (BELOW_N_MIN), or one with too few neighbours among the others (FEW_NEIGHBOURS).
 
     """
     plan_digest = plan.digest()
@@ -141,16 +142,19 @@ def read_survivors(plan: RoundPlan, roster: Roster, headers: Iterable[Signed]) -
             f"Expected at least n_min = {plan.n_min} survivors, got {len(names)}. "
             "Start a new attempt.",
         )
-    _check_neighbours(plan, roster, frozenset(names))
+    _check_group(plan, roster.group_of(plan, names[0]), frozenset(names))
     parts = [part for header in signed for part in (header.payload, header.signature)]
     digest = hashlib.sha256(encode_parts(b"survivors", plan_digest, *parts)).digest()
     return SurvivorSet(plan_digest, dict(zip(names, read, strict=True)), digest)
 
 
-def _check_neighbours(plan: RoundPlan, roster: Roster, names: frozenset[str]) -> None:
+def _check_group(plan: RoundPlan, group: Group, names: frozenset[str]) -> None:
     """Every survivor must mask with enough others, or its vector might come apart from the sum."""
-    neighbours = roster.graph(plan).neighbours
-    lonely = [name for name in names if len(names & neighbours[name]) < plan.least_neighbours]
+    if not names <= group.neighbours.keys():
+        raise SecAggRefused(
+            RefusalCode.BAD_HEADER, "Expected headers of members of one group, got others."
+        )
+    lonely = [name for name in names if len(names & group.neighbours[name]) < plan.least_neighbours]
     if lonely:
         raise SecAggRefused(
             RefusalCode.FEW_NEIGHBOURS,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from privacy.identity import IdentityKey, Signed
 from privacy.rounds import RoundPlan
-from privacy.secagg.graph import Graph
+from privacy.secagg.graph import Group
 from privacy.secagg.header import (
     Header,
     RefusalCode,
@@ -176,7 +176,7 @@ class SecAggNode:
             peer: random_secret()
             if peer == own
             else reduce_to_field(self.pairwise.round_seed(peer, plan_digest))
-            for peer in (own, *sorted(self._graph(plan).neighbours[own]))
+            for peer in (own, *sorted(self._group(plan).neighbours[own]))
         }
 
     def _masks(self, seeds: dict[str, bytes], plan_digest: bytes) -> list[Mask]:
@@ -198,7 +198,7 @@ class SecAggNode:
         commitments = digest_commitments(own_commitment, edges)
         packets = seal_packets(
             self.pairwise,
-            self._graph(plan).committee,
+            self._group(plan).committee,
             seeds.values(),
             plan.quorum,
             upload_digest(plan_digest, words_digest, commitments),
@@ -220,12 +220,12 @@ class SecAggNode:
             packets=tuple(SealedPacket(name, packets[name]) for name in sorted(packets)),
         )
 
-    def _graph(self, plan: RoundPlan) -> Graph:
-        return self.roster.graph(plan)
+    def _group(self, plan: RoundPlan) -> Group:
+        return self.roster.group_of(plan, self.name)
 
     def _read_survivors(self, plan: RoundPlan, headers: Sequence[Signed]) -> SurvivorSet:
         self._check_plan(plan)
-        if self.name not in self._graph(plan).committee:
+        if self.name not in self._group(plan).committee:
             raise SecAggRefused(
                 RefusalCode.NOT_ON_COMMITTEE,
                 "Expected questions to the attempt's committee, which this member is not on.",
@@ -251,7 +251,7 @@ class SecAggNode:
         signers = {
             signature.node
             for signature in certificate
-            if signature.node in self._graph(plan).committee
+            if signature.node in self._group(plan).committee
             and (signature.plan_digest, signature.set_digest)
             == (survivors.plan_digest, survivors.digest)
             and verify_survivor_signature(signature, self.roster)
@@ -265,13 +265,13 @@ class SecAggNode:
     def _open_packets(
         self, plan: RoundPlan, survivors: SurvivorSet, packets: Sequence[ProvenPacket]
     ) -> UnmaskReply:
-        graph, own = self._graph(plan), self.name
+        group, own = self._group(plan), self.name
         by_sender = {packet.node: packet for packet in packets}
         wrong = [
             sender
             for sender, header in survivors.headers.items()
             if sender not in by_sender
-            or not is_packet_of(header, own, graph.committee, by_sender[sender])
+            or not is_packet_of(header, own, group.committee, by_sender[sender])
         ]
         if wrong or len(by_sender) != len(survivors.headers):
             # The coordinator's fault: refuse whole, so that our one answer is not spent on it.
@@ -280,17 +280,17 @@ class SecAggNode:
                 f"Expected the packets that the certified headers name, got others for {wrong}.",
             )
         opened = (
-            self._shares(header, by_sender[sender].sealed, graph, survivors)
+            self._shares(header, by_sender[sender].sealed, group, survivors)
             for sender, header in survivors.headers.items()
         )
         shares = tuple(entry for entry in opened if entry is not None)
         return UnmaskReply(own, survivors.plan_digest, survivors.digest, shares)
 
     def _shares(
-        self, header: Header, sealed: bytes, graph: Graph, survivors: SurvivorSet
+        self, header: Header, sealed: bytes, group: Group, survivors: SurvivorSet
     ) -> SurvivorShares | None:
         """Our shares of one survivor's secrets: its own seed, and those with the dropped."""
-        opened = open_packet(self.pairwise, header, sealed, graph)
+        opened = open_packet(self.pairwise, header, sealed, group)
         if opened is None:
             return None
         own_share, edges = opened

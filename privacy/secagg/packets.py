@@ -10,7 +10,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from privacy.ledger.merkle import MerkleTree, ProofError, leaf_hash, verify_inclusion
-from privacy.secagg.graph import Graph
+from privacy.secagg.graph import Group
 from privacy.secagg.header import Header
 from privacy.secagg.kdf import encode_parts, expand
 from privacy.secagg.pairwise import PairwiseKeys
@@ -51,7 +51,7 @@ def seal_packets(
 
 
 def open_packet(
-    pairwise: PairwiseKeys, header: Header, sealed: bytes, graph: Graph
+    pairwise: PairwiseKeys, header: Header, sealed: bytes, group: Group
 ) -> tuple[bytes, dict[str, bytes]] | None:
     """Open what the sender of a header sealed for us.
 
@@ -65,7 +65,7 @@ def open_packet(
         plain = AESGCM(key).decrypt(_NONCE, sealed, associated)
     except InvalidTag:
         return None
-    peers = sorted(graph.neighbours[header.node])
+    peers = sorted(group.neighbours[header.node])
     if len(plain) != SHARE_BYTES * (1 + len(peers)):
         return None
     shares = [plain[at : at + SHARE_BYTES] for at in range(0, len(plain), SHARE_BYTES)]

@@ -12,8 +12,8 @@ from itertools import combinations
 from math import comb
 
 from privacy.rounds import RoundPlan
+from privacy.secagg.graph import Group
 from privacy.secagg.header import commit_edge, commit_own
-from privacy.secagg.roster import Roster
 from privacy.secagg.shamir import PRIME, combine, wrong_shares
 
 _LARGEST_SEARCH = 2_000
@@ -71,13 +71,12 @@ class SeedRecovery:
     def __init__(
         self,
         plan: RoundPlan,
-        roster: Roster,
+        group: Group,
         replies: Mapping[str, Mapping[tuple[str, str], bytes]],
     ) -> None:
         self._quorum = plan.quorum
         self._plan_digest = plan.digest()
-        committee = roster.graph(plan).committee
-        self._points = {name: place for place, name in enumerate(committee, start=1)}
+        self._points = {name: place for place, name in enumerate(group.committee, start=1)}
         self._names = {place: name for name, place in self._points.items()}
         self._replies = replies
         self.wrong_shares: set[WrongShare] = set()

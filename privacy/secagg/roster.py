@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from privacy.canonical import CanonicalError, canonical_bytes, parse_canonical
 from privacy.identity import IdentityKey, SignatureError, Signed, verify_signed
 from privacy.round_plan import RoundPlan
-from privacy.secagg.graph import Graph, attempt_seed, draw_graph
+from privacy.secagg.graph import Group, Shape, attempt_seed, draw_groups
 from privacy.secagg.kdf import encode_parts
 from privacy.secagg.keys import (
     EpochKeys,
@@ -88,8 +88,8 @@ class Roster:
         """Whether pairwise secrets need ML-KEM-768 too."""
         return self.bundles[0].kem_key is not None
 
-    def graph(self, plan: RoundPlan) -> Graph:
-        """Return the graph and the committee of a plan's attempt, which no plan can choose.
+    def groups(self, plan: RoundPlan) -> tuple[Group, ...]:
+        """Return the groups of a plan's attempt, which no plan can choose.
 
         Raises:
             RosterError: before the nonces were revealed.
@@ -98,7 +98,11 @@ class Roster:
         if not self.graph_seed:
             _refuse("all nonces of the epoch", "none yet")
         seed = attempt_seed(self.graph_seed, plan.round, plan.attempt)
-        return draw_graph(seed, self.names, plan.degree, plan.committee)
+        return draw_groups(seed, self.names, Shape(plan.groups, plan.degree, plan.committee))
+
+    def group_of(self, plan: RoundPlan, name: str) -> Group:
+        """Return the group that a member is in; RosterError as `groups`."""
+        return next(group for group in self.groups(plan) if name in group.neighbours)
 
     def public_key(self, kind: Kind, node: str) -> bytes:
         """Return a member's X25519 public key for one purpose."""

@@ -7,7 +7,7 @@ from typing import NoReturn
 import numpy as np
 
 from privacy.ledger.merkle import MerkleTree
-from privacy.secagg.graph import Graph
+from privacy.secagg.graph import Group
 from privacy.secagg.header import Header, SecAggRefused, commitments_digest, verify_header
 from privacy.secagg.masks import Words
 from privacy.secagg.packets import packet_tree
@@ -17,7 +17,7 @@ from protos.messages import Upload
 
 
 def check_upload(
-    upload: Upload, words: Words, plan_digest: bytes, roster: Roster, graph: Graph
+    upload: Upload, words: Words, plan_digest: bytes, roster: Roster, group: Group
 ) -> tuple[Header, MerkleTree]:
     """Hold an upload against its header.
 
@@ -32,10 +32,12 @@ def check_upload(
         header = verify_header(upload.header, plan_digest, roster)
     except SecAggRefused as error:
         raise SecAggAbort(AbortCode.BAD_UPLOAD, str(error), (upload.node,)) from error
+    if header.node not in group.neighbours:
+        refuse_upload(upload, "a member of the group")
     peers = [edge.peer for edge in upload.edge_commitments]
-    if peers != sorted(graph.neighbours[header.node]):
+    if peers != sorted(group.neighbours[header.node]):
         refuse_upload(upload, "a commitment per neighbour")
-    if tuple(packet.node for packet in upload.packets) != graph.committee:
+    if tuple(packet.node for packet in upload.packets) != group.committee:
         refuse_upload(upload, "a packet per member of the committee")
     tree = packet_tree({packet.node: packet.sealed for packet in upload.packets})
     stated = (header.words, header.commitments, header.node, header.packets_root)

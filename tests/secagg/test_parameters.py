@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from scipy.stats import hypergeom
 
-from privacy.secagg.graph import draw_graph
+from privacy.secagg.graph import Shape, draw_groups
 from privacy.secagg.parameters import (
     LARGEST_COMPLETE,
     GraphParameters,
@@ -78,8 +78,9 @@ def test_graphs_fall_apart_no_more_often_than_the_bound() -> None:
     honest, corrupt = set(names[2:]), set(names[:2])
     chosen = GraphParameters(5, 2, 9, 6)
     apart = sum(
-        falls_apart(draw_graph(bytes([*divmod(draw, 256)]), names, 5, 9), honest, corrupt, 1, 2)
+        falls_apart(drawn, honest, corrupt, 1, 2)
         for draw in range(draws)
+        for drawn in draw_groups(bytes([*divmod(draw, 256)]), names, Shape(1, 5, 9))
     )
     bound = 2 ** graph_log2(chosen, 9, 2, 1)
     assert bound / 5 < apart / draws < bound + 4 * np.sqrt(bound / draws)

@@ -53,7 +53,7 @@ def test_a_nonce_that_is_withheld_ends_the_epoch(federation: Any) -> None:
     with pytest.raises(RosterError, match="one nonce of each"):
         accept(federation, [*federation.reveals, federation.reveals[1]])
     with pytest.raises(RosterError, match="all nonces of the epoch"):
-        unopened(federation).graph(federation.plan())
+        unopened(federation).groups(federation.plan())
 
 
 def test_a_nonce_shown_for_another_roster(federation: Any) -> None:

@@ -36,7 +36,7 @@ def consent(many: Federation, **changes: Any) -> Any:
 def test_a_sparse_sum_is_exact_whoever_leaves(many: Federation) -> None:
     plan = many.plan(1)
     gone = list(np.random.default_rng(1).permutation(many.names)[:8])
-    graph = many.roster.graph(plan)
+    graph = many.roster.groups(plan)[0]
     late = [name for name in graph.committee if name not in gone][:2]
     opened = many.run(plan, before_upload=gone, before_signing=late[:1], before_unmasking=late)
     assert set(opened.survivors) == set(many.names) - set(gone)
@@ -45,7 +45,7 @@ def test_a_sparse_sum_is_exact_whoever_leaves(many: Federation) -> None:
 
 def test_members_mask_with_their_neighbours_only(many: Federation) -> None:
     plan = many.plan(2)
-    graph = many.roster.graph(plan)
+    graph = many.roster.groups(plan)[0]
     for name in many.names[:5]:
         upload, _ = many.upload(name, plan)
         assert {edge.peer for edge in upload.edge_commitments} == graph.neighbours[name]
@@ -57,7 +57,7 @@ def test_members_mask_with_their_neighbours_only(many: Federation) -> None:
 def test_a_victim_whose_neighbourhood_is_isolated(many: Federation) -> None:
     """The coordinator leaves out as many neighbours of a victim as it may: the rest, corrupt."""
     plan = many.plan(3)
-    graph = many.roster.graph(plan)
+    graph = many.roster.groups(plan)[0]
     total = many.collect(plan)
     victim = min(many.names, key=lambda name: len(graph.neighbours[name]))
     dropped = sorted(graph.neighbours[victim])[: MEMBERS - N_MIN]
@@ -96,7 +96,7 @@ def test_a_sum_that_leaves_someone_alone_is_aborted(many: Federation) -> None:
 
 def test_only_the_committee_signs_and_opens(many: Federation) -> None:
     plan = many.plan(5)
-    graph = many.roster.graph(plan)
+    graph = many.roster.groups(plan)[0]
     total = many.collect(plan)
     headers = total.close().headers
     outsider = next(name for name in many.names if name not in graph.committee)
