@@ -14,6 +14,7 @@ from pathlib import Path
 from privacy.identity import IdentityKey, Signed
 from privacy.ledger.files import write_all
 from privacy.secagg.keys import EpochKeys, RosterError
+from privacy.secagg.memory import RoundStore, StoreConflict
 from privacy.secagg.pairwise import PairwiseKeys
 from privacy.secagg.roster import OwnReveal, Roster, accept_reveals, accept_roster, reveal
 
@@ -37,12 +38,15 @@ class EpochKeeper:
         home: the node's home; names the file in tmpfs.
         node: the node's name.
         identity: signs bundles and reveals.
+        store: remembers which roster each nonce was revealed for.
         hybrid: whether secrets shall also rest on ML-KEM-768.
 
     """
 
-    def __init__(self, home: Path, node: str, identity: IdentityKey, *, hybrid: bool) -> None:
-        self._node, self._identity, self._hybrid = node, identity, hybrid
+    def __init__(
+        self, home: Path, node: str, identity: IdentityKey, store: RoundStore, *, hybrid: bool
+    ) -> None:
+        self._node, self._identity, self._memory, self._hybrid = node, identity, store, hybrid
         self._path = None if hybrid else _tmpfs_file(home)
         self._current: Epoch | None = None
         self._roster: Roster | None = None
@@ -75,13 +79,21 @@ class EpochKeeper:
         """Check the epoch's bundles and reveal our nonce; the same bytes for the same bundles.
 
         Raises:
-            RosterError: no epoch was entered, or as `privacy.secagg.roster.accept_roster`.
+            RosterError: no epoch was entered, another roster of it was accepted before, too many
+                epochs, or as `privacy.secagg.roster.accept_roster`.
+
+        Formal guarantee: a nonce is revealed for one roster, ever, and that is on the disk before:
+        whoever sees it has committed to all other nonces.
 
         """
         current = self._current
         if current is None:
             raise RosterError("Expected a request for keys first, got a roster.")
         roster = accept_roster(bundles, pins, current.bundle, current.number, federation)
+        try:
+            self._memory.claim_roster(federation, roster.own_commitment, roster.digest)
+        except StoreConflict as error:
+            raise RosterError(str(error)) from error
         if self._reveal is None or self._roster is None or self._roster.digest != roster.digest:
             self._reveal = reveal(roster, current.keys, self._identity)
         self._roster = roster

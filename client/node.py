@@ -34,8 +34,6 @@ from privacy.identity import IdentityKey, Signed
 from privacy.ledger.log import LedgerLog
 from privacy.rounds import PlanCode, PlanRefused, RoundPlan
 from privacy.secagg.header import RefusalCode, SecAggRefused
-from privacy.secagg.keys import RosterError
-from privacy.secagg.memory import StoreConflict
 from privacy.secagg.node import SecAggNode
 from privacy.secagg.store import SqliteRoundStore
 from privacy.units import INSTITUTION
@@ -80,7 +78,11 @@ class Node:
             self._ledger.close()
             raise
         self._epochs = EpochKeeper(
-            home, self.config.name, self._identity, hybrid=self.consent.post_quantum
+            home,
+            self.config.name,
+            self._identity,
+            self._store,
+            hybrid=self.consent.post_quantum,
         )
         try:
             field = self.config.fields.unit_field
@@ -137,18 +139,14 @@ class Node:
             return self._epochs.accept_roster(bundles, pins, self.consent.federation)
 
     def accept_reveals(self, reveals: Sequence[Signed]) -> None:
-        """Enter the epoch, now that everyone revealed its nonce; counted on disk first.
+        """Enter the epoch, now that everyone revealed its nonce.
 
         Raises:
-            RosterError: see `client.epoch.EpochKeeper.accept_reveals`; or too many epochs.
+            RosterError: see `client.epoch.EpochKeeper.accept_reveals`.
 
         """
         with self._lock:
             pairwise = self._epochs.accept_reveals(reveals)
-            try:
-                self._store.count_epoch(self.consent.federation, pairwise.roster.graph_seed)
-            except StoreConflict as error:
-                raise RosterError(str(error)) from error
             self._member = SecAggNode(self._identity, pairwise, self._store)
 
     def release(self, request: UploadRequest, vector: memoryview) -> SealedUpload:

@@ -14,7 +14,7 @@ import torch
 
 from coordinator.attempt import AttemptReport, AttemptRunner, Floats, Members
 from coordinator.channel import Channel, Traffic
-from coordinator.epoch import enter_epoch
+from coordinator.epoch import EpochLost, enter_epoch
 from coordinator.member_heads import MemberHeads
 from coordinator.outcome import RoundOutcome, tell_observer
 from coordinator.planning import check_reachable, make_plan
@@ -124,7 +124,7 @@ class RunDriver:
         """Make one attempt at the next round."""
         attempt = self._attempt()
         plan = RoundPlan.from_payload(attempt.plan.payload)
-        members = self._in_epoch(plan.epoch)
+        members = self._in_epoch(plan)
         runner = AttemptRunner(plan, attempt.plan, members, self._channel, self.settings)
         before = replace(self._channel.traffic)
         try:
@@ -164,18 +164,24 @@ class RunDriver:
 
     def _epoch_stands(self, attempt: Attempt) -> bool:
         """Tell whether members still hold the keys of an attempt's epoch; else it is aborted."""
-        plan = RoundPlan.from_payload(attempt.plan.payload)
-        if self._in_epoch(plan.epoch).roster.digest.hex() == plan.roster_digest:
-            return True
-        self._abort(attempt, SecAggAbort(AbortCode.EPOCH_LOST, "Members lost the epoch's keys."))
-        self._members = None
-        return False
+        try:
+            self._in_epoch(RoundPlan.from_payload(attempt.plan.payload))
+        except EpochLost as error:
+            self._abort(attempt, SecAggAbort(AbortCode.EPOCH_LOST, str(error)))
+            return False
+        return True
 
-    def _in_epoch(self, number: int | None) -> Members:
-        """Return the members of the epoch we are in, entering one where need be."""
+    def _in_epoch(self, plan: RoundPlan | None) -> Members:
+        """Return the members of the epoch we are in; enter a plan's or a new one where need be."""
         if self._members is None:
-            epoch = number or self._store.next_epoch()
-            self._members = enter_epoch(self.settings, epoch, self._channel, self._heads)
+            epoch = plan.epoch if plan else self._store.next_epoch()
+            self._members = enter_epoch(
+                self.settings,
+                epoch,
+                self._channel,
+                self._heads,
+                expected=plan.roster_digest if plan else None,
+            )
         return self._members
 
     def _leave_epoch(self, report: AttemptReport) -> None:

@@ -21,7 +21,18 @@ from protos.round_messages import Done, EpochRequest, OwnHead, OwnHeadShown
 from protos.wire import Parcel, WireMessage
 
 
-def enter_epoch(settings: RunSettings, epoch: int, channel: Channel, heads: MemberHeads) -> Members:
+class EpochLost(Exception):  # noqa: N818  (an outcome of the protocol)
+    """Members of an epoch lost its keys; they reveal their nonces for one roster only."""
+
+
+def enter_epoch(
+    settings: RunSettings,
+    epoch: int,
+    channel: Channel,
+    heads: MemberHeads,
+    *,
+    expected: str | None = None,
+) -> Members:
     """Relay an epoch's bundles, then its nonces, and show each member its newest ledger head.
 
     Args:
@@ -29,12 +40,14 @@ def enter_epoch(settings: RunSettings, epoch: int, channel: Channel, heads: Memb
         epoch: number of the epoch; members that hold its keys answer with the same bundle again.
         channel: the way to the nodes.
         heads: of the members' own ledgers; what the members answer is kept there.
+        expected: digest of the roster that the epoch had when it was entered before, hex.
 
     Returns:
         The verified roster, and where each member is reached.
 
     Raises:
         RunError: a member is missing, or refuses; the message says who.
+        EpochLost: another roster than expected; nobody was shown it.
 
     """
     bundles = _bundles(settings, epoch, channel)
@@ -43,6 +56,8 @@ def enter_epoch(settings: RunSettings, epoch: int, channel: Channel, heads: Memb
         roster = accept_roster(list(bundles.values()), pins, None, epoch, settings.federation)
     except RosterError as error:
         raise RunError(f"Epoch {epoch} cannot be opened: {error}") from error
+    if expected not in (None, roster.digest.hex()):
+        raise EpochLost(f"Expected the members' keys of epoch {epoch}, got new ones.")
     addresses = {_name(signed): address for address, signed in bundles.items()}
     members = Members(roster, addresses)
     members.roster = _reveals(settings, members, list(bundles.values()), channel)

@@ -18,8 +18,11 @@ class PlanKey(NamedTuple):
 class RoundStore(Protocol):
     """What a member remembers about rounds; every method is durable before it returns."""
 
-    def count_epoch(self, federation: str, graph_seed: bytes) -> None:
-        """Note the nonces of an epoch, once; StoreConflict beyond LARGEST_EPOCHS of them."""
+    def claim_roster(self, federation: str, nonce_commitment: bytes, roster_digest: bytes) -> None:
+        """Note what a nonce is revealed for, before it is; the same again changes nothing.
+
+        StoreConflict for a second roster of one nonce, and beyond LARGEST_EPOCHS of them.
+        """
 
     def claim_plan(self, key: PlanKey, digest: bytes) -> None:
         """Take part under this plan; StoreConflict unless (round, attempt) is new and later."""
@@ -47,7 +50,7 @@ class RoundStore(Protocol):
 
 
 class StoreConflict(ValueError):  # noqa: N818  (an outcome of the protocol)
-    """A plan whose round and attempt were claimed before, or an epoch too many."""
+    """A plan whose round and attempt, or a nonce whose roster, were claimed before; or too many."""
 
 
 def plan_key(plan: RoundPlan) -> PlanKey:

@@ -84,6 +84,12 @@ class Roster:
         return tuple(bundle.node for bundle in self.bundles)
 
     @property
+    def own_commitment(self) -> bytes:
+        """The commitment to our own nonce, 32 bytes."""
+        bundle = next(bundle for bundle in self.bundles if bundle.node == self.own)
+        return bytes.fromhex(bundle.nonce_commitment)
+
+    @property
     def hybrid(self) -> bool:
         """Whether pairwise secrets need ML-KEM-768 too."""
         return self.bundles[0].kem_key is not None

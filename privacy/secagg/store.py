@@ -18,9 +18,9 @@ CREATE TABLE IF NOT EXISTS plans (
     round INTEGER NOT NULL, attempt INTEGER NOT NULL, digest BLOB NOT NULL UNIQUE,
     PRIMARY KEY (federation, run, round, attempt)
 ) STRICT;
-CREATE TABLE IF NOT EXISTS epochs (
-    federation TEXT NOT NULL, graph_seed BLOB NOT NULL,
-    PRIMARY KEY (federation, graph_seed)
+CREATE TABLE IF NOT EXISTS rosters (
+    federation TEXT NOT NULL, nonce BLOB NOT NULL, digest BLOB NOT NULL,
+    PRIMARY KEY (federation, nonce)
 ) STRICT;
 CREATE TABLE IF NOT EXISTS signed_sets (
     plan BLOB PRIMARY KEY, set_digest BLOB NOT NULL
@@ -62,15 +62,25 @@ class SqliteRoundStore:
         """Close the file."""
         self._connection.close()
 
-    def count_epoch(self, federation: str, graph_seed: bytes) -> None:
-        """See `RoundStore.count_epoch`."""
+    def claim_roster(self, federation: str, nonce_commitment: bytes, roster_digest: bytes) -> None:
+        """See `RoundStore.claim_roster`."""
+        nonce = (federation, nonce_commitment)
         with self._transaction() as cursor:
             cursor.execute(
-                "INSERT INTO epochs VALUES (?, ?) ON CONFLICT DO NOTHING", (federation, graph_seed)
+                "INSERT INTO rosters VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+                (*nonce, roster_digest),
             )
-            counted = cursor.execute(
-                "SELECT COUNT(*) FROM epochs WHERE federation = ?", (federation,)
-            ).fetchone()[0]
+            (claimed,) = cursor.execute(
+                "SELECT digest FROM rosters WHERE federation = ? AND nonce = ?", nonce
+            ).fetchone()
+            if claimed != roster_digest:
+                raise StoreConflict(
+                    "Expected the roster that this member revealed its nonce for, got another one "
+                    "of the same epoch: who saw the nonce could choose it. Open a new epoch."
+                )
+            (counted,) = cursor.execute(
+                "SELECT COUNT(*) FROM rosters WHERE federation = ?", (federation,)
+            ).fetchone()
             if counted > LARGEST_EPOCHS:
                 raise StoreConflict(
                     f"Expected at most {LARGEST_EPOCHS} epochs in the life of a federation, got "

@@ -13,7 +13,7 @@ import pytest
 from arion.federation import write_toml
 from client.config import NODE_FILE
 from client.histories import FORK_FILE
-from client.node import CONSENT_FILE, Node
+from client.node import CONSENT_FILE, IDENTITY_FILE, Node
 from client.outbox import Outbox
 from models.recipe import Recipe
 from privacy.canonical import canonical_bytes, sha256_hex
@@ -333,6 +333,42 @@ def test_sybils_in_the_roster(hands: Hands, case: str) -> None:
         node.accept_roster(sybil_bundles(hands, case))
     plan = hands.plan(roster_digest="0" * 64)
     refused(hands, PlanCode.WRONG_ROSTER, lambda: ask(hands, hands.request(plan)))
+
+
+def with_another_nonce(hands: Hands) -> list[Signed]:
+    """Bundles of epoch 1, east's of them made after all nonces were shown."""
+    home = hands.federation.homes.nodes["east"]
+    chosen = EpochKeys.generate().bundle(
+        FEDERATION, 1, "east", IdentityKey.load(home / IDENTITY_FILE)
+    )
+    return [chosen, *hands.bundles[1:]]
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_roster_made_after_the_nonces_were_shown(hands: Hands, restarted: bool) -> None:
+    """Who has seen our nonce would choose its own, and with it the graph: it is not shown twice."""
+    if restarted:
+        hands.reopen("north")
+    node = hands.nodes["north"]
+    with pytest.raises(RosterError, match="revealed its nonce for"):
+        node.accept_roster(with_another_nonce(hands))
+    assert node.accept_roster(hands.bundles) == hands.reveals[1]
+    node.accept_reveals(hands.reveals)
+    hands.release("north", hands.plan())
+
+
+def test_nonces_that_are_never_passed_on_count(
+    hands: Hands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A coordinator that collects nonces, dislikes their graph and says nothing has had a trial."""
+    monkeypatch.setattr("privacy.secagg.store.LARGEST_EPOCHS", 3)
+    for number in (2, 3, 4):
+        bundles = [node.publish_keys(FEDERATION, number) for node in hands.nodes.values()]
+        if number < 4:
+            for node in hands.nodes.values():
+                node.accept_roster(bundles)
+    with pytest.raises(RosterError, match="at most 3 epochs"):
+        hands.nodes["north"].accept_roster(bundles)
 
 
 def test_a_member_that_another_institutions_consent_pins_otherwise(hands: Hands) -> None:

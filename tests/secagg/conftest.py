@@ -33,10 +33,11 @@ class MemoryStore:
         self.plans: dict[bytes, PlanKey] = {}
         self.sets: dict[bytes, bytes] = {}
         self.replies: dict[bytes, bytes] = {}
-        self.epochs: set[tuple[str, bytes]] = set()
+        self.rosters: dict[tuple[str, bytes], bytes] = {}
 
-    def count_epoch(self, federation: str, graph_seed: bytes) -> None:
-        self.epochs.add((federation, graph_seed))
+    def claim_roster(self, federation: str, nonce_commitment: bytes, roster_digest: bytes) -> None:
+        if self.rosters.setdefault((federation, nonce_commitment), roster_digest) != roster_digest:
+            raise StoreConflict("Expected the roster that the nonce was revealed for, got another.")
 
     def claim_plan(self, key: PlanKey, digest: bytes) -> None:
         last = self.last_seen(key.federation, key.run)

@@ -93,17 +93,19 @@ def test_a_commitment_that_was_copied(federation: Any) -> None:
     assert commit_nonce(bytes(32), "f", 1, "a") != commit_nonce(bytes(32), "f", 1, "b")
 
 
-def test_epochs_are_counted_on_disk(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rosters_are_counted_on_disk(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     store = SqliteRoundStore(tmp_path / "rounds.sqlite")
     monkeypatch.setattr("privacy.secagg.store.LARGEST_EPOCHS", 3)
     for place in (0, 1, 1, 2, 0):
-        store.count_epoch("hospitals", bytes([place]) * 32)
-    store.count_epoch("banks", b"\x09" * 32)
+        store.claim_roster("hospitals", bytes([place]) * 32, bytes([place]) * 32)
+    store.claim_roster("banks", b"\x09" * 32, b"\x09" * 32)
     store.close()
     again = SqliteRoundStore(tmp_path / "rounds.sqlite")
     with pytest.raises(StoreConflict, match="at most 3 epochs"):
-        again.count_epoch("hospitals", b"\x04" * 32)
-    again.count_epoch("hospitals", b"\x02" * 32)
+        again.claim_roster("hospitals", b"\x04" * 32, b"\x04" * 32)
+    again.claim_roster("hospitals", b"\x02" * 32, b"\x02" * 32)
+    with pytest.raises(StoreConflict, match="revealed its nonce for"):
+        again.claim_roster("hospitals", b"\x02" * 32, b"\x03" * 32)
     assert LARGEST_EPOCHS == 2**16
 
 
