@@ -20,13 +20,15 @@ LARGEST_COMPLETE = 50
 LARGEST_SPARSE = 1_000
 SMALLEST_COHORT = 3
 LARGEST_EPOCHS = 1 << 16
-"""Sets of nonces that a node accepts in its life; it counts them on disk."""
+"""Rosters that a node reveals a nonce for in its life; it counts them on disk."""
 LARGEST_EPOCH_TRIALS = 1 << 16
-"""Graphs of one epoch: one for each permitted (round, attempt)."""
+"""Seeds of one epoch: one for each permitted (round, attempt)."""
+LARGEST_SHAPES = 1 << 22
+"""Failures that a plan can ask for under one seed: see `choose_parameters`."""
 
 FAILURE = 2.0**-40
 """Bound on the probability that privacy of any sum fails over all permitted trials."""
-_TRIAL_BITS = 73  # 40, 16 for epochs, 16 for rounds and attempts, and 1: graph or committee
+_TRIAL_BITS = 94  # 40, 16 for epochs, 16 for rounds and attempts, 22 for shapes
 _LIVENESS_BITS = 20
 # Float arithmetic on tails: the true bound is within a factor of two of the computed one.
 _SLACK_BITS = 1
@@ -88,8 +90,14 @@ def choose_parameters(members: int, corrupt: int, dropout: int) -> GraphParamete
                     P[Bin(s c, p) + 2 Bin(s (s - 1) / 2, p) >= s t]
 
     (the last factor counted for s < 60 only). It fails too if more than c' of the committee are
-    corrupt, where 2q > m + c': a hypergeometric tail, computed in integers. Each is at most 2^-73,
-    for a union over two kinds of failure, 2^16 epochs and 2^16 rounds and attempts: 2^-40 in all.
+    corrupt, where 2q > m + c': a hypergeometric tail, computed in integers. Each is at most 2^-94,
+    for a union over 2^16 rosters, 2^16 rounds and attempts of each, and 2^22 shapes: 2^-40 in all.
+
+    Shapes are counted because a coordinator knows the seed when it writes a plan. It may divide N
+    members into g groups of n = N / g > 50 each, and chooses k < n and d < n; a larger t or q than
+    the least that the bound allows makes failure rarer under the same graph. Over the g <= 19 there
+    are at most sum_g g (N / g)^2 < 3.6 N^2 failures of a graph and 19 N of a committee: < 2^22.
+
     t, and q <= m - d', are such that d members missing at random stop an attempt with probability
     at most 2^-20 each; whether an attempt succeeds is not a matter of privacy.
 

@@ -15,7 +15,11 @@ from scipy.stats import hypergeom
 
 from privacy.secagg.graph import Shape, draw_groups
 from privacy.secagg.parameters import (
+    FAILURE,
     LARGEST_COMPLETE,
+    LARGEST_EPOCH_TRIALS,
+    LARGEST_EPOCHS,
+    LARGEST_SHAPES,
     GraphParameters,
     ParameterError,
     check_parameters,
@@ -90,7 +94,7 @@ def test_graphs_fall_apart_no_more_often_than_the_bound() -> None:
 def test_what_is_chosen_keeps_the_bounds_and_less_does_not(n: int, c: int, d: int) -> None:
     chosen = choose_parameters(n, c, d)
     check_parameters(chosen, n, c, d)
-    assert -graph_log2(chosen, n, c, d) >= 74
+    assert -graph_log2(chosen, n, c, d) >= 95
     for change in (
         {"degree": chosen.degree // 2, "least_neighbours": chosen.least_neighbours // 2},
         {"least_neighbours": chosen.least_neighbours // 2},
@@ -107,7 +111,7 @@ def test_what_is_chosen_keeps_the_bounds_and_less_does_not(n: int, c: int, d: in
 def test_a_committee_is_safe_and_lives(n: int, c: int, d: int) -> None:
     chosen = choose_parameters(n, c, d)
     m, q = chosen.committee, chosen.quorum
-    assert hypergeom.sf(2 * q - m - 1, n, c, m) <= 2.0**-73  # 2q <= m + corrupt
+    assert hypergeom.sf(2 * q - m - 1, n, c, m) <= 2.0**-94  # 2q <= m + corrupt
     assert hypergeom.sf(m - q, n, d, m) <= 2.0**-20  # fewer than q are there
     assert committee_quorum(n, c, d, m - 1) is None
 
@@ -120,6 +124,26 @@ def test_every_member_keeps_its_neighbours_if_members_drop_out_at_random(
     chosen = choose_parameters(n, c, d)
     rate = Fraction(chosen.degree, n - 1)
     assert n * exactly(n - 1 - d, rate, chosen.least_neighbours - 1) <= Fraction(1, 2**20)
+
+
+@pytest.mark.parametrize("members", [60, 104, 720, 1000])
+def test_every_trial_is_in_the_union(members: int) -> None:
+    """Rosters, (round, attempt), and what a plan may ask for once its seed is known."""
+    shapes = 0
+    for groups in range(1, members // LARGEST_COMPLETE + 1):
+        n = members // groups
+        if n * groups == members and n > LARGEST_COMPLETE:
+            shapes += groups * (n * n + n)  # (k, d) of each group's graph, m of its committee
+    assert shapes < LARGEST_SHAPES
+    assert LARGEST_EPOCHS * LARGEST_EPOCH_TRIALS * LARGEST_SHAPES * 2.0**-94 <= FAILURE
+
+
+@pytest.mark.parametrize("degree", [60, 67, 80])
+def test_more_neighbours_or_signers_than_the_least_fail_less_often(degree: int) -> None:
+    """Under one graph the least t and q stand for all: shapes need not count those."""
+    chosen = GraphParameters(degree, 25, 36, 31)
+    logs = [graph_log2(replace(chosen, least_neighbours=t), 1000, 50, 10) for t in range(20, 30)]
+    assert logs == sorted(logs, reverse=True)
 
 
 @pytest.mark.parametrize("n", [3, 4, 12, LARGEST_COMPLETE])
