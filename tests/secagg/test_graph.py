@@ -1,6 +1,5 @@
-"""Graphs and committees: a second implementation, a frozen one, and who may choose them."""
+"""Graphs and committees: a second implementation, and who may choose them."""
 
-import hashlib
 from itertools import combinations
 from typing import Any
 
@@ -9,35 +8,17 @@ import pytest
 
 from privacy.secagg import graph as graph_module
 from privacy.secagg.graph import Shape, attempt_seed, draw_groups
+from tests.secagg.reference import digest, draw
 
 NAMES = tuple(f"node-{place:02}" for place in range(12))
 SEED = bytes(range(32))
-FROZEN_SEED = "e964112dd4a14c3b7efc1dee67d436ddb90d4bdbd77cab680555cc8674d9db1c"
-FROZEN_NEIGHBOURS = ["node-08", "node-11"]
-FROZEN_COMMITTEE = ["node-00", "node-06", "node-07", "node-11"]
-
-
-def part(data: bytes) -> bytes:
-    return len(data).to_bytes(4, "big") + data
-
-
-def hashed(*parts: bytes) -> bytes:
-    return hashlib.sha256(b"".join(map(part, parts))).digest()
 
 
 def again(seed: bytes, names: tuple[str, ...], degree: int, committee: int) -> Any:
-    """docs/secure_aggregation.md, read once more."""
-    n = len(names)
-    edges = {
-        (u, v)
-        for u in names
-        for v in names
-        if u < v
-        and int.from_bytes(hashed(b"edge", seed, u.encode(), v.encode())[:8], "big")
-        < 2**64 * degree // (n - 1)
-    }
-    ranked = sorted(names, key=lambda name: hashed(b"committee", seed, name.encode()))
-    return edges, tuple(sorted(ranked[:committee]))
+    """What the second implementation draws: edges and committee of one group."""
+    (group,) = draw(seed, list(names), 1, degree, committee)
+    edges = {(u, v) for u in names for v in group["neighbours"][u] if u < v}
+    return edges, tuple(group["committee"])
 
 
 @pytest.mark.parametrize("degree", [1, 4, 10])
@@ -83,14 +64,6 @@ def test_ones_own_neighbours_take_one_hash_per_member(monkeypatch: pytest.Monkey
     assert len(hashes) == len(NAMES) * (len(NAMES) - 1) // 2
 
 
-def test_the_frozen_graph() -> None:
-    seed = attempt_seed(SEED, 3, 1)
-    graph = draw_groups(seed, NAMES, Shape(1, 3, 4))[0]
-    assert seed.hex() == FROZEN_SEED
-    assert sorted(graph.neighbours["node-05"]) == FROZEN_NEIGHBOURS
-    assert list(graph.committee) == FROZEN_COMMITTEE
-
-
 def test_the_complete_graph_has_nothing_to_draw() -> None:
     (one,), (other,) = (draw_groups(seed, NAMES, Shape(1, 11, 12)) for seed in (SEED, bytes(32)))
     assert one == other
@@ -129,7 +102,7 @@ def test_no_plan_chooses_its_graph(federation: Any) -> None:
 def test_groups_are_dealt_by_rank(groups: int) -> None:
     size = 12 // groups
     drawn = draw_groups(SEED, NAMES, Shape(groups, size - 1, size))
-    ranked = sorted(NAMES, key=lambda name: hashed(b"group", SEED, name.encode()))
+    ranked = sorted(NAMES, key=lambda name: digest("group", SEED, name))
     assert [group.members for group in drawn] == [
         tuple(sorted(ranked[place::groups])) for place in range(groups)
     ]
