@@ -6,23 +6,21 @@ Members can be made to drop out of any phase, which is how drop-outs are simulat
 
 import hashlib
 import itertools
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from flwr.app import DEFAULT_TTL, Context, Error, Message, Metadata, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from privacy.rounds import RoundPlan
-from protos.flower import from_records
+from protos.flower import RUN_ID, from_records, new_message
 from protos.round_messages import UploadRequest
 
 Drops = Callable[[str, Message], bool]
 """(node's name, message) -> whether the node does not answer this message."""
 
-_RUN_ID = 1
 _SERVER_ID = 1
 _FAILED = 1
 
@@ -49,7 +47,7 @@ class LocalGrid(Grid):
         self._names = dict(enumerate(sorted(homes), start=_SERVER_ID + 1))
         self._contexts = {
             node_id: Context(
-                run_id=_RUN_ID,
+                run_id=RUN_ID,
                 node_id=node_id,
                 node_config={"home": str(homes[name]), "runtime": "simulate"},
                 state=RecordDict(),
@@ -77,19 +75,15 @@ class LocalGrid(Grid):
         ttl: float | None = None,
     ) -> Message:
         """See `Grid.create_message`."""
-        metadata = Metadata(
-            run_id=_RUN_ID,
-            message_id=str(next(self._numbers)),
-            src_node_id=_SERVER_ID,
-            dst_node_id=dst_node_id,
-            reply_to_message_id="",
-            group_id=group_id,
-            created_at=time.time(),
-            ttl=ttl or DEFAULT_TTL,
-            message_type=message_type,
+        return new_message(
+            content,
+            message_type,
+            number=next(self._numbers),
+            source=_SERVER_ID,
+            address=dst_node_id,
+            group=group_id,
+            ttl=ttl,
         )
-        # Flower's own grids build messages this way; the overloads do not list it.
-        return Message(content=content, metadata=metadata)  # type: ignore[call-overload,no-any-return]
 
     def get_node_ids(self) -> Iterable[int]:
         """All nodes; one that drops out is still known."""
@@ -131,7 +125,7 @@ class LocalGrid(Grid):
 def run_server_app(server_app: ServerApp, grid: LocalGrid, home: Path) -> None:
     """Run the ServerApp of the run in `home` over a grid of this process."""
     context = Context(
-        run_id=_RUN_ID,
+        run_id=RUN_ID,
         node_id=_SERVER_ID,
         node_config={},
         state=RecordDict(),

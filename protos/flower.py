@@ -3,24 +3,67 @@
 Payloads (model parameters, masked words) are inline bytes on every runtime.
 """
 
-from flwr.app import ConfigRecord, RecordDict
+import time
+
+from flwr.app import DEFAULT_TTL, ConfigRecord, Message, Metadata, RecordDict
 
 from protos.messages import Refusal
 from protos.wire import Parcel, WireError, WireMessage
 
+RUN_ID = 1
 _RECORD = "arion"
 
 
 def to_records(parcel: Parcel) -> RecordDict:
     """Wrap a message for Flower."""
-    record = ConfigRecord(
-        {
-            "kind": type(parcel.message).__name__,
-            "body": parcel.message.to_bytes(),
-            "payload": parcel.payload,
-        }
+    return records_of(type(parcel.message).__name__, parcel.message.to_bytes(), parcel.payload)
+
+
+def records_of(kind: str, body: bytes, payload: bytes) -> RecordDict:
+    """Wrap a message that was not parsed, for Flower."""
+    return RecordDict({_RECORD: ConfigRecord({"kind": kind, "body": body, "payload": payload})})
+
+
+def parcel_of(records: RecordDict) -> tuple[str, bytes, bytes]:
+    """Return kind, body and payload of a message without parsing it.
+
+    Raises:
+        WireError: another record.
+
+    """
+    record = records.config_records.get(_RECORD)
+    if record is None:
+        raise WireError(f"Expected a record {_RECORD!r}, got {sorted(records)}.")
+    kind, body, payload = record.get("kind"), record.get("body"), record.get("payload")
+    if not (isinstance(kind, str) and isinstance(body, bytes) and isinstance(payload, bytes)):
+        raise WireError("Expected a kind, a body and a payload, got other fields.")
+    return kind, body, payload
+
+
+def new_message(
+    content: RecordDict,
+    message_type: str,
+    *,
+    number: int,
+    source: int,
+    address: int,
+    group: str = "",
+    ttl: float | None = None,
+) -> Message:
+    """Build a message as Flower's own grids do."""
+    metadata = Metadata(
+        run_id=RUN_ID,
+        message_id=str(number),
+        src_node_id=source,
+        dst_node_id=address,
+        reply_to_message_id="",
+        group_id=group,
+        created_at=time.time(),
+        ttl=ttl or DEFAULT_TTL,
+        message_type=message_type,
     )
-    return RecordDict({_RECORD: record})
+    # The overloads do not list this way of building one.
+    return Message(content=content, metadata=metadata)  # type: ignore[call-overload,no-any-return]
 
 
 def from_records(records: RecordDict, *kinds: type[WireMessage]) -> Parcel:
@@ -30,14 +73,11 @@ def from_records(records: RecordDict, *kinds: type[WireMessage]) -> Parcel:
         WireError: another record, another kind, or bytes that are not one.
 
     """
-    record = records.config_records.get(_RECORD)
-    if record is None:
-        raise WireError(f"Expected a record {_RECORD!r}, got {sorted(records)}.")
+    kind, body, payload = parcel_of(records)
     known = {kind.__name__: kind for kind in kinds}
-    kind, body, payload = record.get("kind"), record.get("body"), record.get("payload")
-    if kind not in known or not isinstance(body, bytes) or not isinstance(payload, bytes):
+    if kind not in known:
         raise WireError(f"Expected one of {sorted(known)}, got {kind!r}.")
-    return Parcel(known[str(kind)].from_bytes(body), payload)
+    return Parcel(known[kind].from_bytes(body), payload)
 
 
 def reply_from(records: RecordDict, kind: type[WireMessage]) -> Parcel:

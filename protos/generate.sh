@@ -7,4 +7,5 @@ cd "$(dirname "$0")/.."
 PYTHON="${PYTHON:-.venv/bin/python}"
 OUT="${1:-.}"
 "$PYTHON" -m grpc_tools.protoc --proto_path=. --python_out="$OUT" --pyi_out="$OUT" \
-    protos/arion/v1/secagg.proto protos/arion/v1/rounds.proto
+    protos/arion/v1/secagg.proto protos/arion/v1/rounds.proto protos/arion/v1/service.proto
+"$PYTHON" -m grpc_tools.protoc --proto_path=. --grpc_python_out="$OUT" protos/arion/v1/service.proto

@@ -171,6 +171,8 @@ def test_the_stubs_are_those_of_the_proto_file(tmp_path: Path) -> None:
         env={"PYTHON": sys.executable, "PATH": "/usr/bin:/bin"},
         check=True,
     )
-    for name in ("secagg_pb2.py", "secagg_pb2.pyi"):
+    stubs = sorted((ROOT / "protos/arion/v1").glob("*_pb2*.py*"))
+    assert len(stubs) == 7
+    for name in (stub.name for stub in stubs):
         path = Path("protos/arion/v1") / name
         assert (tmp_path / path).read_text() == (ROOT / path).read_text()

@@ -1,0 +1,1 @@
+"""The coordinator's service: enrolment, certificates, and the mailbox that carries messages."""

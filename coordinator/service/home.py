@@ -1,0 +1,129 @@
+"""A coordinator's home: its authority, its signing key, its database and its settings."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.hazmat.primitives.serialization import Encoding
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from sqlalchemy import Engine
+
+from coordinator.service.blobs import Blobs
+from coordinator.service.database import create_tables, open_database
+from coordinator.service.mailbox import Mailbox
+from coordinator.service.pki import Authority
+from coordinator.service.registry import Registry
+from coordinator.settings import RunError
+from privacy.enrolment import key_pem, new_connection_key
+from privacy.identity import IdentityKey
+from privacy.ledger.files import make_directory, replace_durably
+
+SERVICE_FILE = "service.json"
+IDENTITY_FILE = "identity.key"
+_BLOBS = "blobs"
+
+
+class ServiceSettings(BaseModel):
+    """What the service is and where it listens.
+
+    Attributes:
+        federation: identifier; in every plan and certificate.
+        hosts: names and addresses that nodes dial; the server certificate is for them.
+        listen: address of the interface, such as 0.0.0.0.
+        port: of the exchange, under mutual TLS.
+        enrolment_port: of joining, under server TLS.
+        database: URL of another database than the home's SQLite file.
+
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    federation: str = Field(min_length=1, max_length=200)
+    hosts: tuple[str, ...] = Field(min_length=1)
+    listen: str = "127.0.0.1"
+    port: int = Field(default=7443, ge=0, lt=65536)
+    enrolment_port: int = Field(default=7444, ge=0, lt=65536)
+    database: str | None = None
+
+
+@dataclass(frozen=True)
+class ServiceHome:
+    """An opened home.
+
+    Attributes:
+        path: the folder.
+        settings: of the service.
+        authority: signs certificates.
+        key: signs plans.
+        engine: the database.
+        registry: who may connect.
+        mailbox: what waits.
+
+    """
+
+    path: Path
+    settings: ServiceSettings
+    authority: Authority
+    key: IdentityKey
+    engine: Engine
+    registry: Registry
+    mailbox: Mailbox
+
+    @classmethod
+    def create(cls, path: Path, settings: ServiceSettings) -> "ServiceHome":
+        """Make a home; nothing that exists is overwritten.
+
+        Raises:
+            RunError: there is one already.
+
+        """
+        if (path / SERVICE_FILE).exists():
+            raise RunError(
+                f"Expected a folder without a coordinator, got one in {path}. Choose another, or "
+                "use the one that is there."
+            )
+        make_directory(path)
+        if not (path / IDENTITY_FILE).exists():
+            IdentityKey.generate().save(path / IDENTITY_FILE)
+        Authority.create(path, settings.federation)
+        create_tables(open_database(path, settings.database))
+        text = settings.model_dump_json(indent=2).encode() + b"\n"
+        replace_durably(path / SERVICE_FILE, text)  # last: its presence says that all is there
+        return cls.open(path)
+
+    @classmethod
+    def open(cls, path: Path) -> "ServiceHome":
+        """Open a home.
+
+        Raises:
+            RunError: there is none, or its settings are damaged.
+
+        """
+        try:
+            settings = ServiceSettings.model_validate_json((path / SERVICE_FILE).read_bytes())
+        except (OSError, ValidationError) as error:
+            raise RunError(
+                f"Expected a coordinator's home at {path}, got {type(error).__name__}. Make one: "
+                "arion coordinator init."
+            ) from error
+        authority = Authority.load(path)
+        engine = open_database(path, settings.database)
+        return cls(
+            path,
+            settings,
+            authority,
+            IdentityKey.load(path / IDENTITY_FILE),
+            engine,
+            Registry(engine, authority, settings.federation),
+            Mailbox(engine, Blobs(path / _BLOBS)),
+        )
+
+    def new_server_pair(self) -> tuple[bytes, bytes]:
+        """Make a key and a certificate for the service's ports; return (key, chain), PEM."""
+        key = new_connection_key()
+        certificate = self.authority.issue_server(key, self.settings.hosts)
+        chain = certificate.public_bytes(Encoding.PEM) + self.authority.pem
+        return key_pem(key), chain
+
+    def close(self) -> None:
+        """Give the database back."""
+        self.engine.dispose()

@@ -1,0 +1,216 @@
+"""Messages that wait for nodes, and answers that wait for a run; each is kept once, durably.
+
+A node may be told a message twice and answer twice: it answers with the same bytes, and the first
+answer counts. A message that nobody waits for any more is over, and its answer is not kept.
+"""
+
+import secrets
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Engine, select
+from sqlalchemy.exc import IntegrityError
+
+from coordinator.service.blobs import BlobError, Blobs
+from coordinator.service.database import MESSAGES, REPLIES, transaction
+
+
+@dataclass(frozen=True)
+class Post:
+    """A message for a node, or an answer; its payload is a blob.
+
+    Attributes:
+        message: identifier; an answer bears that of its question.
+        address: the node's number.
+        action: what is asked, such as "train.upload"; empty in an answer.
+        kind, body: protobuf message and its encoding.
+        payload_digest, payload_bytes: of the payload; empty and 0 where there is none.
+
+    """
+
+    message: str
+    address: int
+    action: str
+    kind: str
+    body: bytes
+    payload_digest: bytes = b""
+    payload_bytes: int = 0
+
+
+class Mailbox:
+    """The mailbox of one coordinator; many processes may use it at once.
+
+    Args:
+        engine: the database.
+        blobs: payloads.
+
+    """
+
+    def __init__(self, engine: Engine, blobs: Blobs) -> None:
+        self._engine, self.blobs = engine, blobs
+
+    def post(self, run: str, address: int, action: str, parcel: tuple[str, bytes, bytes]) -> str:
+        """Leave a message for a node.
+
+        Args:
+            run: whose message it is; `clear` takes what was left of a run.
+            address: the node's number.
+            action: what is asked.
+            parcel: kind, body and payload.
+
+        Returns:
+            The message's identifier.
+
+        """
+        kind, body, payload = parcel
+        message = secrets.token_hex(16)
+        digest = self.blobs.put(payload) if payload else b""
+        with transaction(self._engine) as connection:
+            connection.execute(
+                MESSAGES.insert().values(
+                    id=message,
+                    run=run,
+                    address=address,
+                    action=action,
+                    kind=kind,
+                    body=body,
+                    payload_digest=digest,
+                    payload_bytes=len(payload),
+                    state="waiting",
+                    posted=time.time(),
+                )
+            )
+        if payload:
+            self.blobs.put(payload)  # another run's `clear` may have come in between
+        return message
+
+    def waiting(self, address: int, known: Iterable[str] = ()) -> list[Post]:
+        """Return messages for a node that were not answered, oldest first, but those known."""
+        query = (
+            select(MESSAGES)
+            .where(MESSAGES.c.address == address, MESSAGES.c.state == "waiting")
+            .order_by(MESSAGES.c.posted, MESSAGES.c.id)
+        )
+        skip = set(known)
+        with transaction(self._engine) as connection:
+            return [
+                Post(
+                    row.id,
+                    row.address,
+                    row.action,
+                    row.kind,
+                    row.body,
+                    row.payload_digest,
+                    row.payload_bytes,
+                )
+                for row in connection.execute(query)
+                if row.id not in skip
+            ]
+
+    def is_waiting(self, message: str, address: int) -> bool:
+        """Tell whether a node's answer to a message is still waited for."""
+        with transaction(self._engine) as connection:
+            row = connection.execute(
+                select(MESSAGES.c.state).where(
+                    MESSAGES.c.id == message, MESSAGES.c.address == address
+                )
+            ).one_or_none()
+        return row is not None and row.state == "waiting"
+
+    def may_fetch(self, address: int, digest: bytes) -> bool:
+        """Tell whether a payload belongs to a message for this node."""
+        with transaction(self._engine) as connection:
+            row = connection.execute(
+                select(MESSAGES.c.id).where(
+                    MESSAGES.c.address == address,
+                    MESSAGES.c.payload_digest == digest,
+                    MESSAGES.c.state == "waiting",
+                )
+            ).first()
+        return row is not None
+
+    def answer(self, answer: Post) -> bool:
+        """Keep a node's answer; False where it is over, or was answered before.
+
+        Its payload's bytes must be on the disk: `Blobs.receive`.
+
+        Raises:
+            BlobError: the payload is not the one that the answer names.
+
+        """
+        if answer.payload_bytes:
+            self.blobs.keep(answer.message, answer.payload_digest)
+        with transaction(self._engine) as connection:
+            changed = connection.execute(
+                MESSAGES.update()
+                .where(
+                    MESSAGES.c.id == answer.message,
+                    MESSAGES.c.address == answer.address,
+                    MESSAGES.c.state == "waiting",
+                )
+                .values(state="answered")
+            ).rowcount
+            if not changed:
+                return False
+            try:
+                connection.execute(
+                    REPLIES.insert().values(
+                        message=answer.message,
+                        kind=answer.kind,
+                        body=answer.body,
+                        payload_digest=answer.payload_digest,
+                        payload_bytes=answer.payload_bytes,
+                    )
+                )
+            except IntegrityError as error:
+                raise BlobError("Expected one answer to a message, got another.") from error
+        return True
+
+    def first_answer(self, messages: Sequence[str]) -> tuple[Post, bytes] | None:
+        """Return one answer to any of these messages with its payload, or None."""
+        query = (
+            select(REPLIES, MESSAGES.c.address)
+            .join(MESSAGES, MESSAGES.c.id == REPLIES.c.message)
+            .where(REPLIES.c.message.in_(messages))
+            .limit(1)
+        )
+        with transaction(self._engine) as connection:
+            row = connection.execute(query).one_or_none()
+        if row is None:
+            return None
+        post = Post(
+            row.message,
+            row.address,
+            "",
+            row.kind,
+            row.body,
+            row.payload_digest,
+            row.payload_bytes,
+        )
+        payload = self.blobs.read(row.payload_digest) if row.payload_bytes else b""
+        return post, payload
+
+    def clear(self, run: str) -> None:
+        """Forget all messages of a run and their answers: who answers now is told it is over."""
+        of_run = select(MESSAGES.c.id).where(MESSAGES.c.run == run)
+        with transaction(self._engine) as connection:
+            answers = connection.execute(
+                select(REPLIES.c.payload_digest).where(REPLIES.c.message.in_(of_run))
+            ).scalars()
+            questions = connection.execute(
+                select(MESSAGES.c.payload_digest).where(MESSAGES.c.run == run)
+            ).scalars()
+            payloads = {digest for digest in (*answers, *questions) if digest}
+            uploads = connection.execute(of_run).scalars().all()
+            connection.execute(REPLIES.delete().where(REPLIES.c.message.in_(of_run)))
+            connection.execute(MESSAGES.delete().where(MESSAGES.c.run == run))
+            kept = set(
+                connection.execute(
+                    select(MESSAGES.c.payload_digest).where(MESSAGES.c.payload_digest.in_(payloads))
+                ).scalars()
+            )
+        for digest in payloads - kept:
+            self.blobs.delete(digest)
+        for upload in uploads:
+            self.blobs.forget(upload)

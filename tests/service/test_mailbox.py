@@ -1,0 +1,123 @@
+"""Messages and answers: kept once, durably, and never for another node."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from coordinator.service.blobs import CHUNK_BYTES, BlobError, Blobs
+from coordinator.service.home import ServiceHome
+from coordinator.service.mailbox import Mailbox, Post
+
+PAYLOAD = bytes(range(256)) * 9_000  # more than two chunks
+
+
+@pytest.fixture
+def mailbox(service_home: ServiceHome) -> Mailbox:
+    return service_home.mailbox
+
+
+def answer_to(message: str, address: int = 1, payload: bytes = b"") -> Post:
+    digest = hashlib.sha256(payload).digest() if payload else b""
+    return Post(message, address, "", "Done", b"body", digest, len(payload))
+
+
+def upload(mailbox: Mailbox, message: str, payload: bytes) -> None:
+    incoming = mailbox.blobs.receive(message, 0, len(payload))
+    incoming.write(payload)
+    incoming.close()
+
+
+def test_a_message_waits_until_it_is_answered_once(mailbox: Mailbox) -> None:
+    first = mailbox.post("r", 1, "query.keys", ("EpochRequest", b"a", b""))
+    second = mailbox.post("r", 1, "train.upload", ("UploadRequest", b"b", PAYLOAD))
+    mailbox.post("r", 2, "query.keys", ("EpochRequest", b"c", b""))
+    waiting = mailbox.waiting(1)
+    assert [post.message for post in waiting] == [first, second]
+    assert mailbox.blobs.read(waiting[1].payload_digest) == PAYLOAD
+    assert mailbox.waiting(1, [first]) == waiting[1:]
+    assert mailbox.answer(answer_to(first))
+    assert not mailbox.answer(answer_to(first))
+    assert mailbox.waiting(1) == waiting[1:]
+    found = mailbox.first_answer([first, second])
+    assert found is not None
+    assert (found[0].message, found[0].address, found[0].body) == (first, 1, b"body")
+    assert mailbox.first_answer([second]) is None
+
+
+def test_nobody_answers_or_fetches_for_another(mailbox: Mailbox) -> None:
+    message = mailbox.post("r", 1, "train.upload", ("UploadRequest", b"", PAYLOAD))
+    digest = hashlib.sha256(PAYLOAD).digest()
+    assert mailbox.may_fetch(1, digest)
+    assert not mailbox.may_fetch(2, digest)
+    assert not mailbox.is_waiting(message, 2)
+    assert not mailbox.answer(answer_to(message, address=2))
+    assert mailbox.is_waiting(message, 1)
+
+
+def test_what_was_acknowledged_is_there_after_a_restart(service_home: ServiceHome) -> None:
+    message = service_home.mailbox.post("r", 1, "train.upload", ("UploadRequest", b"", b""))
+    upload(service_home.mailbox, message, PAYLOAD)
+    assert service_home.mailbox.answer(answer_to(message, payload=PAYLOAD))
+    service_home.close()
+    again = ServiceHome.open(service_home.path)
+    found = again.mailbox.first_answer([message])
+    assert found is not None
+    assert found[1] == PAYLOAD
+    again.close()
+
+
+def test_an_upload_goes_on_where_the_disk_has_it(tmp_path: Path) -> None:
+    blobs = Blobs(tmp_path)
+    incoming = blobs.receive("a1", 0, len(PAYLOAD))
+    incoming.write(PAYLOAD[:CHUNK_BYTES])
+    incoming.close()
+    assert blobs.progress("a1") == CHUNK_BYTES
+    with pytest.raises(BlobError, match="from byte"):
+        blobs.receive("a1", CHUNK_BYTES + 1, len(PAYLOAD))
+    rest = Blobs(tmp_path).receive("a1", CHUNK_BYTES, len(PAYLOAD))
+    rest.write(PAYLOAD[CHUNK_BYTES:])
+    assert rest.is_whole
+    with pytest.raises(BlobError, match="no more bytes"):
+        rest.write(b"x")
+    rest.close()
+    digest = hashlib.sha256(PAYLOAD).digest()
+    blobs.keep("a1", digest)
+    assert blobs.read(digest) == PAYLOAD
+    blobs.keep("a1", digest)  # after a crash between the rename and the acknowledgement
+
+
+def test_other_bytes_than_named_are_not_kept(mailbox: Mailbox) -> None:
+    message = mailbox.post("r", 1, "train.upload", ("UploadRequest", b"", b""))
+    upload(mailbox, message, PAYLOAD[:-1] + b"\0")
+    with pytest.raises(BlobError, match="head names"):
+        mailbox.answer(answer_to(message, payload=PAYLOAD))
+    assert mailbox.blobs.progress(message) == 0
+    assert mailbox.is_waiting(message, 1)
+
+
+def test_a_damaged_payload_is_not_read(tmp_path: Path) -> None:
+    blobs = Blobs(tmp_path)
+    digest = blobs.put(PAYLOAD)
+    path = tmp_path / digest.hex()
+    path.write_bytes(PAYLOAD[:-1] + b"\0")
+    with pytest.raises(BlobError, match="another"):
+        blobs.read(digest)
+
+
+def test_clearing_a_run_leaves_the_other_alone(mailbox: Mailbox) -> None:
+    """Two runs at once, with one payload in common."""
+    one = mailbox.post("one", 1, "train.upload", ("UploadRequest", b"", PAYLOAD))
+    two = mailbox.post("two", 1, "train.upload", ("UploadRequest", b"", PAYLOAD))
+    own = mailbox.post("one", 2, "train.upload", ("UploadRequest", b"", b"alone"))
+    upload(mailbox, own, b"reply")
+    mailbox.answer(answer_to(own, 2, b"reply"))
+    mailbox.clear("one")
+    assert not mailbox.is_waiting(one, 1)
+    assert [post.message for post in mailbox.waiting(1)] == [two]
+    assert mailbox.blobs.read(hashlib.sha256(PAYLOAD).digest()) == PAYLOAD
+    assert mailbox.first_answer([own]) is None
+    for gone in (b"alone", b"reply"):
+        assert mailbox.blobs.size(hashlib.sha256(gone).digest()) is None
+    mailbox.clear("two")
+    assert mailbox.blobs.size(hashlib.sha256(PAYLOAD).digest()) is None
