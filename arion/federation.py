@@ -9,11 +9,11 @@ from typing import Any
 import tomli_w
 
 from arion.institutions import Institution
+from client.config import IDENTITY_FILE as NODE_IDENTITY_FILE
 from client.config import NODE_FILE
 from client.data import DataConfig, DataError
 from client.histories import COORDINATOR
 from client.node import CONSENT_FILE
-from client.node import IDENTITY_FILE as NODE_IDENTITY_FILE
 from coordinator.driver import IDENTITY_FILE
 from coordinator.settings import SETTINGS_FILE, RunSettings, save_settings
 from privacy.consent import load_consent

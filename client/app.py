@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.node import Node
@@ -22,7 +22,7 @@ from protos.epoch_messages import (
     RevealsMessage,
     RosterMessage,
 )
-from protos.flower import from_records, to_records
+from protos.flower import RUN_ID, from_records, new_message, parcel_of, records_of, to_records
 from protos.messages import Refusal, SurvivorsRequest, UnmaskRequest
 from protos.round_messages import (
     Done,
@@ -42,6 +42,10 @@ app = ClientApp()
 _LOG = logging.getLogger("arion.node")
 _NODES: dict[Path, Node] = {}
 _LARGEST_DETAIL = 1_000
+_OWN_ADDRESS = 1
+
+Question = tuple[str, bytes, bytes]
+"""Kind, body and payload of a message."""
 
 
 def open_node(context: Context) -> Node:
@@ -166,6 +170,27 @@ def close_run(message: Message, context: Context) -> Message:
         return Parcel(Done())
 
     return _answer(message, context, RunClose, act)
+
+
+def answer(home: Path, runtime: str, action: str, question: Question) -> Question:
+    """Answer one message outside of Flower's engines: kind, body and payload in, the same out.
+
+    Args:
+        home: the node's home.
+        runtime: where it runs.
+        action: message type, such as "train.upload".
+        question: what came.
+
+    """
+    context = Context(
+        run_id=RUN_ID,
+        node_id=_OWN_ADDRESS,
+        node_config={"home": str(home), "runtime": runtime},
+        state=RecordDict(),
+        run_config={},
+    )
+    message = new_message(records_of(*question), action, number=1, source=0, address=_OWN_ADDRESS)
+    return parcel_of(app(message, context).content)
 
 
 def _answer(

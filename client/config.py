@@ -17,6 +17,7 @@ from client.data import DataConfig
 from models.device import Device
 
 NODE_FILE = "node.toml"
+IDENTITY_FILE = "identity.key"
 
 
 class NodeError(ValueError):

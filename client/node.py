@@ -11,7 +11,7 @@ import torch
 
 from client.budget import NodeBooks
 from client.compute import place
-from client.config import load_node_config
+from client.config import IDENTITY_FILE, load_node_config
 from client.epoch import EpochKeeper
 from client.gate import ExpertsTrainer, Gate
 from client.histories import Histories
@@ -40,7 +40,6 @@ from privacy.units import INSTITUTION
 from protos.messages import SurvivorSignature, SurvivorsRequest, UnmaskReply, UnmaskRequest
 from protos.round_messages import HeadCountersigned, HeadOffer, UploadRequest
 
-IDENTITY_FILE = "identity.key"
 CONSENT_FILE = "consent.toml"
 LEDGER_FOLDER = "ledger"
 

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from arion.federation import write_toml
-from client.config import NODE_FILE
+from client.config import IDENTITY_FILE, NODE_FILE
 from client.experts_order import ExpertsOrder, train_experts
 from client.module_outbox import SealedModule
-from client.node import CONSENT_FILE, IDENTITY_FILE
+from client.node import CONSENT_FILE
 from models.optimiser import OptimiserSettings
 from privacy.identity import IdentityKey
 from privacy.ledger.files import make_directory, replace_durably

@@ -1,0 +1,93 @@
+"""The institution's long-lived node: it dials out, hosts the ClientApp, and answers what is asked.
+
+The agent decides nothing: consent, gate and ledger are the node's. A connection that is lost is
+dialled again; a message that was not answered comes again and is answered with the same bytes.
+"""
+
+import logging
+import random
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from client.membership import Membership, MembershipFile, renew
+from client.transport import Link, LinkLost, LinkRefused
+
+_LOG = logging.getLogger("arion.node")
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 30.0
+
+Answering = Callable[[str, str, bytes, bytes], tuple[str, bytes, bytes]]
+"""(action, kind, body, payload) of a question -> (kind, body, payload) of the answer."""
+
+
+class Agent:
+    """Serves one node's home until it is stopped.
+
+    Args:
+        home: of a node that has joined and was approved.
+        answering: what answers; `client.app.answer` in production.
+        jitter: of the waits between dials, so that many nodes do not come back at once.
+
+    """
+
+    def __init__(
+        self, home: Path, answering: Answering, jitter: random.Random | None = None
+    ) -> None:
+        self._home, self._answering = home, answering
+        self._jitter = jitter or random.SystemRandom()
+        self._stopped = threading.Event()
+        self._link: Link | None = None
+
+    def stop(self) -> None:
+        """Stop after the message that is being answered."""
+        self._stopped.set()
+        if self._link is not None:
+            self._link.close()
+
+    def run(self) -> None:
+        """Serve; returns when stopped.
+
+        Raises:
+            LinkRefused: the coordinator refuses the node for good: it was revoked, or speaks
+                another version.
+
+        """
+        wait = _FIRST_WAIT_S
+        while not self._stopped.is_set():
+            try:
+                self._serve(MembershipFile(self._home).load())
+                wait = _FIRST_WAIT_S
+            except LinkLost as error:
+                if self._stopped.is_set():
+                    return
+                _LOG.warning("%s; dialling again in at most %.1f s", error, wait)
+                self._stopped.wait(wait * self._jitter.uniform(0.5, 1.0))
+                wait = min(2 * wait, _LONGEST_WAIT_S)
+
+    def _serve(self, membership: Membership) -> None:
+        """Answer over one connection, until it is lost or its certificate is due."""
+        self._link = link = Link(membership.address, membership.credentials)
+        try:
+            if membership.is_due:
+                renew(self._home, link)
+                _LOG.info("the certificate was renewed")
+                return
+            _LOG.info("listening to %s as %s", membership.address, membership.name)
+            for envelope in link.listen():
+                self._answer(link, envelope)
+                if self._stopped.is_set() or membership.is_due:
+                    return
+        finally:
+            link.close()
+
+    def _answer(self, link: Link, envelope: Any) -> None:
+        try:
+            payload = b""
+            if envelope.payload_bytes:
+                payload = link.fetch(envelope.payload_digest, envelope.payload_bytes)
+            answer = self._answering(envelope.action, envelope.kind, envelope.body, payload)
+            if not link.answer(envelope.message, *answer):
+                _LOG.info("%s came too late: that part of the round is over", envelope.action)
+        except LinkRefused as error:
+            _LOG.warning("%s was not answered: %s", envelope.action, error)

@@ -1,0 +1,226 @@
+"""What a node keeps of its membership: where the coordinator is, and the keys of its connection."""
+
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography import x509
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from client.config import IDENTITY_FILE, NodeError
+from client.transport import Credentials, Link, LinkRefused
+from privacy.enrolment import (
+    EnrolmentError,
+    Invitation,
+    join_payload,
+    key_pem,
+    new_connection_key,
+    signing_request,
+)
+from privacy.identity import IdentityKey
+from privacy.ledger.files import make_directory, replace_durably
+
+MEMBERSHIP_FILE = "membership.json"
+_RENEW_AFTER = 2 / 3
+_POLL_S = 2.0
+
+
+class Membership(BaseModel):
+    """A node's membership; the file is readable by its owner only, as it holds a key.
+
+    Attributes:
+        address: host and port of the exchange.
+        enrolment_address: of joining.
+        name: the node's name, once the coordinator said it.
+        federation, coordinator_key: what the coordinator says of itself: compare before pinning.
+        authority: certificate of the coordinator's authority, PEM.
+        key, request: the connection key and its signing request, PEM.
+        certificate: PEM; empty before approval.
+
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    address: str = Field(min_length=3, max_length=300)
+    enrolment_address: str = Field(min_length=3, max_length=300)
+    name: str = ""
+    federation: str = ""
+    coordinator_key: str = ""
+    authority: str
+    key: str = Field(repr=False)
+    request: str
+    certificate: str = ""
+
+    @property
+    def credentials(self) -> Credentials:
+        """What the connection uses."""
+        return Credentials(self.authority.encode(), self.key.encode(), self.certificate.encode())
+
+    @property
+    def is_due(self) -> bool:
+        """Whether two thirds of the certificate's life are over."""
+        found = x509.load_pem_x509_certificate(self.certificate.encode())
+        life = found.not_valid_after_utc - found.not_valid_before_utc
+        return datetime.now(UTC) > found.not_valid_before_utc + life * _RENEW_AFTER
+
+
+@dataclass(frozen=True)
+class MembershipFile:
+    """The membership in a node's home."""
+
+    home: Path
+
+    def load(self) -> Membership:
+        """Read it.
+
+        Raises:
+            NodeError: the node has not joined, or the file is damaged.
+
+        """
+        path = self.home / MEMBERSHIP_FILE
+        try:
+            return Membership.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError) as error:
+            raise NodeError(
+                f"Expected the node's membership at {path}, got {type(error).__name__}. Join "
+                "first: arion node join."
+            ) from error
+
+    def save(self, membership: Membership) -> None:
+        """Write it durably."""
+        text = membership.model_dump_json(indent=2).encode() + b"\n"
+        replace_durably(self.home / MEMBERSHIP_FILE, text)
+
+
+def join(home: Path, host: str, ports: tuple[int, int], token: str) -> Membership:
+    """Join a federation: make keys that are missing, consume the invitation, ask for approval.
+
+    May be called again after a crash: keys and request are kept before the invitation is used.
+
+    Args:
+        home: the node's home; its identity key is made here and never leaves.
+        host: of the coordinator.
+        ports: of the exchange and of enrolment.
+        token: what `arion node invite` printed.
+
+    Raises:
+        NodeError: an invitation that is not one, or a coordinator that refuses it.
+        LinkLost: the coordinator cannot be reached.
+
+    """
+    try:
+        invitation = Invitation.parse(token)
+    except EnrolmentError as error:
+        raise NodeError(str(error)) from error
+    make_directory(home)
+    identity = _identity(home)
+    file = MembershipFile(home)
+    membership = _prepared(file, host, ports, invitation)
+    signed = identity.sign("join", join_payload(invitation.digest, membership.request.encode()))
+    link = Link(membership.enrolment_address, Credentials(invitation.authority_pem))
+    try:
+        name = link.join(
+            token.strip(), membership.request.encode(), identity.public_key, signed.signature
+        )
+    except LinkRefused as error:
+        raise NodeError(str(error)) from error
+    finally:
+        link.close()
+    membership = membership.model_copy(update={"name": name})
+    file.save(membership)
+    return membership
+
+
+def collect(home: Path, wait_s: float) -> Membership:
+    """Fetch the certificate, waiting for the operator's approval.
+
+    Args:
+        home: of a node that has joined.
+        wait_s: how long to wait; 0 asks once.
+
+    Returns:
+        The membership; without a certificate where the time was over.
+
+    Raises:
+        NodeError: the coordinator refuses, or revoked the node.
+        LinkLost: the coordinator cannot be reached.
+
+    """
+    file = MembershipFile(home)
+    membership = file.load()
+    link = Link(membership.enrolment_address, Credentials(membership.authority.encode()))
+    end = time.monotonic() + wait_s
+    try:
+        while True:
+            found = link.collect(membership.request.encode())
+            if found.status == "active":
+                membership = membership.model_copy(
+                    update={
+                        "certificate": found.certificate.decode(),
+                        "federation": found.federation,
+                        "coordinator_key": found.coordinator_key.hex(),
+                    }
+                )
+                file.save(membership)
+                return membership
+            if found.status == "revoked":
+                raise NodeError("Expected an approval, got a revocation. Ask the operator.")
+            if time.monotonic() >= end:
+                return membership
+            time.sleep(_POLL_S)
+    except LinkRefused as error:
+        raise NodeError(str(error)) from error
+    finally:
+        link.close()
+
+
+def renew(home: Path, link: Link) -> Membership:
+    """Replace the connection key and its certificate by new ones."""
+    file = MembershipFile(home)
+    membership = file.load()
+    key = new_connection_key()
+    request = signing_request(key, membership.name)
+    certificate = link.renew(request)
+    membership = membership.model_copy(
+        update={
+            "key": key_pem(key).decode(),
+            "request": request.decode(),
+            "certificate": certificate.decode(),
+        }
+    )
+    file.save(membership)
+    return membership
+
+
+def _identity(home: Path) -> IdentityKey:
+    path = home / IDENTITY_FILE
+    if not path.exists():
+        IdentityKey.generate().save(path)
+    return IdentityKey.load(path)
+
+
+def _prepared(
+    file: MembershipFile, host: str, ports: tuple[int, int], invitation: Invitation
+) -> Membership:
+    """The membership that was begun with this invitation's authority, or a new one."""
+    authority = invitation.authority_pem.decode()
+    if (file.home / MEMBERSHIP_FILE).exists():
+        found = file.load()
+        if found.certificate:
+            raise NodeError(
+                f"Expected a home that has not joined, got one that is {found.name!r}. Use "
+                "another home, or remove membership.json from this one."
+            )
+        if found.authority == authority:
+            return found
+    key = new_connection_key()
+    membership = Membership(
+        address=f"{host}:{ports[0]}",
+        enrolment_address=f"{host}:{ports[1]}",
+        authority=authority,
+        key=key_pem(key).decode(),
+        request=signing_request(key, "node").decode(),
+    )
+    file.save(membership)
+    return membership

@@ -1,0 +1,178 @@
+"""How a node reaches its coordinator: it dials out, listens on its own stream, and answers.
+
+Uploads go on at the offset that is on the coordinator's disk; downloads are checked against the
+digest that the message names.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from privacy.enrolment import PROTOCOL
+from protos.arion.v1 import service_pb2 as pb
+from protos.arion.v1 import service_pb2_grpc as rpc
+from protos.wire import LARGEST_MESSAGE_BYTES
+
+CHUNK_BYTES = 1 << 20
+_CALL_S = 60.0
+_LARGEST_PAYLOAD = 1 << 40
+_OPTIONS = (
+    ("grpc.max_receive_message_length", LARGEST_MESSAGE_BYTES + CHUNK_BYTES),
+    ("grpc.max_send_message_length", LARGEST_MESSAGE_BYTES + CHUNK_BYTES),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.use_local_subchannel_pool", 1),
+)
+_LOST = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.INTERNAL,
+    }
+)
+
+
+class LinkLost(ConnectionError):  # noqa: N818  (an outcome, not a fault)
+    """The coordinator cannot be reached at the moment; try again later."""
+
+
+class LinkRefused(ValueError):  # noqa: N818  (an outcome, not a fault)
+    """The coordinator refuses.
+
+    Attributes:
+        code: fixed code of the case.
+
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """What a node shows and what it accepts, PEM.
+
+    Attributes:
+        authority: the certificate that the coordinator's must be signed by.
+        key, certificate: the node's own connection key; empty while it joins.
+
+    """
+
+    authority: bytes
+    key: bytes = b""
+    certificate: bytes = b""
+
+
+class Link:
+    """A connection to the coordinator; TLS always, in both directions once the node has joined."""
+
+    def __init__(self, address: str, credentials: Credentials) -> None:
+        own = (credentials.key, credentials.certificate) if credentials.certificate else ()
+        self._channel = grpc.secure_channel(
+            address, grpc.ssl_channel_credentials(credentials.authority, *own), _OPTIONS
+        )
+        self._exchange = rpc.ExchangeStub(self._channel)
+        self._enrolment = rpc.EnrolmentStub(self._channel)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._channel.close()
+
+    def join(self, token: str, csr: bytes, identity_key: bytes, signature: bytes) -> str:
+        """Consume an invitation; return the name that it is for."""
+        request = pb.JoinRequest(
+            protocol=PROTOCOL,
+            token=token,
+            csr=csr,
+            identity_key=identity_key,
+            signature=signature,
+        )
+        return str(_call(self._enrolment.Join, request).name)
+
+    def collect(self, csr: bytes) -> Any:
+        """Return the state of a request: status, certificate, federation, coordinator_key."""
+        request = pb.CollectRequest(csr_digest=hashlib.sha256(csr).digest())
+        return _call(self._enrolment.Collect, request)
+
+    def renew(self, csr: bytes) -> bytes:
+        """Return a certificate for a new connection key."""
+        return bytes(_call(self._exchange.Renew, pb.RenewRequest(csr=csr)).certificate)
+
+    def listen(self) -> Iterator[Any]:
+        """Yield messages for this node as they come."""
+        try:
+            yield from self._exchange.Listen(pb.ListenRequest(protocol=PROTOCOL))
+        except grpc.RpcError as error:
+            raise _outcome(error) from error
+        raise LinkLost("Expected an open stream, got its end.")
+
+    def fetch(self, digest: bytes, size: int) -> bytes:
+        """Return a payload.
+
+        Raises:
+            LinkLost, LinkRefused: as every call; also where the bytes are not those named.
+
+        """
+        if size > _LARGEST_PAYLOAD:
+            raise LinkRefused("too-large", f"Expected a payload of a model's size, got {size}.")
+        data = bytearray()
+        try:
+            for chunk in self._exchange.Fetch(pb.FetchRequest(digest=digest)):
+                data += chunk.data
+                if len(data) > size:
+                    break
+        except grpc.RpcError as error:
+            raise _outcome(error) from error
+        if len(data) != size or hashlib.sha256(data).digest() != digest:
+            raise LinkRefused(
+                "other-payload", f"Expected {size} bytes with the digest named, got others."
+            )
+        return bytes(data)
+
+    def answer(self, message: str, kind: str, body: bytes, payload: bytes) -> bool:
+        """Send an answer; False where nobody waits for it any more."""
+        digest = hashlib.sha256(payload).digest() if payload else b""
+        offset = 0
+        if payload:
+            request = pb.ProgressRequest(message=message, payload_digest=digest)
+            offset = min(int(_call(self._exchange.Progress, request).offset), len(payload))
+        head = pb.AnswerHead(
+            message=message,
+            kind=kind,
+            body=body,
+            payload_digest=digest,
+            payload_bytes=len(payload),
+            offset=offset,
+        )
+        reply = _call(self._exchange.Answer, _parts(head, memoryview(payload)[offset:]), None)
+        return bool(reply.status == "kept")
+
+
+def _parts(head: Any, payload: memoryview) -> Iterator[Any]:
+    yield pb.AnswerPart(head=head)
+    for start in range(0, len(payload), CHUNK_BYTES):
+        yield pb.AnswerPart(data=bytes(payload[start : start + CHUNK_BYTES]))
+
+
+def _call(method: Any, request: Any, timeout: float | None = _CALL_S) -> Any:
+    try:
+        return method(request, timeout=timeout)
+    except grpc.RpcError as error:
+        raise _outcome(error) from error
+    except ValueError as error:  # what gRPC says of a channel that `close` closed meanwhile
+        raise LinkLost("Expected an open connection, got one that was closed.") from error
+
+
+def _outcome(error: Any) -> LinkLost | LinkRefused:
+    """What became of a call: lost, to be tried again, or refused for good."""
+    status, text = error.code(), str(error.details())[:500]
+    codes = dict(error.trailing_metadata() or ())
+    if "arion-code" not in codes and status in _LOST:
+        return LinkLost(f"Expected an answer of the coordinator, got {status.name}: {text}")
+    return LinkRefused(str(codes.get("arion-code", status.name.lower())), text)

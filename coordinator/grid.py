@@ -1,0 +1,114 @@
+"""A Flower Grid over the service's mailbox: the ServerApp of every runtime, nodes far away.
+
+A run is a process of its own, which shares the database with the service. Messages of an earlier
+phase are cleared when the next one is pushed: who is late is told that it is over.
+"""
+
+import itertools
+import time
+from collections.abc import Iterable
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from coordinator.service.mailbox import Mailbox
+from coordinator.service.registry import Registry
+from protos.flower import new_message, parcel_of, records_of
+
+_SERVER_ID = 0
+_POLL_S = 0.02
+
+
+class ServiceGrid(Grid):
+    """Carries one run's messages to the active members of a federation.
+
+    Args:
+        run: name of the run; what an earlier process of it left waiting is cleared.
+        registry: who is a member.
+        mailbox: where messages wait.
+
+    """
+
+    def __init__(self, run: str, registry: Registry, mailbox: Mailbox) -> None:
+        self._run, self._registry, self._mailbox = run, registry, mailbox
+        self._pushed: dict[str, Message] = {}
+        self._numbers = itertools.count(1)
+        mailbox.clear(run)
+
+    def set_run(self, run: object) -> None:
+        """Flower's engines name the run here; this grid has one."""
+
+    @property
+    def run(self) -> object:  # type: ignore[override]
+        """There is no record of a run outside Flower's own engines."""
+        raise AttributeError("Expected Flower's engine to ask for its run, got the service's grid.")
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """See `Grid.create_message`."""
+        return new_message(
+            content,
+            message_type,
+            number=next(self._numbers),
+            source=_SERVER_ID,
+            address=dst_node_id,
+            group=group_id,
+            ttl=ttl,
+        )
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Addresses of the active members that ever connected."""
+        return [
+            member.address
+            for member in self._registry.members()
+            if member.status == "active" and member.role == "node" and member.seen is not None
+        ]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Leave messages in the mailbox; those of an earlier push are over."""
+        self._mailbox.clear(self._run)
+        self._pushed = {}
+        for message in messages:
+            metadata = message.metadata
+            posted = self._mailbox.post(
+                self._run, metadata.dst_node_id, metadata.message_type, parcel_of(message.content)
+            )
+            self._pushed[posted] = message
+        return [message.metadata.message_id for message in self._pushed.values()]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return one answer that has come, or nothing."""
+        wanted = set(message_ids)
+        posted = [
+            key for key, message in self._pushed.items() if message.metadata.message_id in wanted
+        ]
+        found = self._mailbox.first_answer(posted)
+        if found is None:
+            return []
+        post, payload = found
+        question = self._pushed[post.message]
+        return [Message(records_of(post.kind, post.body, payload), reply_to=question)]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Push, and pull replies until all are there or the time is over."""
+        waiting, replies = set(self.push_messages(messages)), []
+        end = time.monotonic() + (timeout or float("inf"))
+        while waiting and time.monotonic() < end:
+            pulled = list(self.pull_messages(waiting))
+            waiting -= {message.metadata.reply_to_message_id for message in pulled}
+            replies.extend(pulled)
+            if not pulled:
+                time.sleep(_POLL_S)
+        return replies
+
+    def close(self) -> None:
+        """Clear what is left of the run in the mailbox."""
+        self._mailbox.clear(self._run)
