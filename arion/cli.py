@@ -2,9 +2,11 @@
 
 import typer
 
+from arion.coordinator_cli import coordinator_app
 from arion.expert_cli import expert_app
 from arion.expert_private_cli import train_private_command
 from arion.model_cli import model_app
+from arion.node_cli import node_app
 from arion.privacy_cli import privacy_app
 from arion.simulate_cli import simulate_command
 
@@ -13,6 +15,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Federated learning of sparse language models on private text.",
 )
+app.add_typer(coordinator_app, name="coordinator")
+app.add_typer(node_app, name="node")
 app.add_typer(model_app, name="model")
 app.add_typer(privacy_app, name="privacy")
 app.command("simulate")(simulate_command)

@@ -1,0 +1,137 @@
+"""`arion coordinator`: a service that nodes of other machines enrol with and answer to."""
+
+import asyncio
+import json
+import logging
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from arion.errors import user_errors
+from coordinator.app import GridChannel
+from coordinator.driver import RunDriver
+from coordinator.grid import ServiceGrid
+from coordinator.service.home import ServiceHome, ServiceSettings
+from coordinator.service.serve import Service
+from privacy.identity import fingerprint
+
+coordinator_app = typer.Typer(no_args_is_help=True, help="The coordinator's service.")
+
+Home = Annotated[Path, typer.Argument(metavar="HOME", help="The coordinator's home.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@coordinator_app.command("init")
+def init_command(
+    home: Home,
+    *,
+    federation: Annotated[str, typer.Option(help="Identifier; in every plan and consent.")],
+    host: Annotated[list[str], typer.Option(help="Name or address that nodes dial.")],
+    listen: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port of members, under mutual TLS.")] = 7443,
+    enrolment_port: Annotated[int, typer.Option(help="Port of joining, under TLS.")] = 7444,
+    database: Annotated[str | None, typer.Option(help="URL of another database.")] = None,
+) -> None:
+    """Make a coordinator's home: certificate authority, signing key, database.
+
+    Example: arion coordinator init srv --federation hospitals --host arion.example.org
+    """
+    with user_errors():
+        settings = ServiceSettings(
+            federation=federation,
+            hosts=tuple(host),
+            listen=listen,
+            port=port,
+            enrolment_port=enrolment_port,
+            database=database,
+        )
+        with closing(ServiceHome.create(home, settings)) as made:
+            typer.echo(f"coordinator of {federation!r} in {home}")
+            typer.echo(f"signing key {fingerprint(made.key.public_key)}")
+    typer.echo("Read that fingerprint to every institution by telephone; it goes into consents.")
+
+
+@coordinator_app.command("serve")
+def serve_command(home: Home) -> None:
+    """Serve until stopped; always under TLS.
+
+    Example: arion coordinator serve srv
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    with user_errors(), closing(ServiceHome.open(home)) as opened:
+        try:
+            asyncio.run(_serve(opened))
+        except KeyboardInterrupt:
+            typer.echo("stopped")
+
+
+@coordinator_app.command("status")
+def status_command(home: Home, *, as_json: Json = False) -> None:
+    """Show who is a member, and since when it was not seen.
+
+    Example: arion coordinator status srv --json
+    """
+    with user_errors(), closing(ServiceHome.open(home)) as opened:
+        rows = member_rows(opened)
+        found = {
+            "federation": opened.settings.federation,
+            "fingerprint": fingerprint(opened.key.public_key),
+            "members": rows,
+        }
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    typer.echo(f"{found['federation']}  {found['fingerprint']}")
+    print_members(rows)
+
+
+@coordinator_app.command("run")
+def run_command(
+    home: Home,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run's home, with run.json.")],
+) -> None:
+    """Carry a run to its end over the service's members, from wherever it stands.
+
+    The service must be serving. After a crash the same command goes on.
+
+    Example: arion coordinator run srv srv/runs/first
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    with user_errors(), closing(ServiceHome.open(home)) as opened:
+        grid = ServiceGrid(str(run.resolve())[-200:], opened.registry, opened.mailbox)
+        with closing(grid), closing(RunDriver(run, GridChannel(grid))) as driver:
+            state = driver.run()
+    typer.echo(f"{state.step} rounds are recorded in {run}")
+
+
+def member_rows(home: ServiceHome) -> list[dict[str, Any]]:
+    """What is shown of members."""
+    return [
+        {
+            "name": member.name,
+            "role": member.role,
+            "status": member.status,
+            "fingerprint": fingerprint(member.identity_key),
+            "seen": member.seen,
+        }
+        for member in home.registry.members()
+    ]
+
+
+def print_members(rows: list[dict[str, Any]]) -> None:
+    """Print members, one a line."""
+    for row in rows:
+        typer.echo(f"{row['name']:<24} {row['role']:<9} {row['status']:<8} {row['fingerprint']}")
+    if not rows:
+        typer.echo("no members yet: arion node invite NAME --coordinator HOME")
+
+
+async def _serve(home: ServiceHome) -> None:
+    service = Service(home)
+    await service.start()
+    try:
+        await service.wait()
+    finally:
+        await service.stop()

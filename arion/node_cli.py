@@ -1,0 +1,122 @@
+"""`arion node`: institutions join and serve; the coordinator's operator invites and approves."""
+
+import json
+import logging
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import client.app
+from arion.coordinator_cli import Json, member_rows, print_members
+from arion.errors import user_errors
+from client.agent import Agent
+from client.config import IDENTITY_FILE
+from client.membership import collect, join
+from coordinator.service.home import ServiceHome
+from privacy.identity import IdentityKey, fingerprint
+
+node_app = typer.Typer(no_args_is_help=True, help="Institutions' nodes, and who may connect.")
+
+Coordinator = Annotated[Path, typer.Option(help="The coordinator's home, on its machine.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The member's name.")]
+NodeHome = Annotated[Path, typer.Option(help="The node's home, on the institution's machine.")]
+
+
+@node_app.command("invite")
+def invite_command(name: Name, *, coordinator: Coordinator, role: str = "node") -> None:
+    """Print an invitation, valid once and for seven days. For the operator.
+
+    Example: arion node invite st-mary --coordinator srv
+    """
+    with user_errors(), closing(ServiceHome.open(coordinator)) as home:
+        typer.echo(str(home.registry.invite(name, role)))
+
+
+@node_app.command("list")
+def list_command(*, coordinator: Coordinator, as_json: Json = False) -> None:
+    """List members with their fingerprints. For the operator.
+
+    Example: arion node list --coordinator srv
+    """
+    with user_errors(), closing(ServiceHome.open(coordinator)) as home:
+        rows = member_rows(home)
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+    else:
+        print_members(rows)
+
+
+@node_app.command("approve")
+def approve_command(name: Name, *, coordinator: Coordinator) -> None:
+    """Let a member that joined connect, after its fingerprint was compared. For the operator.
+
+    Example: arion node approve st-mary --coordinator srv
+    """
+    with user_errors(), closing(ServiceHome.open(coordinator)) as home:
+        member = home.registry.approve(name)
+        typer.echo(f"{name} may connect: {fingerprint(member.identity_key)}")
+
+
+@node_app.command("revoke")
+def revoke_command(name: Name, *, coordinator: Coordinator) -> None:
+    """Refuse a member from its next call on. For the operator.
+
+    Example: arion node revoke st-mary --coordinator srv
+    """
+    with user_errors(), closing(ServiceHome.open(coordinator)) as home:
+        home.registry.revoke(name)
+        typer.echo(f"{name} is refused from its next call on")
+
+
+@node_app.command("join")
+def join_command(
+    host: Annotated[str, typer.Argument(metavar="HOST", help="The coordinator's host.")],
+    invitation: Annotated[str, typer.Argument(metavar="INVITATION", help="As it was printed.")],
+    *,
+    home: NodeHome,
+    port: Annotated[int, typer.Option(help="Port of members.")] = 7443,
+    enrolment_port: Annotated[int, typer.Option(help="Port of joining.")] = 7444,
+    wait: Annotated[float, typer.Option(help="Seconds to wait for approval.")] = 600.0,
+) -> None:
+    """Join a federation and wait for approval; again, it goes on waiting. For institutions.
+
+    Example: arion node join arion.example.org arion1.… --home node
+    """
+    with user_errors():
+        membership = join(home, host, (port, enrolment_port), invitation)
+        own = fingerprint(IdentityKey.load(home / IDENTITY_FILE).public_key)
+        typer.echo(f"joined as {membership.name}; this node's fingerprint is {own}")
+        typer.echo("Read it to the coordinator's operator by telephone, and wait for approval.")
+        membership = collect(home, wait)
+    if not membership.certificate:
+        typer.echo("not approved yet: give the same command again", err=True)
+        raise typer.Exit(1)
+    typer.echo(
+        f"approved in {membership.federation!r}; the coordinator's key is "
+        f"{fingerprint(bytes.fromhex(membership.coordinator_key))}"
+    )
+    typer.echo("Compare it with the operator before it goes into consent.toml.")
+
+
+@node_app.command("run")
+def run_command(
+    home: Annotated[Path, typer.Argument(metavar="HOME", help="The node's home.")],
+) -> None:
+    """Serve the coordinator's requests within the consent, until stopped. For institutions.
+
+    Example: arion node run node
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+
+    def answer(action: str, kind: str, body: bytes, payload: bytes) -> client.app.Question:
+        return client.app.answer(home, "arion-grpc", action, (kind, body, payload))
+
+    with user_errors():
+        try:
+            Agent(home, answer).run()
+        except KeyboardInterrupt:
+            typer.echo("stopped")
+        finally:
+            client.app.close_nodes()

@@ -1,0 +1,118 @@
+"""`arion coordinator` and `arion node`, as operators and institutions use them."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from arion.cli import app
+
+ARION = [sys.executable, "-c", "from arion.cli import main; main()"]
+
+
+def arion(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def free_ports() -> tuple[str, str]:
+    with socket.socket() as one, socket.socket() as two:
+        one.bind(("127.0.0.1", 0))
+        two.bind(("127.0.0.1", 0))
+        return str(one.getsockname()[1]), str(two.getsockname()[1])
+
+
+def started(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*ARION, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for(port: str) -> None:
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", int(port))) == 0:
+                return
+        time.sleep(0.05)
+    raise AssertionError("the service did not listen")
+
+
+def test_an_institution_joins_over_two_processes(tmp_path: Path) -> None:
+    """init, serve, invite, join, approve, status; then kill -9, serve again, and still there."""
+    home, node = str(tmp_path / "srv"), str(tmp_path / "node")
+    ports = free_ports()
+    made = arion(
+        "coordinator", "init", home, "--federation", "hospitals", "--host", "localhost",
+        "--port", ports[0], "--enrolment-port", ports[1],
+    )  # fmt: skip
+    assert made.exit_code == 0, made.output
+    service = started("coordinator", "serve", home)
+    try:
+        wait_for(ports[1])
+        invitation = arion("node", "invite", "north", "--coordinator", home).output.strip()
+        joining = started(
+            "node", "join", "localhost", invitation, "--home", node,
+            "--port", ports[0], "--enrolment-port", ports[1], "--wait", "60",
+        )  # fmt: skip
+        end = time.monotonic() + 60
+        while "pending" not in (listed := arion("node", "list", "--coordinator", home).output):
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        service.send_signal(signal.SIGKILL)
+        service.wait()
+        service = started("coordinator", "serve", home)
+        wait_for(ports[1])
+        approved = arion("node", "approve", "north", "--coordinator", home)
+        assert approved.exit_code == 0
+        output, errors = joining.communicate(timeout=60)
+        assert joining.returncode in (0, 2), errors
+        if joining.returncode == 2:  # it asked while nobody served: the same command goes on
+            again = arion(
+                "node", "join", "localhost", invitation, "--home", node,
+                "--port", ports[0], "--enrolment-port", ports[1], "--wait", "60",
+            )  # fmt: skip
+            assert again.exit_code == 0, again.output
+            output = again.output
+    finally:
+        service.send_signal(signal.SIGINT)
+        service.communicate(timeout=30)
+    assert "approved in 'hospitals'" in output
+    (own,) = re.findall(r"this node's fingerprint is (arion:\S+)", output)
+    assert own in listed
+    status = json.loads(arion("coordinator", "status", home, "--json").output)
+    assert [(row["name"], row["status"]) for row in status["members"]] == [("north", "active")]
+    assert status["fingerprint"] in output
+    assert os.stat(tmp_path / "node" / "identity.key").st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("coordinator", "status", "HOME/none"), "arion coordinator init"),
+        (("node", "invite", "No Name", "--coordinator", "HOME/srv"), "a-z, 0-9"),
+        (("node", "approve", "north", "--coordinator", "HOME/srv"), "nobody"),
+        (("node", "revoke", "north", "--coordinator", "HOME/srv"), "Expected a member"),
+        (("node", "join", "localhost", "arion1.x", "--home", "HOME/n"), "Copy all of"),
+        (("node", "run", "HOME/n"), "Join first"),
+        (("coordinator", "run", "HOME/srv", "HOME/run"), "run's settings"),
+        (
+            ("coordinator", "init", "HOME/srv", "--federation", "f", "--host", "h"),
+            "without a coordinator",
+        ),
+    ],
+)
+def test_mistakes_end_with_one_line(arguments: tuple[str, ...], says: str, tmp_path: Path) -> None:
+    home = str(tmp_path / "srv")
+    assert arion("coordinator", "init", home, "--federation", "f", "--host", "h").exit_code == 0
+    result = arion(*(part.replace("HOME", str(tmp_path)) for part in arguments))
+    assert result.exit_code == 2
+    assert says in result.stderr
+    assert result.stderr.count("\n") == 1
