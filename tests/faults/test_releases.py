@@ -35,7 +35,7 @@ from tests.small_federation import (
     lay_ground,
 )
 
-HEX = re.compile(r"^(?:[0-9a-f]{64}|[0-9a-f]{128})$")
+HEX = re.compile(r"^(?:[0-9a-f]{32}|[0-9a-f]{64}|[0-9a-f]{128})$")
 
 
 def test_what_no_unit_moved_is_noised() -> None:
