@@ -139,6 +139,17 @@ class Tokenizer:
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", **self._settings}
         (folder / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
 
+    def description(self) -> dict[str, Any]:
+        """What `tokenizer.json` holds."""
+        found: dict[str, Any] = json.loads(self._backend.to_str())
+        return found
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja template of a conversation, where there is one."""
+        template = self._settings.get("chat_template")
+        return template if isinstance(template, str) else None
+
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, without begin- or end-of-text."""
         return [e.ids for e in self._backend.encode_batch(list(texts), add_special_tokens=False)]
