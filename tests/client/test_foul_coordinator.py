@@ -435,6 +435,21 @@ def test_an_epoch_that_was_left(hands: Hands) -> None:
         node.publish_keys(FEDERATION, 1)
 
 
+def test_an_older_roster(hands: Hands) -> None:
+    """Neither its bundles, nor its nonces, nor a plan for it passes in the epoch after it."""
+    node, old = hands.nodes["north"], hands.plan()
+    bundles = [each.publish_keys(FEDERATION, 2) for each in hands.nodes.values()]
+    with pytest.raises(RosterError, match="epoch"):
+        node.accept_roster(hands.bundles)
+    with pytest.raises(RosterError, match="a roster first"):
+        node.accept_reveals(hands.reveals)
+    reveals = [each.accept_roster(bundles) for each in hands.nodes.values()]
+    with pytest.raises(RosterError, match="for this roster"):
+        node.accept_reveals(hands.reveals)
+    node.accept_reveals(reveals)
+    refused(hands, PlanCode.WRONG_ROSTER, lambda: hands.release("north", old))
+
+
 @pytest.fixture
 def two_histories(hands: Hands, tmp_path: Path) -> tuple[HeadOffer, HeadOffer]:
     """Two heads of the coordinator's ledger that no one history holds."""

@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from privacy.secagg.coordinator import OpenedSum, StreamingSum
 from privacy.secagg.recovery import AbortCode, SecAggAbort
@@ -65,29 +63,6 @@ def test_three_members_all_needed(make_federation: Callable[..., Any]) -> None:
     with pytest.raises(SecAggAbort) as caught:
         federation.run(federation.plan(2), before_signing=["node-1"])
     assert caught.value.code is AbortCode.NO_QUORUM
-
-
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-@given(data=st.data())
-def test_any_schedule_gives_the_exact_sum_or_aborts(
-    make_federation: Callable[..., Any], data: st.DataObject
-) -> None:
-    n = data.draw(st.integers(3, 8))
-    colluders = data.draw(st.integers(1, (n - 1) // 2))
-    n_min = data.draw(st.integers(colluders + 1, n))
-    federation = make_federation(n, n_min, colluders)
-    plan = federation.plan()
-    leaving = [data.draw(st.sets(st.sampled_from(federation.names), max_size=n)) for _ in range(3)]
-    uploaded = n - len(leaving[0])
-    signers = [x for x in federation.names if x not in leaving[0] | leaving[1]]
-    replies = [x for x in signers if x not in leaving[2]]
-    enough = uploaded >= n_min and len(replies) >= plan.quorum
-    if enough:
-        assert_exact(federation, plan, federation.run(plan, *leaving))
-        return
-    with pytest.raises(SecAggAbort) as caught:
-        federation.run(plan, *leaving)
-    assert caught.value.code in {AbortCode.BELOW_N_MIN, AbortCode.NO_QUORUM}
 
 
 def test_uploads_survive_the_wire(federation: Any) -> None:
