@@ -20,7 +20,7 @@ from privacy.secagg.header import (
 from privacy.secagg.masks import Mask
 from privacy.secagg.node import SecAggNode
 from privacy.secagg.packets import packet_key, packet_tree
-from privacy.secagg.recovery import AbortCode, SecAggAbort, WrongShare
+from privacy.secagg.recovery import AbortCode, SecAggAbort
 from protos.messages import SealedPacket, SurvivorSignature
 
 
@@ -411,58 +411,6 @@ def test_a_count_other_than_one(federation: Any) -> None:
     total.certify(federation.sign(plan, total))
     replies = [federation.nodes[x].unmask(plan, total.unmask_request(x)) for x in federation.names]
     aborted(AbortCode.BAD_COUNT, lambda: total.open_sum(replies))
-
-
-def garbled(reply: Any) -> Any:
-    shares = tuple(replace(entry, own_share=os.urandom(32)) for entry in reply.shares)
-    return replace(reply, shares=shares)
-
-
-@pytest.mark.parametrize(("members", "liars"), [(4, 1), (8, 2), (20, 2)])
-def test_wrong_shares_are_corrected_and_their_senders_named(
-    make_federation: Callable[..., Any], members: int, liars: int
-) -> None:
-    federation = make_federation(members, 3, 1)
-    plan = federation.plan()
-    total = federation.collect(plan)
-    total.certify(federation.sign(plan, total))
-    replies = [federation.nodes[x].unmask(plan, total.unmask_request(x)) for x in federation.names]
-    replies[:liars] = [garbled(reply) for reply in replies[:liars]]
-    opened = total.open_sum(replies)
-    np.testing.assert_array_equal(opened.words, federation.expected(plan, federation.names))
-    assert opened.wrong_shares == {
-        WrongShare(sender, dealer)
-        for sender in federation.names[:liars]
-        for dealer in federation.names
-    }
-
-
-def test_too_many_wrong_shares_abort_and_more_replies_help(federation: Any) -> None:
-    plan = federation.plan()
-    total = federation.collect(plan, gone=["node-3"])
-    total.certify(federation.sign(plan, total))
-    replies = [federation.nodes[x].unmask(plan, total.unmask_request(x)) for x in total.uploaded]
-    nodes = aborted(
-        AbortCode.BAD_SHARE, lambda: total.open_sum([garbled(replies[0]), *replies[1:]])
-    )
-    assert nodes == ("node-0",)
-    opened = total.open_sum(replies)
-    np.testing.assert_array_equal(opened.words, federation.expected(plan, total.uploaded))
-
-
-def test_a_reply_about_another_set(federation: Any) -> None:
-    plan = federation.plan()
-    total = federation.collect(plan, gone=["node-3"])
-    total.certify(federation.sign(plan, total))
-    replies = [federation.nodes[x].unmask(plan, total.unmask_request(x)) for x in total.uploaded]
-    wrong = [
-        replace(replies[0], set_digest=bytes(32)),
-        replace(replies[0], node="node-9"),
-        replace(replies[0], shares=(replace(replies[0].shares[0], edge_shares=()),)),
-        replace(replies[0], shares=(replace(replies[0].shares[0], survivor="node-3"),)),
-    ]
-    for reply in wrong:
-        aborted(AbortCode.BAD_REPLY, lambda: total.open_sum([reply, *replies[1:]]))  # noqa: B023
 
 
 def test_a_member_that_signed_another_set_is_named(federation: Any) -> None:

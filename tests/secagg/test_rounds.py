@@ -156,6 +156,15 @@ def test_two_members_are_too_few_even_if_all_are_pinned(
     refused(PlanCode.BAD_COHORT, lambda: federation.verify(plan))
 
 
+def test_a_roster_of_other_members_than_the_consent_pins(federation: Any) -> None:
+    """Should a node ever hold such a roster, no plan for it passes: a Sybil is in no cohort."""
+    plan, pinned = federation.plan(), federation.consent().members
+    sybil = {**pinned, "sybil": IdentityKey.generate().public_key.hex()}
+    for members in (sybil, dict(list(sybil.items())[1:])):
+        consent = federation.consent(members=members)
+        refused(PlanCode.BAD_COHORT, lambda: federation.verify(plan, consent))  # noqa: B023
+
+
 def test_rounds_only_go_forward(federation: Any) -> None:
     plan = federation.plan(3, attempt=2)
     for last in ((3, 2), (3, 3), (4, 1)):
