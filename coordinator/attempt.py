@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from coordinator.channel import Channel
@@ -129,6 +130,7 @@ class AttemptRunner:
         asked = {name: Parcel(each.close()) for each in self._sums for name in each.committee}
         replies = dict(self._ask("query.survivors", asked, SurvivorSignature))
         self._each(lambda each: each.certify(_messages(SurvivorSignature, replies, each)))
+        self._note_faults()
 
     def open(self) -> tuple[Floats, tuple[str, ...]]:
         """Collect shares, open each group's sum, and add up those that honest members make.
@@ -149,11 +151,12 @@ class AttemptRunner:
         started = time.monotonic()
         sums = self._each(lambda each: self._open(each, _messages(UnmaskReply, replies, each)))
         self.report.seconds["open"] = time.monotonic() - started
+        self._note_faults()
         survivors = sorted(name for each in self._sums for name in each.uploaded)
         return sum(sums[1:], sums[0]), tuple(survivors)
 
     def _open(self, each: StreamingSum, replies: list[UnmaskReply]) -> Floats:
-        opened = each.open_sum(replies)
+        opened = each.open_sum(replies, threads=torch.get_num_threads())
         for wrong in sorted(opened.wrong_shares):
             _LOG.warning("wrong share: sent by %s, dealt by %s", wrong.sender, wrong.dealer)
         sum_D = decode(opened.words, self._plan.step)
@@ -206,6 +209,11 @@ class AttemptRunner:
         phase = action.rsplit(".", maxsplit=1)[-1]
         self.report.seconds[phase] = time.monotonic() - started
 
+    def _note_faults(self) -> None:
+        for each in self._sums:
+            for name, abort in each.faults.items():
+                self._note_refusal(name, str(abort.code), str(abort))
+
     def _note_refusal(self, name: str, code: str, detail: str) -> None:
         _LOG.warning("%s: %s: %s", name, code, detail)
         self.report.refusals[name] = (code, detail)
@@ -226,6 +234,6 @@ def _close(each: StreamingSum, only: tuple[str, ...]) -> None:
 def _messages(
     kind: type[_Message], replies: Mapping[str, Parcel], each: StreamingSum
 ) -> list[_Message]:
-    """What a group's committee answered."""
-    found = (replies[name].message for name in each.committee if name in replies)
-    return [message for message in found if isinstance(message, kind)]
+    """What a group's committee answered, each for itself."""
+    found = ((name, replies[name].message) for name in each.committee if name in replies)
+    return [m for name, m in found if isinstance(m, kind) and m.node == name]

@@ -87,6 +87,8 @@ class StreamingSum:
         self._survivors: SurvivorSet | None = None
         self._certificate: tuple[SurvivorSignature, ...] = ()
         self._opened: OpenedSum | None = None
+        self.faults: dict[str, SecAggAbort] = {}
+        """Committee members whose answers were left out, and why."""
 
     @property
     def uploaded(self) -> tuple[str, ...]:
@@ -159,7 +161,8 @@ class StreamingSum:
         """Assemble the certificate of the survivor set.
 
         Raises:
-            SecAggAbort: NO_QUORUM, or EQUIVOCATION naming members that signed another set.
+            SecAggAbort: NO_QUORUM, or EQUIVOCATION naming members that signed another set, where
+                too few signed this one; where enough did, those members are in `faults`.
 
         """
         survivors = self._closed()
@@ -178,11 +181,14 @@ class StreamingSum:
             else:
                 elsewhere.append(signature.node)
         if elsewhere:
-            raise SecAggAbort(
+            abort = SecAggAbort(
                 AbortCode.EQUIVOCATION,
                 f"Expected signatures on one survivor set, got others by {elsewhere}.",
                 tuple(sorted(elsewhere)),
             )
+            self.faults |= dict.fromkeys(elsewhere, abort)
+            if len(valid) < self._plan.quorum:
+                raise abort
         if len(valid) < self._plan.quorum:
             raise SecAggAbort(
                 AbortCode.NO_QUORUM,
@@ -215,14 +221,15 @@ class StreamingSum:
             The sum, and whose shares were wrong.
 
         Raises:
-            SecAggAbort: NO_QUORUM, BAD_REPLY (a reply about another set), BAD_SHARE where no q
-                shares fit a commitment, or BAD_COUNT where masks did not cancel.
+            SecAggAbort: NO_QUORUM, BAD_REPLY (a reply about another set, where too few others are
+                left; else its sender is in `faults`), BAD_SHARE where no q shares fit a
+                commitment, or BAD_COUNT where masks did not cancel.
 
         """
         if self._opened is not None:
             return self._opened
         survivors = self._closed()
-        by_member = {reply.node: self._checked_reply(reply) for reply in replies}
+        by_member = self._usable(replies)
         if len(by_member) < self._plan.quorum:
             raise SecAggAbort(
                 AbortCode.NO_QUORUM,
@@ -260,6 +267,19 @@ class StreamingSum:
                 if edge.peer not in survivors.headers:
                     seed = recovery.edge_seed(name, edge.peer, edge.commitment)
                     yield Mask(mask_key(seed, plan_digest), mask_sign(edge.peer, name))
+
+    def _usable(self, replies: Iterable[UnmaskReply]) -> dict[str, dict[tuple[str, str], bytes]]:
+        """Shares by member; who sent no such thing is left out, as if it had not answered."""
+        usable, wrong = {}, []
+        for reply in replies:
+            try:
+                usable[reply.node] = self._checked_reply(reply)
+            except SecAggAbort as abort:
+                self.faults[reply.node] = abort
+                wrong.append(abort)
+        if wrong and len(usable) < self._plan.quorum:
+            raise wrong[0]
+        return usable
 
     def _checked_reply(self, reply: UnmaskReply) -> dict[tuple[str, str], bytes]:
         """Shares by (dealer, dealer or dropped peer), after a check that they are on our set."""

@@ -2,16 +2,19 @@
 
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 import client.app
 from arion.federation import write_toml
-from client.node import CONSENT_FILE
+from client.node import CONSENT_FILE, Node
 from coordinator.outcome import RoundOutcome, observing
 from coordinator.settings import RunError
-from protos.messages import Upload
+from privacy.secagg.coordinator import StreamingSum
+from protos.messages import UnmaskReply, UnmaskRequest, Upload
 from protos.wire import Parcel, WireMessage
 from tests.small_federation import NAMES, SmallFederation
 
@@ -177,3 +180,36 @@ def test_nodes_that_start_again_are_back_in_the_next_attempt(
     else:
         assert found == [(1, 1, 4), (2, 1, 0), (2, 2, 4), (3, 1, 4)]
     federation.verified()
+
+
+def test_a_member_that_answers_in_anothers_name_counts_for_nobody(
+    federation: SmallFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """west gives its own shares as north's: were they taken, none of north's would be left."""
+    unmask = Node.unmask
+
+    def foul(self: Node, request: UnmaskRequest) -> UnmaskReply:
+        reply = unmask(self, request)
+        return replace(reply, node="north") if self.name == "west" else reply
+
+    monkeypatch.setattr(Node, "unmask", foul)
+    outcomes: list[RoundOutcome] = []
+    with observing(lambda outcome, state: outcomes.append(outcome)):
+        assert federation.run().step == 3
+    assert [outcome.code for outcome in outcomes] == ["", "", ""]
+
+
+def test_masks_come_off_with_all_threads(
+    federation: SmallFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    open_sum = StreamingSum.open_sum
+
+    def spy(self: StreamingSum, replies: Any, *, threads: int = 1) -> Any:
+        asked.append(threads)
+        return open_sum(self, replies, threads=threads)
+
+    monkeypatch.setattr(StreamingSum, "open_sum", spy)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    federation.run()
+    assert asked == [3, 3, 3]

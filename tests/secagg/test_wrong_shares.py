@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from privacy.secagg.header import survivors_payload
 from privacy.secagg.recovery import AbortCode, WrongShare
 from tests.secagg.test_attacks import aborted
 
@@ -81,3 +82,21 @@ def test_a_reply_about_another_set(federation: Any) -> None:
     ]
     for reply in wrong:
         aborted(AbortCode.BAD_REPLY, lambda: total.open_sum([reply, *replies[1:]]))  # noqa: B023
+
+
+def test_who_answers_about_another_set_stops_nobody_else(federation: Any) -> None:
+    """Quorum 3 of 4: one such answer is left out, and its sender named."""
+    plan = federation.plan()
+    total = federation.collect(plan)
+    signatures = federation.sign(plan, total)
+    other = replace(signatures[3], set_digest=bytes(32))
+    payload = survivors_payload(plan.digest(), bytes(32))
+    signed = federation.identities["node-3"].sign("survivors", payload)
+    other = replace(other, signature=signed.signature)
+    certificate = total.certify([*signatures[:3], other])
+    assert [each.node for each in certificate] == ["node-0", "node-1", "node-2"]
+    assert total.faults["node-3"].code is AbortCode.EQUIVOCATION
+    replies = [federation.nodes[x].unmask(plan, total.unmask_request(x)) for x in federation.names]
+    opened = total.open_sum([replace(replies[0], set_digest=bytes(32)), *replies[1:]])
+    np.testing.assert_array_equal(opened.words, federation.expected(plan, federation.names))
+    assert total.faults["node-0"].code is AbortCode.BAD_REPLY
