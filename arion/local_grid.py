@@ -5,27 +5,25 @@ Members can be made to drop out of any phase, which is how drop-outs are simulat
 """
 
 import hashlib
-import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp import ServerApp
 
 from privacy.rounds import RoundPlan
-from protos.flower import RUN_ID, from_records, new_message
+from protos.flower import COORDINATOR_ID, RUN_ID, CarrierGrid, from_records
 from protos.round_messages import UploadRequest
 
 Drops = Callable[[str, Message], bool]
 """(node's name, message) -> whether the node does not answer this message."""
 
-_SERVER_ID = 1
 _FAILED = 1
 
 
-class LocalGrid(Grid):
+class LocalGrid(CarrierGrid):
     """Carries messages to nodes of this process.
 
     A message is worked on when its reply is pulled, so at most one reply is in memory.
@@ -43,8 +41,9 @@ class LocalGrid(Grid):
         homes: Mapping[str, Path],
         drops: Drops = lambda name, message: False,
     ) -> None:
+        super().__init__()
         self._app, self._drops = client_app, drops
-        self._names = dict(enumerate(sorted(homes), start=_SERVER_ID + 1))
+        self._names = dict(enumerate(sorted(homes), start=COORDINATOR_ID + 1))
         self._contexts = {
             node_id: Context(
                 run_id=RUN_ID,
@@ -56,34 +55,6 @@ class LocalGrid(Grid):
             for node_id, name in self._names.items()
         }
         self._pending: OrderedDict[str, Message] = OrderedDict()
-        self._numbers = itertools.count(1)
-
-    def set_run(self, run: object) -> None:
-        """Flower's engines name the run here; this grid has one."""
-
-    @property
-    def run(self) -> object:  # type: ignore[override]
-        """There is no record of a run outside Flower's own engines."""
-        raise AttributeError("Expected Flower's engine to ask for its run, got the local grid.")
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """See `Grid.create_message`."""
-        return new_message(
-            content,
-            message_type,
-            number=next(self._numbers),
-            source=_SERVER_ID,
-            address=dst_node_id,
-            group=group_id,
-            ttl=ttl,
-        )
 
     def get_node_ids(self) -> Iterable[int]:
         """All nodes; one that drops out is still known."""
@@ -126,7 +97,7 @@ def run_server_app(server_app: ServerApp, grid: LocalGrid, home: Path) -> None:
     """Run the ServerApp of the run in `home` over a grid of this process."""
     context = Context(
         run_id=RUN_ID,
-        node_id=_SERVER_ID,
+        node_id=COORDINATOR_ID,
         node_config={},
         state=RecordDict(),
         run_config={"home": str(home)},

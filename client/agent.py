@@ -7,6 +7,7 @@ dialled again; a message that was not answered comes again and is answered with 
 import logging
 import random
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,16 +52,22 @@ class Agent:
         Raises:
             LinkRefused: the coordinator refuses the node for good: it was revoked, or speaks
                 another version.
+            NodeError: the node has not joined, was not approved, or its certificate has expired.
 
         """
         wait = _FIRST_WAIT_S
         while not self._stopped.is_set():
+            membership, began = MembershipFile(self._home).load(), time.monotonic()
             try:
-                self._serve(MembershipFile(self._home).load())
+                self._serve(membership)
                 wait = _FIRST_WAIT_S
             except LinkLost as error:
                 if self._stopped.is_set():
                     return
+                if membership.due_in_s < 0:
+                    continue  # the stream was closed to renew the certificate
+                if time.monotonic() > began + _LONGEST_WAIT_S:
+                    wait = _FIRST_WAIT_S
                 _LOG.warning("%s; dialling again in at most %.1f s", error, wait)
                 self._stopped.wait(wait * self._jitter.uniform(0.5, 1.0))
                 wait = min(2 * wait, _LONGEST_WAIT_S)
@@ -69,14 +76,14 @@ class Agent:
         """Answer over one connection, until it is lost or its certificate is due."""
         self._link = link = Link(membership.address, membership.credentials)
         try:
-            if membership.is_due:
+            if membership.due_in_s < 0:
                 renew(self._home, link)
                 _LOG.info("the certificate was renewed")
                 return
             _LOG.info("listening to %s as %s", membership.address, membership.name)
-            for envelope in link.listen():
+            for envelope in link.listen(max(1.0, membership.due_in_s)):
                 self._answer(link, envelope)
-                if self._stopped.is_set() or membership.is_due:
+                if self._stopped.is_set() or membership.due_in_s < 0:
                     return
         finally:
             link.close()

@@ -42,7 +42,7 @@ app = ClientApp()
 _LOG = logging.getLogger("arion.node")
 _NODES: dict[Path, Node] = {}
 _LARGEST_DETAIL = 1_000
-_OWN_ADDRESS = 1
+_OWN_ADDRESS = 2
 
 Question = tuple[str, bytes, bytes]
 """Kind, body and payload of a message."""
@@ -189,7 +189,7 @@ def answer(home: Path, runtime: str, action: str, question: Question) -> Questio
         state=RecordDict(),
         run_config={},
     )
-    message = new_message(records_of(*question), action, number=1, source=0, address=_OWN_ADDRESS)
+    message = new_message(records_of(*question), action, number=1, address=_OWN_ADDRESS)
     return parcel_of(app(message, context).content)
 
 

@@ -58,11 +58,36 @@ class Membership(BaseModel):
         return Credentials(self.authority.encode(), self.key.encode(), self.certificate.encode())
 
     @property
-    def is_due(self) -> bool:
-        """Whether two thirds of the certificate's life are over."""
-        found = x509.load_pem_x509_certificate(self.certificate.encode())
+    def due_in_s(self) -> float:
+        """Seconds until two thirds of the certificate's life are over; below 0 where they are.
+
+        Raises:
+            NodeError: no certificate yet, or one that has expired: no longer to be renewed.
+
+        """
+        if not self.certificate:
+            raise NodeError(
+                "Expected a node that was approved, got one that waits. Have the operator approve "
+                "it, then give the command arion node join again."
+            )
+        found = self._certificate()
+        if self.is_expired:
+            raise NodeError(
+                f"Expected a certificate that has not expired, got one that ended at "
+                f"{found.not_valid_after_utc:%Y-%m-%d %H:%M} UTC: the node was away too long. Ask "
+                "the operator for a new invitation, and give arion node join again with this home."
+            )
         life = found.not_valid_after_utc - found.not_valid_before_utc
-        return datetime.now(UTC) > found.not_valid_before_utc + life * _RENEW_AFTER
+        due = found.not_valid_before_utc + life * _RENEW_AFTER
+        return (due - datetime.now(UTC)).total_seconds()
+
+    @property
+    def is_expired(self) -> bool:
+        """Whether the certificate's life is over."""
+        return datetime.now(UTC) > self._certificate().not_valid_after_utc
+
+    def _certificate(self) -> x509.Certificate:
+        return x509.load_pem_x509_certificate(self.certificate.encode())
 
 
 @dataclass(frozen=True)
@@ -207,12 +232,12 @@ def _prepared(
     authority = invitation.authority_pem.decode()
     if (file.home / MEMBERSHIP_FILE).exists():
         found = file.load()
-        if found.certificate:
+        if found.certificate and not found.is_expired:
             raise NodeError(
                 f"Expected a home that has not joined, got one that is {found.name!r}. Use "
                 "another home, or remove membership.json from this one."
             )
-        if found.authority == authority:
+        if not found.certificate and found.authority == authority:
             return found
     key = new_connection_key()
     membership = Membership(

@@ -104,10 +104,10 @@ class Link:
         """Return a certificate for a new connection key."""
         return bytes(_call(self._exchange.Renew, pb.RenewRequest(csr=csr)).certificate)
 
-    def listen(self) -> Iterator[Any]:
-        """Yield messages for this node as they come."""
+    def listen(self, seconds: float) -> Iterator[Any]:
+        """Yield messages for this node as they come, for some time; LinkLost at its end."""
         try:
-            yield from self._exchange.Listen(pb.ListenRequest(protocol=PROTOCOL))
+            yield from self._exchange.Listen(pb.ListenRequest(protocol=PROTOCOL), timeout=seconds)
         except grpc.RpcError as error:
             raise _outcome(error) from error
         raise LinkLost("Expected an open stream, got its end.")

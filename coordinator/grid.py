@@ -4,22 +4,19 @@ A run is a process of its own, which shares the database with the service. Messa
 phase are cleared when the next one is pushed: who is late is told that it is over.
 """
 
-import itertools
 import time
 from collections.abc import Iterable
 
-from flwr.app import Message, RecordDict
-from flwr.serverapp import Grid
+from flwr.app import Message
 
 from coordinator.service.mailbox import Mailbox
 from coordinator.service.registry import Registry
-from protos.flower import new_message, parcel_of, records_of
+from protos.flower import CarrierGrid, parcel_of, records_of
 
-_SERVER_ID = 0
 _POLL_S = 0.02
 
 
-class ServiceGrid(Grid):
+class ServiceGrid(CarrierGrid):
     """Carries one run's messages to the active members of a federation.
 
     Args:
@@ -30,37 +27,10 @@ class ServiceGrid(Grid):
     """
 
     def __init__(self, run: str, registry: Registry, mailbox: Mailbox) -> None:
+        super().__init__()
         self._run, self._registry, self._mailbox = run, registry, mailbox
         self._pushed: dict[str, Message] = {}
-        self._numbers = itertools.count(1)
         mailbox.clear(run)
-
-    def set_run(self, run: object) -> None:
-        """Flower's engines name the run here; this grid has one."""
-
-    @property
-    def run(self) -> object:  # type: ignore[override]
-        """There is no record of a run outside Flower's own engines."""
-        raise AttributeError("Expected Flower's engine to ask for its run, got the service's grid.")
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """See `Grid.create_message`."""
-        return new_message(
-            content,
-            message_type,
-            number=next(self._numbers),
-            source=_SERVER_ID,
-            address=dst_node_id,
-            group=group_id,
-            ttl=ttl,
-        )
 
     def get_node_ids(self) -> Iterable[int]:
         """Addresses of the active members that ever connected."""

@@ -3,15 +3,70 @@
 Payloads (model parameters, masked words) are inline bytes on every runtime.
 """
 
+import itertools
 import time
 
 from flwr.app import DEFAULT_TTL, ConfigRecord, Message, Metadata, RecordDict
+from flwr.serverapp import Grid
 
 from protos.messages import Refusal
 from protos.wire import Parcel, WireError, WireMessage
 
 RUN_ID = 1
+COORDINATOR_ID = 1
 _RECORD = "arion"
+
+
+class CarrierGrid(Grid):
+    """What grids of ours have in common: one run, and messages built as Flower's own grids do."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count(1)
+
+    def set_run(self, run: object) -> None:
+        """Flower's engines name the run here; this grid has one."""
+
+    @property
+    def run(self) -> object:  # type: ignore[override]
+        """There is no record of a run outside Flower's own engines."""
+        raise AttributeError("Expected Flower's engine to ask for its run, got another grid.")
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """See `Grid.create_message`."""
+        number = next(self._numbers)
+        return new_message(content, message_type, number, dst_node_id, group=group_id, ttl=ttl)
+
+
+def new_message(
+    content: RecordDict,
+    message_type: str,
+    number: int,
+    address: int,
+    *,
+    group: str = "",
+    ttl: float | None = None,
+) -> Message:
+    """Build a message of the coordinator, for the node at an address."""
+    metadata = Metadata(
+        run_id=RUN_ID,
+        message_id=str(number),
+        src_node_id=COORDINATOR_ID,
+        dst_node_id=address,
+        reply_to_message_id="",
+        group_id=group,
+        created_at=time.time(),
+        ttl=ttl or DEFAULT_TTL,
+        message_type=message_type,
+    )
+    # The overloads do not list this way of building one.
+    return Message(content=content, metadata=metadata)  # type: ignore[call-overload,no-any-return]
 
 
 def to_records(parcel: Parcel) -> RecordDict:
@@ -38,32 +93,6 @@ def parcel_of(records: RecordDict) -> tuple[str, bytes, bytes]:
     if not (isinstance(kind, str) and isinstance(body, bytes) and isinstance(payload, bytes)):
         raise WireError("Expected a kind, a body and a payload, got other fields.")
     return kind, body, payload
-
-
-def new_message(
-    content: RecordDict,
-    message_type: str,
-    *,
-    number: int,
-    source: int,
-    address: int,
-    group: str = "",
-    ttl: float | None = None,
-) -> Message:
-    """Build a message as Flower's own grids do."""
-    metadata = Metadata(
-        run_id=RUN_ID,
-        message_id=str(number),
-        src_node_id=source,
-        dst_node_id=address,
-        reply_to_message_id="",
-        group_id=group,
-        created_at=time.time(),
-        ttl=ttl or DEFAULT_TTL,
-        message_type=message_type,
-    )
-    # The overloads do not list this way of building one.
-    return Message(content=content, metadata=metadata)  # type: ignore[call-overload,no-any-return]
 
 
 def from_records(records: RecordDict, *kinds: type[WireMessage]) -> Parcel:

@@ -8,7 +8,6 @@ from typing import Any
 
 from cryptography.hazmat.primitives.serialization import Encoding
 from sqlalchemy import Engine, Row, select
-from sqlalchemy.exc import IntegrityError
 
 from coordinator.service.database import INVITATIONS, MEMBERS, transaction
 from coordinator.service.pki import ROLES, Authority, Peer, Role, read_csr
@@ -76,10 +75,10 @@ class Registry:
         self.federation, self._clock = federation, clock
 
     def invite(self, name: str, role: str = "node") -> Invitation:
-        """Make an invitation, valid once and for seven days.
+        """Make an invitation, valid once and for seven days; a member may join again with one.
 
         Raises:
-            RegistryError: a name that is not one, or taken; an unknown role.
+            RegistryError: a name that is not one, an unknown role.
 
         """
         if not NAME.fullmatch(name) or role not in ROLES:
@@ -90,12 +89,6 @@ class Registry:
             )
         invitation = Invitation.new(self._authority.pem)
         with transaction(self._engine) as connection:
-            if self._row(connection, name) is not None:
-                raise RegistryError(
-                    "name-taken",
-                    f"Expected a new name, got {name!r}, which is a member's. Choose another, or "
-                    "revoke that member first.",
-                )
             connection.execute(
                 INVITATIONS.insert().values(
                     digest=invitation.digest,
@@ -111,7 +104,7 @@ class Registry:
 
         Raises:
             RegistryError: an invitation that is unknown, used or expired; a signature that does
-                not bind the connection key to the identity.
+                not bind the connection key to the identity; a member's name with another identity.
             PkiError: not a signing request.
 
         """
@@ -138,22 +131,7 @@ class Registry:
                 .where(INVITATIONS.c.digest == digest)
                 .values(used=self._clock())
             )
-            try:
-                connection.execute(
-                    MEMBERS.insert().values(
-                        name=row.name,
-                        role=row.role,
-                        status="pending",
-                        identity_key=identity_key,
-                        csr=csr,
-                        csr_digest=request,
-                        certificate=b"",
-                    )
-                )
-            except IntegrityError as error:
-                raise RegistryError(
-                    "name-taken", f"Expected a new member, got {row.name!r} again."
-                ) from error
+            self._wait(connection, row, csr, identity_key)
         return str(row.name)
 
     def collect(self, csr_digest: bytes) -> Member:
@@ -226,6 +204,22 @@ class Registry:
         """Return everyone, sorted by name."""
         with transaction(self._engine) as connection:
             return [_member(row) for row in connection.execute(select(MEMBERS).order_by("name"))]
+
+    def _wait(self, connection: Any, invited: Any, csr: bytes, identity_key: bytes) -> None:
+        """Have a member wait for approval: a new one, or one that comes back with its identity."""
+        known = self._row(connection, invited.name)
+        if known is not None and known.identity_key != identity_key:
+            raise RegistryError(
+                "name-taken",
+                f"Expected the identity key by which {invited.name!r} joined before, got another. "
+                "Join from that node's home, or have the operator invite under another name.",
+            )
+        request = {"csr": csr, "csr_digest": hashlib.sha256(csr).digest(), "certificate": b""}
+        if known is not None:
+            self._update(connection, invited.name, status="pending", role=invited.role, **request)
+            return
+        new = {"name": invited.name, "role": invited.role, "identity_key": identity_key}
+        connection.execute(MEMBERS.insert().values(status="pending", **new, **request))
 
     def _issue(self, csr: bytes, name: str, role: Role) -> bytes:
         certificate = self._authority.issue_member(csr, name, role, self.federation)

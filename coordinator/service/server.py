@@ -190,10 +190,18 @@ class Exchange(rpc.ExchangeServicer):
             await asyncio.to_thread(incoming.close)
 
     async def _member(self, context: Any) -> Member:
-        """Who calls, as the registry has it now."""
-        return await _registry_call(
+        """Which node calls, as the registry has it now; other roles have no business here."""
+        member = await _registry_call(
             context, lambda: self._registry.check(self._peer(context)), denied=True
         )
+        if member.role != "node":
+            await _refuse(
+                context,
+                grpc.StatusCode.PERMISSION_DENIED,
+                "wrong-role",
+                f"Expected a node, got the {member.role} {member.name!r}.",
+            )
+        return member
 
     def _peer(self, context: Any) -> Peer:
         pem = context.auth_context()["x509_pem_cert"][0]

@@ -9,7 +9,7 @@ import pytest
 from tests.faults.registry import FAULTS
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("privacy.md", "threat_model.md", "architecture.md", "secure_aggregation.md")
+PAGES = ("privacy.md", "threat_model.md", "architecture.md", "secure_aggregation.md", "service.md")
 NODE_ID = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 NAME = re.compile(r"`(?:tests/[\w/]+\.py)?(?:::)?(test_\w+)`")
 FILE = re.compile(r"`(tests/[\w/]+\.py)[`:]")

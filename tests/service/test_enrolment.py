@@ -1,10 +1,13 @@
 """Joining: an invitation, once; an operator's approval; certificates that name whom we chose."""
 
 import hashlib
+import ssl
+import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cryptography import x509
@@ -13,6 +16,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from client.agent import Agent
 from client.config import NodeError
 from client.membership import MEMBERSHIP_FILE, MembershipFile, collect, join, renew
 from client.transport import Credentials, Link, LinkLost, LinkRefused
@@ -179,7 +183,7 @@ def test_a_revoked_node_is_refused_on_its_next_call(
 ) -> None:
     link = enrol(service, tmp_path)
     assert link.answer("0" * 32, "Done", b"", b"") is False
-    listening = link.listen()
+    listening = link.listen(30)
     service.home.registry.revoke("north")
     refused("revoked", lambda: link.answer("0" * 32, "Done", b"", b""))
     refused("revoked", lambda: next(listening))
@@ -192,7 +196,7 @@ def test_an_open_stream_of_a_revoked_node_is_closed(
     link = enrol(service, tmp_path)
     mailbox, (member,) = service.home.mailbox, service.home.registry.members()
     mailbox.post("r", member.address, "query.keys", ("EpochRequest", b"", b""))
-    listening = link.listen()
+    listening = link.listen(30)
     assert next(listening).action == "query.keys"
     service.home.registry.revoke("north")
     refused("revoked", lambda: next(listening))
@@ -235,7 +239,7 @@ def test_foreign_expired_and_server_certificates_are_refused(
 def test_a_certificate_is_renewed_with_a_new_key(service: RunningService, tmp_path: Path) -> None:
     link = enrol(service, tmp_path)
     before = MembershipFile(tmp_path).load()
-    assert not before.is_due
+    assert before.due_in_s > 15 * 3600
     after = renew(tmp_path, link)
     link.close()
     assert after.key != before.key
@@ -255,3 +259,84 @@ def test_a_home_that_has_joined_is_not_overwritten(service: RunningService, tmp_
     with pytest.raises(NodeError, match="has not joined"):
         join(tmp_path, "localhost", service.pair, token)
     assert hashlib.sha256((tmp_path / MEMBERSHIP_FILE).read_bytes()).digest() == before
+
+
+def test_a_member_comes_back_with_its_identity_and_nobody_else_does(
+    service: RunningService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that was away for longer than its certificate lives joins again, under its name."""
+    enrol(service, tmp_path / "node").close()
+    registry = service.home.registry
+    with pytest.raises(NodeError, match="joined before"):
+        join(tmp_path / "thief", "localhost", service.pair, str(registry.invite("north")))
+    (member,) = registry.members()
+    assert member.status == "active"
+    later = SimpleNamespace(now=lambda zone: datetime.now(zone) + timedelta(hours=25))
+    with monkeypatch.context() as patch:
+        patch.setattr("client.membership.datetime", later)
+        with pytest.raises(NodeError, match="away too long"):
+            _ = MembershipFile(tmp_path / "node").load().due_in_s
+        again = join(tmp_path / "node", "localhost", service.pair, str(registry.invite("north")))
+    (waiting,) = registry.members()
+    assert (waiting.address, waiting.identity_key) == (member.address, member.identity_key)
+    assert waiting.status == "pending"
+    registry.approve("north")
+    renewed = Link(service.address, collect(tmp_path / "node", 5).credentials)
+    assert renewed.answer("0" * 32, "Done", b"", b"") is False
+    renewed.close()
+    assert again.name == "north"
+
+
+def test_other_roles_have_no_messages(service: RunningService, tmp_path: Path) -> None:
+    registry = service.home.registry
+    join(tmp_path, "localhost", service.pair, str(registry.invite("clerk", "auditor")))
+    registry.approve("clerk")
+    link = Link(service.address, collect(tmp_path, 5).credentials)
+    refused("wrong-role", lambda: next(link.listen(30)))
+    refused("wrong-role", lambda: link.answer("0" * 32, "Done", b"", b""))
+    link.close()
+
+
+def test_the_server_certificate_is_renewed_without_a_restart(
+    service: RunningService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = "localhost", service.ports.enrolment
+    first = ssl.get_server_certificate(place)
+    assert ssl.get_server_certificate(place) == first
+    monkeypatch.setattr("coordinator.service.serve._RENEW_AFTER_S", 0.0)
+    assert ssl.get_server_certificate(place) != first
+
+
+def test_an_idle_node_renews_its_certificate(
+    service: RunningService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is asked of it; the stream closes when the certificate is due, and opens again."""
+    monkeypatch.setattr("coordinator.service.pki._CLOCK_SKEW", timedelta())
+    monkeypatch.setattr(Authority.issue_member, "__defaults__", (timedelta(seconds=6),))
+    enrol(service, tmp_path).close()
+    monkeypatch.setattr(Authority.issue_member, "__defaults__", (timedelta(hours=1),))
+    before = MembershipFile(tmp_path).load().certificate
+    agent = Agent(tmp_path, lambda *question: ("Done", b"", b""))
+    thread = threading.Thread(target=agent.run, daemon=True)
+    thread.start()
+    end = time.monotonic() + 20
+    while (after := MembershipFile(tmp_path).load()).certificate == before:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    assert after.due_in_s > 2000
+    (member,) = service.home.registry.members()
+    posted = service.home.mailbox.post("r", member.address, "query.head", ("HeadQuery", b"", b""))
+    while service.home.mailbox.first_answer([posted]) is None:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    agent.stop()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_a_node_that_was_not_approved_does_not_serve(
+    service: RunningService, tmp_path: Path
+) -> None:
+    join(tmp_path, "localhost", service.pair, str(service.home.registry.invite("north")))
+    with pytest.raises(NodeError, match="was approved"):
+        Agent(tmp_path, lambda *question: ("Done", b"", b"")).run()
