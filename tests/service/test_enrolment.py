@@ -340,3 +340,20 @@ def test_a_node_that_was_not_approved_does_not_serve(
     join(tmp_path, "localhost", service.pair, str(service.home.registry.invite("north")))
     with pytest.raises(NodeError, match="was approved"):
         Agent(tmp_path, lambda *question: ("Done", b"", b"")).run()
+
+
+def test_a_payload_that_arrives_altered_is_not_used(
+    service: RunningService, tmp_path: Path
+) -> None:
+    link = enrol(service, tmp_path / "node")
+    mailbox, (member,) = service.home.mailbox, service.home.registry.members()
+    payload = bytes(3_000_000)
+    mailbox.post("r", member.address, "train.upload", ("UploadRequest", b"", payload))
+    envelope = next(link.listen(30))
+    assert link.fetch(envelope.payload_digest, envelope.payload_bytes) == payload
+    blob = service.home.path / "blobs" / envelope.payload_digest.hex()
+    for altered in (payload[:-1] + b"x", payload[:-1], payload + b"x"):
+        blob.write_bytes(altered)
+        refused("other-payload", lambda: link.fetch(envelope.payload_digest, len(payload)))
+    refused("unknown-payload", lambda: link.fetch(bytes(32), 1))
+    link.close()

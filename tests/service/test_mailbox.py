@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from coordinator.service.blobs import CHUNK_BYTES, BlobError, Blobs
 from coordinator.service.home import ServiceHome
@@ -121,3 +122,10 @@ def test_clearing_a_run_leaves_the_other_alone(mailbox: Mailbox) -> None:
         assert mailbox.blobs.size(hashlib.sha256(gone).digest()) is None
     mailbox.clear("two")
     assert mailbox.blobs.size(hashlib.sha256(PAYLOAD).digest()) is None
+
+
+def test_acknowledged_rows_survive_a_loss_of_power(service_home: ServiceHome) -> None:
+    """In WAL mode only FULL (2) flushes before a commit returns."""
+    with service_home.engine.connect() as connection:
+        assert connection.execute(text("PRAGMA synchronous")).scalar() == 2
+        assert connection.execute(text("PRAGMA journal_mode")).scalar() == "wal"
