@@ -58,7 +58,7 @@ class Authority:
     """The authority's key and certificate.
 
     Attributes:
-        certificate: self-signed; its fingerprint is in every invitation.
+        certificate: self-signed; every invitation holds it.
 
     """
 
@@ -206,11 +206,6 @@ def member_uri(federation: str, role: str, name: str) -> str:
     """Return the SPIFFE id of a member; the trust domain is the federation's digest."""
     domain = hashlib.sha256(federation.encode()).hexdigest()[:32]
     return f"spiffe://{domain}.arion/{role}/{name}"
-
-
-def certificate_fingerprint(certificate: x509.Certificate) -> str:
-    """Return the SHA-256 of a certificate's DER, hex."""
-    return certificate.fingerprint(SHA256()).hex()
 
 
 def _name(common: str) -> x509.Name:
