@@ -165,7 +165,8 @@ def _open_run(
                 "set up. Leave them out, or start a new run."
             )
         return RunFile.model_validate_json(saved.read_text())
-    if out.exists() and any(out.iterdir()):
+    # A folder with nothing but RUN_FILE is that of a run which its data kept from beginning.
+    if out.exists() and {entry.name for entry in out.iterdir()} - {RUN_FILE}:
         raise RunFileError(
             f"Expected a new folder for the run, got {out}, which is not empty. Add --resume to go "
             "on with it, or choose another --out."

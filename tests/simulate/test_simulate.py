@@ -181,3 +181,12 @@ def test_a_folder_that_is_not_empty_is_left_alone(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "not empty" in done.stderr
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["precious"]
+
+
+def test_a_mistake_can_be_corrected_in_the_same_folder(tmp_path: Path) -> None:
+    for data in ("typo", "another"):
+        done = arion("simulate", "--data", data, "--out", "out", cwd=tmp_path)
+        assert done.returncode == 2
+        assert f"{data}: Expected a folder of institutions" in done.stderr
+    saved = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert saved["data"]["path"].endswith("another")
