@@ -3,6 +3,7 @@
 import typer
 
 from arion.coordinator_cli import coordinator_app
+from arion.coordinator_upkeep_cli import migrate_command
 from arion.expert_cli import expert_app
 from arion.expert_private_cli import train_private_command
 from arion.model_cli import model_app
@@ -19,6 +20,7 @@ app.add_typer(coordinator_app, name="coordinator")
 app.add_typer(node_app, name="node")
 app.add_typer(model_app, name="model")
 app.add_typer(privacy_app, name="privacy")
+coordinator_app.command("migrate")(migrate_command)
 app.command("simulate")(simulate_command)
 expert_app.command("train-private")(train_private_command)
 

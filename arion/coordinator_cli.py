@@ -13,6 +13,7 @@ from arion.errors import user_errors
 from coordinator.app import GridChannel
 from coordinator.driver import RunDriver
 from coordinator.grid import ServiceGrid
+from coordinator.service.database import check_database_url
 from coordinator.service.home import ServiceHome, ServiceSettings
 from coordinator.service.serve import Service
 from privacy.identity import fingerprint
@@ -39,6 +40,8 @@ def init_command(
     Example: arion coordinator init srv --federation hospitals --host arion.example.org
     """
     with user_errors():
+        if database is not None:
+            check_database_url(database)
         settings = ServiceSettings(
             federation=federation,
             hosts=tuple(host),

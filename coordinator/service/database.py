@@ -4,12 +4,14 @@ What was acknowledged must survive a loss of power: SQLite runs with `synchronou
 NORMAL in WAL mode loses acknowledged rows.
 """
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     Column,
     Connection,
     Engine,
@@ -22,9 +24,14 @@ from sqlalchemy import (
     create_engine,
     event,
 )
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 DATABASE_FILE = "service.sqlite"
+POSTGRESQL = "postgresql+psycopg"
 METADATA = MetaData()
+_ONLY_READS = "arion_only_reads"
 
 INVITATIONS = Table(
     "invitations",
@@ -60,7 +67,7 @@ MESSAGES = Table(
     Column("kind", String(64), nullable=False),
     Column("body", LargeBinary, nullable=False),
     Column("payload_digest", LargeBinary, nullable=False),
-    Column("payload_bytes", Integer, nullable=False),
+    Column("payload_bytes", BigInteger, nullable=False),
     Column("state", String(16), nullable=False, index=True),
     Column("posted", Float, nullable=False),
 )
@@ -72,8 +79,50 @@ REPLIES = Table(
     Column("kind", String(64), nullable=False),
     Column("body", LargeBinary, nullable=False),
     Column("payload_digest", LargeBinary, nullable=False),
-    Column("payload_bytes", Integer, nullable=False),
+    Column("payload_bytes", BigInteger, nullable=False),
 )
+
+
+class DatabaseError(OSError):
+    """A database that cannot be reached, or that cannot keep what it is given.
+
+    The message holds what the database says, never a statement, its values or a password.
+
+    Attributes:
+        is_full: whether its disk is.
+
+    """
+
+    def __init__(self, error: DBAPIError | PoolTimeout) -> None:
+        cause = getattr(error, "orig", None)
+        said = " ".join(str(cause).split())[:300] if cause else "no connection in time"
+        full = isinstance(cause, sqlite3.Error) and cause.sqlite_errorcode == sqlite3.SQLITE_FULL
+        full = full or getattr(cause, "sqlstate", None) == "53100"
+        self.is_full = full
+        super().__init__(
+            f"Expected a database that answers and keeps what it is given, got: {said}. Start the "
+            "database or mend its disk, then try again: what was acknowledged before is there.",
+        )
+
+
+def check_database_url(url: str) -> str:
+    """Return a URL that we can use.
+
+    Raises:
+        ValueError: another database or driver; the message never holds the URL, which may hold a
+            password.
+
+    """
+    try:
+        scheme = make_url(url).drivername
+    except ArgumentError:
+        scheme = "no URL"
+    if scheme != POSTGRESQL:
+        raise ValueError(
+            f"Expected a database URL that begins with {POSTGRESQL}://, got {scheme}. Leave it out "
+            "for SQLite in the home."
+        )
+    return url
 
 
 def open_database(home: Path, url: str | None = None) -> Engine:
@@ -81,30 +130,54 @@ def open_database(home: Path, url: str | None = None) -> Engine:
 
     Args:
         home: where the SQLite file lies.
-        url: another database, such as postgresql+psycopg://user@host/name.
+        url: another database, such as postgresql+psycopg://user@host/name. Its password is best
+            left to libpq: PGPASSFILE, or PGPASSWORD in the environment.
 
     """
     if url is not None:
-        return create_engine(url, pool_pre_ping=True)
-    engine = create_engine(f"sqlite:///{home / DATABASE_FILE}")
+        return create_engine(url, pool_pre_ping=True, hide_parameters=True)
+    return open_sqlite(home / DATABASE_FILE)
+
+
+def open_sqlite(path: Path) -> Engine:
+    """Open one SQLite file, with what it acknowledges flushed."""
+    engine = create_engine(f"sqlite:///{path}", hide_parameters=True)
     event.listen(engine, "connect", _durable)
+    event.listen(engine, "begin", _begin)
     return engine
 
 
-def create_tables(engine: Engine) -> None:
-    """Create the tables that are missing."""
-    METADATA.create_all(engine)
-
-
 @contextmanager
-def transaction(engine: Engine) -> Iterator[Connection]:
-    """Begin, and commit at the end; a write lock from the first statement on SQLite."""
-    with engine.connect() as connection, connection.begin():
-        yield connection
+def transaction(engine: Engine, *, only_reads: bool = False) -> Iterator[Connection]:
+    """Begin, and commit at the end.
+
+    Args:
+        engine: the database.
+        only_reads: take no write lock on SQLite. Without it the lock is taken by the first
+            statement, so that what was read is still so when it is acted on.
+
+    Raises:
+        DatabaseError: the database cannot be reached, or cannot keep it.
+
+    """
+    options = {_ONLY_READS: only_reads}
+    try:
+        with engine.connect().execution_options(**options) as connection, connection.begin():
+            yield connection
+    except IntegrityError:
+        raise
+    except (DBAPIError, PoolTimeout) as error:
+        raise DatabaseError(error) from None  # its context would hold the statement's values
 
 
 def _durable(connection: Any, _: object) -> None:
+    connection.isolation_level = None  # BEGIN is ours: the driver's would come after the reads
     cursor = connection.cursor()
     for pragma in ("journal_mode = WAL", "synchronous = FULL", "busy_timeout = 5000"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _begin(connection: Connection) -> None:
+    reads = connection.get_execution_options().get(_ONLY_READS, False)
+    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import Encoding
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from sqlalchemy import Engine
 
+from coordinator.service import schema
 from coordinator.service.blobs import Blobs
-from coordinator.service.database import create_tables, open_database
+from coordinator.service.database import check_database_url, open_database
 from coordinator.service.mailbox import Mailbox
 from coordinator.service.pki import Authority
 from coordinator.service.registry import Registry
@@ -35,14 +36,19 @@ class ServiceSettings(BaseModel):
 
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     federation: str = Field(min_length=1, max_length=200)
     hosts: tuple[str, ...] = Field(min_length=1)
     listen: str = "127.0.0.1"
     port: int = Field(default=7443, ge=0, lt=65536)
     enrolment_port: int = Field(default=7444, ge=0, lt=65536)
-    database: str | None = None
+    database: str | None = Field(default=None, repr=False)
+
+    @field_validator("database")
+    @classmethod
+    def _known(cls, url: str | None) -> str | None:
+        return None if url is None else check_database_url(url)
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,9 @@ class ServiceHome:
         if not (path / IDENTITY_FILE).exists():
             IdentityKey.generate().save(path / IDENTITY_FILE)
         Authority.create(path, settings.federation)
-        create_tables(open_database(path, settings.database))
+        engine = open_database(path, settings.database)
+        schema.migrate(engine)
+        engine.dispose()
         text = settings.model_dump_json(indent=2).encode() + b"\n"
         replace_durably(path / SERVICE_FILE, text)  # last: its presence says that all is there
         return cls.open(path)
@@ -95,18 +103,13 @@ class ServiceHome:
         """Open a home.
 
         Raises:
-            RunError: there is none, or its settings are damaged.
+            RunError: there is none, its settings are damaged, or its database has another schema.
 
         """
-        try:
-            settings = ServiceSettings.model_validate_json((path / SERVICE_FILE).read_bytes())
-        except (OSError, ValidationError) as error:
-            raise RunError(
-                f"Expected a coordinator's home at {path}, got {type(error).__name__}. Make one: "
-                "arion coordinator init."
-            ) from error
+        settings = load_service_settings(path)
         authority = Authority.load(path)
         engine = open_database(path, settings.database)
+        schema.verify(engine)
         return cls(
             path,
             settings,
@@ -127,3 +130,19 @@ class ServiceHome:
     def close(self) -> None:
         """Give the database back."""
         self.engine.dispose()
+
+
+def load_service_settings(home: Path) -> ServiceSettings:
+    """Read a home's settings.
+
+    Raises:
+        RunError: there is no home, or its settings are damaged.
+
+    """
+    try:
+        return ServiceSettings.model_validate_json((home / SERVICE_FILE).read_bytes())
+    except (OSError, ValidationError) as error:
+        raise RunError(
+            f"Expected a coordinator's home at {home}, got {type(error).__name__}. Make one: "
+            "arion coordinator init."
+        ) from None  # its context may hold a password

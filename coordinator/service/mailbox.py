@@ -93,7 +93,7 @@ class Mailbox:
             .order_by(MESSAGES.c.posted, MESSAGES.c.id)
         )
         skip = set(known)
-        with transaction(self._engine) as connection:
+        with transaction(self._engine, only_reads=True) as connection:
             return [
                 Post(
                     row.id,
@@ -110,7 +110,7 @@ class Mailbox:
 
     def is_waiting(self, message: str, address: int) -> bool:
         """Tell whether a node's answer to a message is still waited for."""
-        with transaction(self._engine) as connection:
+        with transaction(self._engine, only_reads=True) as connection:
             row = connection.execute(
                 select(MESSAGES.c.state).where(
                     MESSAGES.c.id == message, MESSAGES.c.address == address
@@ -120,7 +120,7 @@ class Mailbox:
 
     def may_fetch(self, address: int, digest: bytes) -> bool:
         """Tell whether a payload belongs to a message for this node."""
-        with transaction(self._engine) as connection:
+        with transaction(self._engine, only_reads=True) as connection:
             row = connection.execute(
                 select(MESSAGES.c.id).where(
                     MESSAGES.c.address == address,
@@ -175,7 +175,7 @@ class Mailbox:
             .where(REPLIES.c.message.in_(messages))
             .limit(1)
         )
-        with transaction(self._engine) as connection:
+        with transaction(self._engine, only_reads=True) as connection:
             row = connection.execute(query).one_or_none()
         if row is None:
             return None

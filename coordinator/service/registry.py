@@ -136,7 +136,7 @@ class Registry:
 
     def collect(self, csr_digest: bytes) -> Member:
         """Return the member that made a request; RegistryError where there is none."""
-        with transaction(self._engine) as connection:
+        with transaction(self._engine, only_reads=True) as connection:
             row = connection.execute(
                 select(MEMBERS).where(MEMBERS.c.csr_digest == csr_digest)
             ).one_or_none()
@@ -187,7 +187,7 @@ class Registry:
             RegistryError: revoked, or not a member.
 
         """
-        with transaction(self._engine) as connection:
+        with transaction(self._engine, only_reads=True) as connection:
             row = self._row(connection, peer.name)
         if row is None or row.status != "active" or row.role != peer.role:
             raise RegistryError(
@@ -202,7 +202,7 @@ class Registry:
 
     def members(self) -> list[Member]:
         """Return everyone, sorted by name."""
-        with transaction(self._engine) as connection:
+        with transaction(self._engine, only_reads=True) as connection:
             return [_member(row) for row in connection.execute(select(MEMBERS).order_by("name"))]
 
     def _wait(self, connection: Any, invited: Any, csr: bytes, identity_key: bytes) -> None:
