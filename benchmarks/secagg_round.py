@@ -46,8 +46,8 @@ class DrawnNoise:
         self._noise = SecureGaussian().normal(1 << 16)
 
     def normal(self, count: int) -> NDArray[np.float64]:
-        """See `GaussianSource.normal`; a copy, because the encoder overwrites it."""
-        return self._noise[:count].copy()
+        """See `GaussianSource.normal`."""
+        return self._noise[:count]
 
 
 @dataclass

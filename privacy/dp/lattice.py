@@ -9,6 +9,7 @@ the vector's length, T releases, n nodes.
 import math
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from privacy.dp.noise import RADIAL_ERROR, RADIUS_LIMIT, GaussianSource
@@ -57,13 +58,13 @@ def encode(x: Floats | BFloats, step: PrivateStep, source: GaussianSource | None
     if step.is_private and source is None:
         raise LatticeError("A private step needs a noise source, got None. Pass SecureGaussian().")
     words = np.empty(len(x), dtype=_word_type(step))
+    # One room for all chunks: memory from the system costs as much as the arithmetic.
+    room_2D = np.empty((2, _CHUNK))
     for start in range(0, len(x), _CHUNK):
         part = _as_floats(x[start : start + _CHUNK])
         _check_range(part, step)
-        point = np.multiply(part, 1 / step.lattice_scale, dtype=np.float64)
         noise = None if source is None or not step.is_private else source.normal(len(part))
-        points = _round_with_noise(point, noise, step.noise_in_lattice_units)
-        words[start : start + _CHUNK] = points  # keeps the low bits
+        words[start : start + _CHUNK] = _points(part, step, noise, room_2D)  # keeps the low bits
     return words
 
 
@@ -237,22 +238,34 @@ def _as_floats(part: Floats | BFloats) -> Floats:
     return (part.astype(np.uint32) << 16).view(np.float32)
 
 
-def _round_with_noise(
-    point: NDArray[np.float64], noise: NDArray[np.float64] | None, s: float
+def _points(
+    part: Floats, step: PrivateStep, noise: NDArray[np.float64] | None, room_2D: NDArray[np.float64]
 ) -> NDArray[np.int64]:
-    """round(point + s * noise) modulo 2^51; both arguments are overwritten.
+    """round(part / gamma + s * noise) modulo 2^51; lies in the room, until that is used again."""
+    point, whole = room_2D[:, : len(part)]
+    point[:] = part
+    point *= 1 / step.lattice_scale
+    return _round_with_noise(point, noise, step.noise_in_lattice_units, whole)
 
-    The integer part stays apart until the rest is rounded, so that no large sum rounds.
+
+def _round_with_noise(
+    point: NDArray[np.float64],
+    noise: NDArray[np.float64] | None,
+    s: float,
+    whole: NDArray[np.float64],
+) -> NDArray[np.int64]:
+    """round(point + s * noise) modulo 2^51, in the memory of `whole`; overwrites the point.
+
+    The integer part stays apart until the last addition, which rounds, so that no large sum rounds
+    before it.
     """
-    whole = np.rint(point)
+    np.rint(point, out=whole)
+    point -= whole
     if noise is not None:
-        point -= whole
-        noise *= s
-        point += noise
-        point += _WHOLE
-        whole += point
-    else:
-        whole += _WHOLE
+        rest = torch.from_numpy(point)
+        torch.add(rest, torch.from_numpy(noise), alpha=s, out=rest)  # one pass, numpy needs two
+    whole += _WHOLE
+    whole += point
     return whole.view(np.int64)
 
 

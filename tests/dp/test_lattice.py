@@ -126,11 +126,11 @@ def test_points_near_the_limit_are_reduced_exactly(ring_bits):
     point[:3] = 2.0**50, -(2.0**50), 2.5
     noise = rng.normal(size=1000)
     noise[2] = 0.0
-    found = _round_with_noise(point.copy(), noise.copy(), 1024.0)
+    found = _round_with_noise(point.copy(), noise, 1024.0, np.empty(len(point)))
     for p, g, word in zip(point.tolist(), noise.tolist(), found, strict=True):
         exact = round(p) + round(p - round(p) + 1024.0 * g)  # Python's integers do not wrap
         assert int(word) % 2**ring_bits == exact % 2**ring_bits
-    still = _round_with_noise(point.copy(), None, 1024.0)
+    still = _round_with_noise(point.copy(), None, 1024.0, np.empty(len(point)))
     assert [int(w) % 2**ring_bits for w in still] == [round(p) % 2**ring_bits for p in point]
 
 
