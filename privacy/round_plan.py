@@ -6,6 +6,7 @@ of a group, c colluders, h = n_min - c, k degree, t least neighbours, m committe
 
 import hashlib
 from enum import StrEnum
+from functools import cached_property
 from typing import Annotated, Literal, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError
@@ -138,11 +139,19 @@ class RoundPlan(BaseModel):
 
     def payload(self) -> bytes:
         """Return the canonical bytes that are signed."""
-        return canonical_bytes(self.model_dump(mode="json"))
+        return self._payload
 
     def digest(self) -> bytes:
         """Return the SHA-256 of `payload()`, 32 bytes: the round's name in every message."""
-        return hashlib.sha256(self.payload()).digest()
+        return self._digest
+
+    @cached_property
+    def _payload(self) -> bytes:
+        return canonical_bytes(self.model_dump(mode="json"))
+
+    @cached_property
+    def _digest(self) -> bytes:
+        return hashlib.sha256(self._payload).digest()
 
     @classmethod
     def from_payload(cls, payload: bytes) -> "RoundPlan":

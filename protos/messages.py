@@ -94,7 +94,7 @@ class Upload(WireMessage):
     Attributes:
         node: the member.
         header: signed header (`privacy.secagg.header.Header`).
-        words_digest: SHA-256 of the masked words, which travel apart.
+        words_digest: BLAKE3 of the masked words, which travel apart.
         own_commitment: one-way image of the member's own seed.
         edge_commitments: one per peer, sorted.
         packets: one per committee member, sorted.

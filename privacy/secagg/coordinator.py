@@ -16,6 +16,7 @@ from privacy.secagg.header import (
     Header,
     SecAggRefused,
     SurvivorSet,
+    digest_survivors,
     mask_key,
     mask_sign,
     read_survivors,
@@ -151,7 +152,9 @@ class StreamingSum:
                     "Start a new attempt.",
                 )
             try:
-                self._survivors = read_survivors(self._plan, self._roster, headers)
+                # Every one of them was verified as it came.
+                known = digest_survivors(self._plan_digest, headers)
+                self._survivors = read_survivors(self._plan, self._roster, headers, known=known)
             except SecAggRefused as error:
                 # Headers and their number were checked: what is left is the neighbours.
                 raise SecAggAbort(AbortCode.FEW_NEIGHBOURS, str(error)) from error

@@ -5,7 +5,6 @@ survivors, q the quorum. A member gives shares of b_u for u in A, and of s_uv fo
 A: never of both kinds for one u, because it signs one A per plan, ever.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -20,6 +19,7 @@ from privacy.secagg.header import (
     commit_edge,
     commit_own,
     digest_commitments,
+    digest_words,
     mask_key,
     mask_sign,
     read_survivors,
@@ -138,8 +138,9 @@ class SecAggNode:
                 other than those the certified headers name.
 
         """
-        survivors = self._read_survivors(plan, request.headers)
-        if self.store.signed_set(survivors.plan_digest) != survivors.digest:
+        signed_set = self.store.signed_set(plan.digest())
+        survivors = self._read_survivors(plan, request.headers, known=signed_set)
+        if signed_set != survivors.digest:
             raise SecAggRefused(
                 RefusalCode.NOT_SIGNED,
                 "Expected the survivor set that this member signed, got another, or none yet.",
@@ -194,7 +195,7 @@ class SecAggNode:
             for peer, seed in seeds.items()
             if peer != own
         }
-        words_digest = hashlib.sha256(words.data).digest()
+        words_digest = digest_words(words)
         commitments = digest_commitments(own_commitment, edges)
         packets = seal_packets(
             self.pairwise,
@@ -223,7 +224,9 @@ class SecAggNode:
     def _group(self, plan: RoundPlan) -> Group:
         return self.roster.group_of(plan, self.name)
 
-    def _read_survivors(self, plan: RoundPlan, headers: Sequence[Signed]) -> SurvivorSet:
+    def _read_survivors(
+        self, plan: RoundPlan, headers: Sequence[Signed], known: bytes | None = None
+    ) -> SurvivorSet:
         self._check_plan(plan)
         if self.name not in self._group(plan).committee:
             raise SecAggRefused(
@@ -236,7 +239,7 @@ class SecAggNode:
                 "Expected a plan that this member uploaded under, got another. The coordinator "
                 "showed different plans, or this member's store is behind.",
             )
-        survivors = read_survivors(plan, self.roster, headers)
+        survivors = read_survivors(plan, self.roster, headers, known=known)
         if self.name not in survivors.headers:
             raise SecAggRefused(
                 RefusalCode.NOT_LISTED,
@@ -248,19 +251,25 @@ class SecAggNode:
     def _check_quorum(
         self, plan: RoundPlan, survivors: SurvivorSet, certificate: Sequence[SurvivorSignature]
     ) -> None:
-        signers = {
-            signature.node
-            for signature in certificate
-            if signature.node in self._group(plan).committee
-            and (signature.plan_digest, signature.set_digest)
-            == (survivors.plan_digest, survivors.digest)
-            and verify_survivor_signature(signature, self.roster)
-        }
+        signers: set[str] = set()
+        for signature in certificate:
+            if len(signers) < plan.quorum and self._stands_for(signature, plan, survivors):
+                signers.add(signature.node)
         if len(signers) < plan.quorum:
             raise SecAggRefused(
                 RefusalCode.NO_QUORUM,
                 f"Expected {plan.quorum} valid signatures on one survivor set, got {len(signers)}.",
             )
+
+    def _stands_for(
+        self, signature: SurvivorSignature, plan: RoundPlan, survivors: SurvivorSet
+    ) -> bool:
+        return (
+            signature.node in self._group(plan).committee
+            and (signature.plan_digest, signature.set_digest)
+            == (survivors.plan_digest, survivors.digest)
+            and verify_survivor_signature(signature, self.roster)
+        )
 
     def _open_packets(
         self, plan: RoundPlan, survivors: SurvivorSet, packets: Sequence[ProvenPacket]

@@ -1,14 +1,17 @@
 """What the coordinator checks of an upload before it adds the words to a sum."""
 
-import hashlib
 from collections.abc import Mapping
 from typing import NoReturn
 
-import numpy as np
-
 from privacy.ledger.merkle import MerkleTree
 from privacy.secagg.graph import Group
-from privacy.secagg.header import Header, SecAggRefused, commitments_digest, verify_header
+from privacy.secagg.header import (
+    Header,
+    SecAggRefused,
+    commitments_digest,
+    digest_words,
+    verify_header,
+)
 from privacy.secagg.masks import Words
 from privacy.secagg.packets import packet_tree
 from privacy.secagg.recovery import AbortCode, SecAggAbort
@@ -42,7 +45,7 @@ def check_upload(
     tree = packet_tree({packet.node: packet.sealed for packet in upload.packets})
     stated = (header.words, header.commitments, header.node, header.packets_root)
     found = (
-        hashlib.sha256(np.ascontiguousarray(words).data).hexdigest(),
+        digest_words(words).hex(),
         commitments_digest(upload).hex(),
         upload.node,
         tree.root().hex(),

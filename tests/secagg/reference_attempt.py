@@ -9,6 +9,7 @@ Symbols as on the page: u, v members, r one of the committee.
 import hashlib
 import json
 
+from blake3 import blake3
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
@@ -126,7 +127,7 @@ class Attempt:
         commitments = {v: self.commit_edge(seed, u, v) for v, seed in edges.items()}
         own_commitment = self.commit_own(own, u)
         listed = [each for v in peers for each in (v, commitments[v])]
-        words_digest = hashlib.sha256(bytes_of(words, self.size)).digest()
+        words_digest = blake3(bytes_of(words, self.size)).digest()
         commitments_digest = digest("commitments", own_commitment, *listed)
         upload_digest = digest("upload", self.digest, words_digest, commitments_digest)
         packets = self.packets(u, group, [own, *edges.values()], upload_digest)

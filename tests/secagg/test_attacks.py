@@ -1,6 +1,5 @@
 """What a malicious coordinator, or up to c colluding members, may try in a round."""
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -15,6 +14,7 @@ from privacy.secagg.header import (
     Header,
     RefusalCode,
     SecAggRefused,
+    digest_words,
     read_survivors,
 )
 from privacy.secagg.masks import Mask
@@ -255,7 +255,7 @@ def test_a_member_that_signs_a_shorter_vector(federation: Any) -> None:
     upload, words = federation.upload("node-1", plan)
     total = StreamingSum(plan, federation.roster)
     for short in (words[:1], words[:-1]):  # numpy would add one word to every word
-        digest = hashlib.sha256(short.tobytes()).hexdigest()
+        digest = digest_words(short).hex()
         signed = resign(federation, upload, words=digest)
         aborted(AbortCode.BAD_UPLOAD, lambda: total.add(signed, short))  # noqa: B023
     assert total.uploaded == ()

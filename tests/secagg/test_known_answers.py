@@ -1,4 +1,4 @@
-"""Published vectors, through the product's own functions: RFC 5869, RFC 7748, Wycheproof.
+"""Published vectors, through the product's own functions: RFC 5869, RFC 7748, BLAKE3, Wycheproof.
 
 SP 800-38A is in test_masks.py, Ed25519 in test_identity.py, RFC 6962 and RFC 8785 in tests/ledger.
 The shared folder's SLIP-0039 vectors are for GF(256), which our shares do not use.
@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
@@ -18,6 +19,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from privacy.secagg import kdf, packets
 from privacy.secagg.graph import Group
+from privacy.secagg.header import digest_words
 from privacy.secagg.kdf import hkdf
 from privacy.secagg.keys import EpochKeys, RosterError, encapsulate
 
@@ -217,3 +219,22 @@ def test_wycheproof_ml_kem_768(shared_dir: Path) -> None:
 
 def kem_keys(seed: bytes) -> EpochKeys:
     return EpochKeys.from_bytes(bytes([9]) * 96 + seed)
+
+
+BLAKE3 = {
+    0: "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262",
+    1024: "42214739f095a406f3fc83deb889744ac00df831c10daa55189b5d121c855af7",
+    2048: "e776b6028c7cd22a4d0ba182a8bf62205d2ef576467e838ed6f2529b85fba24a",
+    5120: "9cadc15fed8b5d854562b26a9536d9707cadeda9b143978f319ab34230535833",
+}
+"""Digests by length of 0, 1, ... 250, 0, ...: test_vectors.json of the reference implementation."""
+
+
+@pytest.mark.parametrize("dtype", ["<u2", "<u4"])
+@pytest.mark.parametrize("length", BLAKE3)
+def test_words_are_digested_by_blake3(length: int, dtype: str) -> None:
+    data = bytes(place % 251 for place in range(length))
+    words = np.frombuffer(data, dtype)
+    assert digest_words(words).hex() == BLAKE3[length]
+    spread = np.stack([words, words], axis=1)[:, 0]
+    assert digest_words(spread).hex() == BLAKE3[length]
