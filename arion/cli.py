@@ -3,7 +3,7 @@
 import typer
 
 from arion.coordinator_cli import coordinator_app
-from arion.coordinator_upkeep_cli import migrate_command
+from arion.coordinator_upkeep_cli import backup_command, migrate_command, restore_command
 from arion.expert_cli import expert_app
 from arion.expert_private_cli import train_private_command
 from arion.model_cli import model_app
@@ -21,6 +21,8 @@ app.add_typer(node_app, name="node")
 app.add_typer(model_app, name="model")
 app.add_typer(privacy_app, name="privacy")
 coordinator_app.command("migrate")(migrate_command)
+coordinator_app.command("backup")(backup_command)
+coordinator_app.command("restore")(restore_command)
 app.command("simulate")(simulate_command)
 expert_app.command("train-private")(train_private_command)
 

@@ -153,14 +153,16 @@ def transaction(engine: Engine, *, only_reads: bool = False) -> Iterator[Connect
 
     Args:
         engine: the database.
-        only_reads: take no write lock on SQLite. Without it the lock is taken by the first
-            statement, so that what was read is still so when it is acted on.
+        only_reads: everything is read as of one instant, and no write lock is taken. Without it
+            SQLite's lock is taken first, so that what was read is still so when it is acted on.
 
     Raises:
         DatabaseError: the database cannot be reached, or cannot keep it.
 
     """
-    options = {_ONLY_READS: only_reads}
+    options: dict[str, Any] = {_ONLY_READS: only_reads}
+    if only_reads and engine.dialect.name == "postgresql":
+        options["isolation_level"] = "REPEATABLE READ"
     try:
         with engine.connect().execution_options(**options) as connection, connection.begin():
             yield connection

@@ -20,7 +20,7 @@ from privacy.ledger.files import make_directory, replace_durably
 
 SERVICE_FILE = "service.json"
 IDENTITY_FILE = "identity.key"
-_BLOBS = "blobs"
+BLOBS_FOLDER = "blobs"
 
 
 class ServiceSettings(BaseModel):
@@ -117,7 +117,7 @@ class ServiceHome:
             IdentityKey.load(path / IDENTITY_FILE),
             engine,
             Registry(engine, authority, settings.federation),
-            Mailbox(engine, Blobs(path / _BLOBS)),
+            Mailbox(engine, Blobs(path / BLOBS_FOLDER)),
         )
 
     def new_server_pair(self) -> tuple[bytes, bytes]:
