@@ -1,7 +1,7 @@
-"""One backup as one file: a tar of what a home holds, its digests, and its keys under a passphrase.
+"""One backup as one file: a tar of what a home holds, its digests, and secrets under a passphrase.
 
-All but the private keys can be read by whoever has the file. Nothing can be altered without the
-passphrase: the seal of the keys binds the manifest, which names every file by its digest.
+All but the secrets can be read by whoever has the file. Nothing can be altered without the
+passphrase: the secrets' seal binds the manifest, which names every file by its digest.
 """
 
 import base64

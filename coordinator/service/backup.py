@@ -28,14 +28,14 @@ from coordinator.service.database import (
     open_sqlite,
     transaction,
 )
-from coordinator.service.home import BLOBS_FOLDER, IDENTITY_FILE, ServiceHome
+from coordinator.service.home import BLOBS_FOLDER, IDENTITY_FILE, SERVICE_FILE, ServiceHome
 from coordinator.service.pki import CA_KEY
 from privacy.ledger.files import make_directory
 
 RUNS_FOLDER = "runs"
 SHORTEST_PASSPHRASE = 12
 _STAGING = "backup.part"
-_KEYS = {IDENTITY_FILE, CA_KEY}
+_SEALED = {IDENTITY_FILE, CA_KEY, SERVICE_FILE}  # the last may hold a database password
 _SQLITE = ".sqlite"
 _LEFT_OUT = ("-wal", "-shm", ".part")
 _TRIES, _WAIT_S = 50, 0.1
@@ -48,7 +48,7 @@ def back_up(home: ServiceHome, target: Path, passphrase: bytes) -> Manifest:
     Args:
         home: to copy, with the runs below it.
         target: a file that does not exist.
-        passphrase: seals the private keys, at least 12 bytes.
+        passphrase: seals private keys and the service's settings, at least 12 bytes.
 
     Returns:
         What it holds, without digests.
@@ -68,8 +68,9 @@ def back_up(home: ServiceHome, target: Path, passphrase: bytes) -> Manifest:
     manifest = Manifest(federation=home.settings.federation, made=made)
     with _staging(home.path) as staging:
         files = _database(home, staging) | _loose_files(home.path, staging)
-        keys = {name: source.path.read_bytes() for name, source in files.items() if _is_key(name)}
-        plain = {name: source for name, source in files.items() if not _is_key(name)}
+        sealed = {name: source for name, source in files.items() if _is_sealed(name)}
+        keys = {name: source.path.read_bytes() for name, source in sealed.items()}
+        plain = {name: source for name, source in files.items() if name not in sealed}
         write_archive(target, manifest, Contents(plain, keys), passphrase)
     return manifest
 
@@ -231,5 +232,5 @@ def _whole(path: Path) -> Source:
     return Source(path, path.stat().st_size)
 
 
-def _is_key(name: str) -> bool:
-    return Path(name).name in _KEYS
+def _is_sealed(name: str) -> bool:
+    return Path(name).name in _SEALED

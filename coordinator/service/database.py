@@ -133,9 +133,18 @@ def open_database(home: Path, url: str | None = None) -> Engine:
         url: another database, such as postgresql+psycopg://user@host/name. Its password is best
             left to libpq: PGPASSFILE, or PGPASSWORD in the environment.
 
+    Raises:
+        ValueError: its driver is not installed.
+
     """
     if url is not None:
-        return create_engine(url, pool_pre_ping=True, hide_parameters=True)
+        try:
+            return create_engine(url, pool_pre_ping=True, hide_parameters=True)
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"Expected the driver {error.name}, got none. Install it: pip install "
+                "'arion-federated[postgres]'."
+            ) from error
     return open_sqlite(home / DATABASE_FILE)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from coordinator.service.home import ServiceHome, ServiceSettings
 from coordinator.service.serve import Ports, Service
+from tests.service.postgresql import Server, running_server
 from tests.small_federation import FEDERATION, ground, make_federation  # noqa: F401  (fixtures)
 
 
@@ -40,10 +41,24 @@ class RunningService:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(20)
 
 
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[Server]:
+    with running_server() as server:
+        yield server
+
+
 @pytest.fixture
-def service_home(tmp_path: Path) -> ServiceHome:
+def service_home(tmp_path: Path, request: pytest.FixtureRequest) -> ServiceHome:
+    """A home on SQLite, or on the database that `on_both` names."""
+    database = None
+    if getattr(request, "param", "sqlite") == "postgresql":
+        database = request.getfixturevalue("postgresql").new_database()
     settings = ServiceSettings(
-        federation=FEDERATION, hosts=("localhost", "127.0.0.1"), port=0, enrolment_port=0
+        federation=FEDERATION,
+        hosts=("localhost", "127.0.0.1"),
+        port=0,
+        enrolment_port=0,
+        database=database,
     )
     return ServiceHome.create(tmp_path / "service", settings)
 

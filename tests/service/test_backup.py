@@ -15,12 +15,13 @@ from arion.cli import app
 from coordinator.service import backup, schema
 from coordinator.service.archive import BackupError
 from coordinator.service.backup import back_up
-from coordinator.service.database import transaction
+from coordinator.service.database import MEMBERS, transaction
 from coordinator.service.home import ServiceHome
 from coordinator.service.restore import restore
 from coordinator.settings import RunError
 from coordinator.store import Attempt, Phase, RunStore
 from privacy.identity import Signed
+from tests.service.postgresql import Server, on_both
 
 PASSPHRASE = b"a long enough passphrase"
 PAYLOAD = bytes(range(256)) * 5_000
@@ -79,6 +80,35 @@ def test_a_restored_home_is_the_one_that_was_saved(filled: ServiceHome, tmp_path
     assert again.mailbox.blobs.read(waiting.payload_digest) == PAYLOAD
     again.close()
     assert all(path.stat().st_mode & 0o077 == 0 for path in home.rglob("*"))
+
+
+@on_both
+def test_rows_move_between_databases(
+    filled: ServiceHome, tmp_path: Path, postgresql: Server
+) -> None:
+    """SQLite or PostgreSQL into PostgreSQL; numbers of members go on after the largest."""
+    file, home, url = tmp_path / "b.tar", tmp_path / "again", postgresql.new_database()
+    with transaction(filled.engine) as connection:
+        member = {"role": "node", "status": "active", "identity_key": b"k", "certificate": b""}
+        for number in (1, 5):
+            request = {"csr": b"c", "csr_digest": b"%d" % number}
+            connection.execute(
+                MEMBERS.insert().values(address=number, name=f"n{number}", **member, **request)
+            )
+    back_up(filled, file, PASSPHRASE)
+    restore(file, home, PASSPHRASE, url)
+    assert not list(home.glob("service.sqlite*"))
+    again = ServiceHome.open(home)
+    assert again.mailbox.waiting(1) == filled.mailbox.waiting(1)
+    assert again.registry.members() == filled.registry.members()
+    with transaction(again.engine) as connection:
+        request = {"csr": b"c", "csr_digest": b"new"}
+        new = connection.execute(MEMBERS.insert().values(name="new", **member, **request))
+        assert new.inserted_primary_key == (6,)
+    again.close()
+    with pytest.raises(BackupError, match="empty database"):
+        restore(file, tmp_path / "other", PASSPHRASE, url)
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_backup_holds_no_private_key_in_the_clear(filled: ServiceHome, tmp_path: Path) -> None:

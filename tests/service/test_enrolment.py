@@ -33,6 +33,7 @@ from privacy.enrolment import (
 )
 from privacy.identity import IdentityKey
 from tests.service.conftest import RunningService
+from tests.service.postgresql import on_both
 
 
 def enrol(service: RunningService, home: Path, name: str = "north") -> Link:
@@ -50,6 +51,7 @@ def refused(code: str, act: Callable[[], object]) -> None:
     assert caught.value.code == code, caught.value
 
 
+@on_both
 def test_a_node_joins_is_approved_and_is_known(service: RunningService, tmp_path: Path) -> None:
     registry = service.home.registry
     invitation = registry.invite("north")
@@ -69,6 +71,7 @@ def test_a_node_joins_is_approved_and_is_known(service: RunningService, tmp_path
     link.close()
 
 
+@on_both
 def test_an_invitation_is_for_one_node_once(service: RunningService, tmp_path: Path) -> None:
     invitation = str(service.home.registry.invite("north"))
     join(tmp_path / "a", "localhost", service.pair, invitation)
@@ -78,6 +81,7 @@ def test_an_invitation_is_for_one_node_once(service: RunningService, tmp_path: P
     assert [member.name for member in service.home.registry.members()] == ["north"]
 
 
+@on_both
 def test_an_invitation_expires(service_home: ServiceHome, monkeypatch: pytest.MonkeyPatch) -> None:
     registry = service_home.registry
     invitation = registry.invite("north")
@@ -116,6 +120,7 @@ def test_a_request_is_bound_to_its_identity(service_home: ServiceHome, wrong: st
     assert registry.members() == []
 
 
+@on_both
 def test_names_and_roles_are_checked_and_approval_comes_once(service_home: ServiceHome) -> None:
     registry = service_home.registry
     for name, role in (("North", "node"), ("../x", "node"), ("n" * 64, "node"), ("n", "root")):
@@ -178,6 +183,7 @@ def test_requests_that_are_not_signed_by_a_p256_key() -> None:
             read_csr(request.public_bytes(Encoding.PEM))
 
 
+@on_both
 def test_a_revoked_node_is_refused_on_its_next_call(
     service: RunningService, tmp_path: Path
 ) -> None:
@@ -236,6 +242,7 @@ def test_foreign_expired_and_server_certificates_are_refused(
     without.close()
 
 
+@on_both
 def test_a_certificate_is_renewed_with_a_new_key(service: RunningService, tmp_path: Path) -> None:
     link = enrol(service, tmp_path)
     before = MembershipFile(tmp_path).load()
@@ -261,6 +268,7 @@ def test_a_home_that_has_joined_is_not_overwritten(service: RunningService, tmp_
     assert hashlib.sha256((tmp_path / MEMBERSHIP_FILE).read_bytes()).digest() == before
 
 
+@on_both
 def test_a_member_comes_back_with_its_identity_and_nobody_else_does(
     service: RunningService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ from sqlalchemy import text
 from coordinator.service.blobs import CHUNK_BYTES, BlobError, Blobs
 from coordinator.service.home import ServiceHome
 from coordinator.service.mailbox import Mailbox, Post
+from tests.service.postgresql import on_both
 
 PAYLOAD = bytes(range(256)) * 9_000  # more than two chunks
 
@@ -29,6 +30,7 @@ def upload(mailbox: Mailbox, message: str, payload: bytes) -> None:
     incoming.close()
 
 
+@on_both
 def test_a_message_waits_until_it_is_answered_once(mailbox: Mailbox) -> None:
     first = mailbox.post("r", 1, "query.keys", ("EpochRequest", b"a", b""))
     second = mailbox.post("r", 1, "train.upload", ("UploadRequest", b"b", PAYLOAD))
@@ -46,6 +48,7 @@ def test_a_message_waits_until_it_is_answered_once(mailbox: Mailbox) -> None:
     assert mailbox.first_answer([second]) is None
 
 
+@on_both
 def test_nobody_answers_or_fetches_for_another(mailbox: Mailbox) -> None:
     message = mailbox.post("r", 1, "train.upload", ("UploadRequest", b"", PAYLOAD))
     digest = hashlib.sha256(PAYLOAD).digest()
@@ -56,6 +59,7 @@ def test_nobody_answers_or_fetches_for_another(mailbox: Mailbox) -> None:
     assert mailbox.is_waiting(message, 1)
 
 
+@on_both
 def test_what_was_acknowledged_is_there_after_a_restart(service_home: ServiceHome) -> None:
     message = service_home.mailbox.post("r", 1, "train.upload", ("UploadRequest", b"", b""))
     upload(service_home.mailbox, message, PAYLOAD)
@@ -88,6 +92,7 @@ def test_an_upload_goes_on_where_the_disk_has_it(tmp_path: Path) -> None:
     blobs.keep("a1", digest)  # after a crash between the rename and the acknowledgement
 
 
+@on_both
 def test_other_bytes_than_named_are_not_kept(mailbox: Mailbox) -> None:
     message = mailbox.post("r", 1, "train.upload", ("UploadRequest", b"", b""))
     upload(mailbox, message, PAYLOAD[:-1] + b"\0")
@@ -106,6 +111,7 @@ def test_a_damaged_payload_is_not_read(tmp_path: Path) -> None:
         blobs.read(digest)
 
 
+@on_both
 def test_clearing_a_run_leaves_the_other_alone(mailbox: Mailbox) -> None:
     """Two runs at once, with one payload in common."""
     one = mailbox.post("one", 1, "train.upload", ("UploadRequest", b"", PAYLOAD))
