@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,12 +9,15 @@ from typing import Annotated, Any
 import typer
 
 from arion.errors import user_errors
+from arion.logs import LogFormat, LogFormatOption, set_up_logs
 from coordinator.app import GridChannel
 from coordinator.driver import RunDriver
 from coordinator.grid import ServiceGrid
 from coordinator.service.database import check_database_url
 from coordinator.service.home import ServiceHome, ServiceSettings
+from coordinator.service.probe import is_serving
 from coordinator.service.serve import Service
+from coordinator.service.status import service_status
 from privacy.identity import fingerprint
 
 coordinator_app = typer.Typer(no_args_is_help=True, help="The coordinator's service.")
@@ -34,6 +36,7 @@ def init_command(
     port: Annotated[int, typer.Option(help="Port of members, under mutual TLS.")] = 7443,
     enrolment_port: Annotated[int, typer.Option(help="Port of joining, under TLS.")] = 7444,
     database: Annotated[str | None, typer.Option(help="URL of another database.")] = None,
+    metrics_port: Annotated[int | None, typer.Option(help="Loopback port of metrics.")] = None,
 ) -> None:
     """Make a coordinator's home: certificate authority, signing key, database.
 
@@ -49,6 +52,7 @@ def init_command(
             port=port,
             enrolment_port=enrolment_port,
             database=database,
+            metrics_port=metrics_port,
         )
         with closing(ServiceHome.create(home, settings)) as made:
             typer.echo(f"coordinator of {federation!r} in {home}")
@@ -57,12 +61,12 @@ def init_command(
 
 
 @coordinator_app.command("serve")
-def serve_command(home: Home) -> None:
+def serve_command(home: Home, *, log_format: LogFormatOption = LogFormat.TEXT) -> None:
     """Serve until stopped; always under TLS.
 
     Example: arion coordinator serve srv
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    set_up_logs(log_format)
     with user_errors(), closing(ServiceHome.open(home)) as opened:
         try:
             asyncio.run(_serve(opened))
@@ -72,28 +76,42 @@ def serve_command(home: Home) -> None:
 
 @coordinator_app.command("status")
 def status_command(home: Home, *, as_json: Json = False) -> None:
-    """Show who is a member, and since when it was not seen.
+    """Show whether it serves, who is a member, what waits and what the disk holds.
 
     Example: arion coordinator status srv --json
     """
     with user_errors(), closing(ServiceHome.open(home)) as opened:
-        rows = member_rows(opened)
-        found = {
-            "federation": opened.settings.federation,
-            "fingerprint": fingerprint(opened.key.public_key),
-            "members": rows,
-        }
+        found = service_status(opened)
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
     typer.echo(f"{found['federation']}  {found['fingerprint']}")
-    print_members(rows)
+    typer.echo("serving" if found["is_serving"] else "not serving: arion coordinator serve HOME")
+    typer.echo(
+        f"{found['database']}, schema {found['schema']}; payloads {found['payload_bytes']:,} "
+        f"bytes, free on the disk {found['disk_free_bytes']:,}"
+    )
+    print_members(found["members"])
+
+
+@coordinator_app.command("health")
+def health_command(home: Home) -> None:
+    """Ask the running service whether it does its work; exit code 1 where it does not.
+
+    Example: arion coordinator health srv
+    """
+    with user_errors(), closing(ServiceHome.open(home)) as opened:
+        serving = is_serving(opened)
+    typer.echo("serving" if serving else "not serving")
+    raise typer.Exit(0 if serving else 1)
 
 
 @coordinator_app.command("run")
 def run_command(
     home: Home,
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The run's home, with run.json.")],
+    *,
+    log_format: LogFormatOption = LogFormat.TEXT,
 ) -> None:
     """Carry a run to its end over the service's members, from wherever it stands.
 
@@ -101,26 +119,12 @@ def run_command(
 
     Example: arion coordinator run srv srv/runs/first
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    set_up_logs(log_format)
     with user_errors(), closing(ServiceHome.open(home)) as opened:
         grid = ServiceGrid(str(run.resolve())[-200:], opened.registry, opened.mailbox)
         with closing(grid), closing(RunDriver(run, GridChannel(grid))) as driver:
             state = driver.run()
     typer.echo(f"{state.step} rounds are recorded in {run}")
-
-
-def member_rows(home: ServiceHome) -> list[dict[str, Any]]:
-    """What is shown of members."""
-    return [
-        {
-            "name": member.name,
-            "role": member.role,
-            "status": member.status,
-            "fingerprint": fingerprint(member.identity_key),
-            "seen": member.seen,
-        }
-        for member in home.registry.members()
-    ]
 
 
 def print_members(rows: list[dict[str, Any]]) -> None:

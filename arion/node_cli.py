@@ -1,7 +1,6 @@
 """`arion node`: institutions join and serve; the coordinator's operator invites and approves."""
 
 import json
-import logging
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated
@@ -9,12 +8,14 @@ from typing import Annotated
 import typer
 
 import client.app
-from arion.coordinator_cli import Json, member_rows, print_members
+from arion.coordinator_cli import Json, print_members
 from arion.errors import user_errors
+from arion.logs import LogFormat, LogFormatOption, set_up_logs
 from client.agent import Agent
 from client.config import IDENTITY_FILE
 from client.membership import collect, join
 from coordinator.service.home import ServiceHome
+from coordinator.service.status import member_rows
 from privacy.identity import IdentityKey, fingerprint
 
 node_app = typer.Typer(no_args_is_help=True, help="Institutions' nodes, and who may connect.")
@@ -103,12 +104,14 @@ def join_command(
 @node_app.command("run")
 def run_command(
     home: Annotated[Path, typer.Argument(metavar="HOME", help="The node's home.")],
+    *,
+    log_format: LogFormatOption = LogFormat.TEXT,
 ) -> None:
     """Serve the coordinator's requests within the consent, until stopped. For institutions.
 
     Example: arion node run node
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    set_up_logs(log_format)
 
     def answer(action: str, kind: str, body: bytes, payload: bytes) -> client.app.Question:
         return client.app.answer(home, "arion-grpc", action, (kind, body, payload))

@@ -6,7 +6,9 @@ disk, so that neither a lost connection nor a crash sends more than a chunk agai
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from privacy.ledger.files import make_directory, naming, replace_durably, sync_directory, write_all
@@ -113,6 +115,33 @@ class Blobs:
     def delete(self, digest: bytes) -> None:
         """Delete a payload."""
         self._path(digest).unlink(missing_ok=True)
+
+    def free_bytes(self) -> int:
+        """Bytes that the disk has left."""
+        return shutil.disk_usage(self._folder).free
+
+    def kept_bytes(self) -> int:
+        """Bytes of all payloads and uploads."""
+        total = 0
+        for folder in (self._folder, self._parts):
+            for path in folder.iterdir():
+                with suppress(FileNotFoundError):  # cleared in between
+                    total += path.stat().st_size if path.is_file() else 0
+        return total
+
+    def names(self) -> list[str]:
+        """Names of all payloads and uploads."""
+        return [
+            path.name
+            for folder in (self._folder, self._parts)
+            for path in folder.iterdir()
+            if path.is_file()
+        ]
+
+    def discard(self, name: str) -> None:
+        """Delete what `names` named."""
+        for folder in (self._folder, self._parts):
+            (folder / name).unlink(missing_ok=True)
 
     def _path(self, digest: bytes) -> Path:
         assert len(digest) == DIGEST_BYTES, "payloads are named by SHA-256"

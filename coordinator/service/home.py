@@ -10,6 +10,7 @@ from sqlalchemy import Engine
 from coordinator.service import schema
 from coordinator.service.blobs import Blobs
 from coordinator.service.database import check_database_url, open_database
+from coordinator.service.limits import Limits
 from coordinator.service.mailbox import Mailbox
 from coordinator.service.pki import Authority
 from coordinator.service.registry import Registry
@@ -33,6 +34,9 @@ class ServiceSettings(BaseModel):
         port: of the exchange, under mutual TLS.
         enrolment_port: of joining, under server TLS.
         database: URL of another database than the home's SQLite file.
+        metrics_port: of Prometheus metrics on the loopback address; None serves none.
+        reflection: answer gRPC reflection of operators on the exchange's port.
+        limits: what a member may use.
 
     """
 
@@ -44,6 +48,9 @@ class ServiceSettings(BaseModel):
     port: int = Field(default=7443, ge=0, lt=65536)
     enrolment_port: int = Field(default=7444, ge=0, lt=65536)
     database: str | None = Field(default=None, repr=False)
+    metrics_port: int | None = Field(default=None, ge=0, lt=65536)
+    reflection: bool = False
+    limits: Limits = Limits()
 
     @field_validator("database")
     @classmethod

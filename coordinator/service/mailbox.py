@@ -6,10 +6,10 @@ answer counts. A message that nobody waits for any more is over, and its answer 
 
 import secrets
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, func, select
 from sqlalchemy.exc import IntegrityError
 
 from coordinator.service.blobs import BlobError, Blobs
@@ -85,14 +85,13 @@ class Mailbox:
             self.blobs.put(payload)  # another run's `clear` may have come in between
         return message
 
-    def waiting(self, address: int, known: Iterable[str] = ()) -> list[Post]:
-        """Return messages for a node that were not answered, oldest first, but those known."""
+    def waiting(self, address: int) -> list[Post]:
+        """Return messages for a node that were not answered, oldest first."""
         query = (
             select(MESSAGES)
             .where(MESSAGES.c.address == address, MESSAGES.c.state == "waiting")
             .order_by(MESSAGES.c.posted, MESSAGES.c.id)
         )
-        skip = set(known)
         with transaction(self._engine, only_reads=True) as connection:
             return [
                 Post(
@@ -105,8 +104,51 @@ class Mailbox:
                     row.payload_bytes,
                 )
                 for row in connection.execute(query)
-                if row.id not in skip
             ]
+
+    def newest(self) -> dict[int, tuple[int, float]]:
+        """Return by node how many messages wait and when the newest came: what changes is news."""
+        query = (
+            select(MESSAGES.c.address, func.count(), func.max(MESSAGES.c.posted))
+            .where(MESSAGES.c.state == "waiting")
+            .group_by(MESSAGES.c.address)
+        )
+        with transaction(self._engine, only_reads=True) as connection:
+            return {address: (count, at) for address, count, at in connection.execute(query)}
+
+    def held_bytes(self, address: int) -> int:
+        """Bytes of a node's answers on the disk: those kept, and those that have begun."""
+        answers = (
+            select(func.coalesce(func.sum(REPLIES.c.payload_bytes), 0))
+            .join(MESSAGES, MESSAGES.c.id == REPLIES.c.message)
+            .where(MESSAGES.c.address == address)
+        )
+        begun = select(MESSAGES.c.id).where(
+            MESSAGES.c.address == address, MESSAGES.c.state == "waiting"
+        )
+        with transaction(self._engine, only_reads=True) as connection:
+            kept = int(connection.execute(answers).scalar_one())
+            uploads = connection.execute(begun).scalars().all()
+        return kept + sum(self.blobs.progress(upload) for upload in uploads)
+
+    def sweep(self) -> int:
+        """Delete files that no row names, as a crash between the two leaves; return how many.
+
+        A message that a run posts meanwhile puts its payload again.
+        """
+        columns = (MESSAGES.c.payload_digest, REPLIES.c.payload_digest)
+        files = self.blobs.names()
+        with transaction(self._engine, only_reads=True) as connection:
+            uploads = set(connection.execute(select(MESSAGES.c.id)).scalars())
+            named = {
+                bytes(digest).hex()
+                for column in columns
+                for digest in connection.execute(select(column)).scalars()
+            }
+        lost = [name for name in files if name not in named | uploads]
+        for name in lost:
+            self.blobs.discard(name)
+        return len(lost)
 
     def is_waiting(self, message: str, address: int) -> bool:
         """Tell whether a node's answer to a message is still waited for."""

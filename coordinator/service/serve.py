@@ -3,26 +3,57 @@
 import asyncio
 import logging
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import grpc
+from grpc_health.v1 import health_pb2_grpc as health_rpc
 
+from coordinator.service import reflection
+from coordinator.service.arrivals import Arrivals
+from coordinator.service.callers import Callers
+from coordinator.service.enrolment import Enrolment, Identity
+from coordinator.service.exchange import Exchange
+from coordinator.service.health import Health
 from coordinator.service.home import ServiceHome
+from coordinator.service.metrics import Metrics
 from coordinator.service.pki import SERVER_LIFE
-from coordinator.service.server import OPTIONS, Enrolment, Exchange, Identity
+from coordinator.service.watch import CallWatch
 from protos.arion.v1 import service_pb2_grpc as rpc
+from protos.wire import LARGEST_MESSAGE_BYTES
 
 _LOG = logging.getLogger("arion.service")
 _RENEW_AFTER_S = SERVER_LIFE.total_seconds() * 2 / 3
 _GRACE_S = 2.0
+_ENVELOPE_ROOM = 1 << 20
+_LARGEST_ENROLMENT = 64 << 10
+_NO_COMPRESSION = 1  # a bit set of algorithms: identity alone, so that nothing unfolds in memory
+_OPTIONS = (
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.max_concurrent_streams", 64),
+    ("grpc.max_metadata_size", 8 << 10),
+    ("grpc.absolute_max_metadata_size", 16 << 10),
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.max_connection_idle_ms", 600_000),
+    ("grpc.compression_enabled_algorithms_bitset", _NO_COMPRESSION),
+)
 
 
 @dataclass
 class Ports:
-    """Where the service listens, as the system gave it."""
+    """Where the service listens, as the system gave it.
+
+    Attributes:
+        exchange, enrolment: under TLS.
+        metrics: on the loopback address; None where none are served.
+
+    """
 
     exchange: int
     enrolment: int
+    metrics: int | None = None
 
 
 class ServerCertificate:
@@ -49,38 +80,79 @@ class ServerCertificate:
 
 
 class Service:
-    """The running service of one home."""
+    """The running service of one home.
+
+    Attributes:
+        metrics: of its calls.
+        health: of its database and its disk.
+
+    """
 
     def __init__(self, home: ServiceHome) -> None:
         self._home = home
+        self.metrics = Metrics(home.registry, home.mailbox)
+        self.health = Health(home.mailbox, home.settings.limits, self.metrics)
         self._servers: list[grpc.aio.Server] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._open = ExitStack()
 
     async def start(self) -> Ports:
         """Listen on both ports; never without TLS."""
-        settings = self._home.settings
-        identity = Identity(settings.federation, self._home.key.public_key)
-        exchange, enrolment = grpc.aio.server(options=OPTIONS), grpc.aio.server(options=OPTIONS)
-        rpc.add_ExchangeServicer_to_server(
-            Exchange(self._home.registry, self._home.mailbox), exchange
-        )
-        rpc.add_EnrolmentServicer_to_server(Enrolment(self._home.registry, identity), enrolment)
+        home, settings = self._home, self._home.settings
+        swept = await asyncio.to_thread(home.mailbox.sweep)
+        arrivals = Arrivals(home.mailbox)
+        await self.health.look()
+        exchange, enrolment = self._exchange(arrivals), self._enrolment()
         ports = Ports(
             self._bind(exchange, settings.port, members_only=True),
             self._bind(enrolment, settings.enrolment_port, members_only=False),
         )
+        if settings.metrics_port is not None:
+            ports.metrics = self._open.enter_context(self.metrics.serve(settings.metrics_port))
         self._servers = [exchange, enrolment]
         for server in self._servers:
             await server.start()
-        _LOG.info("exchange on port %d, enrolment on port %d", ports.exchange, ports.enrolment)
+        self._tasks = [asyncio.create_task(job) for job in (arrivals.watch(), self.health.watch())]
+        _LOG.info(
+            "exchange on port %d, enrolment on port %d, metrics on %s; %d lost files were deleted",
+            ports.exchange,
+            ports.enrolment,
+            ports.metrics or "no port",
+            swept,
+        )
         return ports
 
     async def stop(self) -> None:
         """Close both ports; calls under way get two seconds."""
         await asyncio.gather(*(server.stop(_GRACE_S) for server in self._servers))
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.to_thread(self._open.close)
 
     async def wait(self) -> None:
         """Serve until stopped."""
         await asyncio.gather(*(server.wait_for_termination() for server in self._servers))
+
+    def _exchange(self, arrivals: Arrivals) -> grpc.aio.Server:
+        home, limits = self._home, self._home.settings.limits
+        server = _server(self.metrics, LARGEST_MESSAGE_BYTES + _ENVELOPE_ROOM)
+        callers = Callers(home.registry, limits)
+        exchange = Exchange(callers, home.registry, home.mailbox, arrivals, limits)
+        rpc.add_ExchangeServicer_to_server(exchange, server)
+        if home.settings.reflection:
+            reflection.add_to_server(reflection.OperatorsReflection(callers), server)
+        return server
+
+    def _enrolment(self) -> grpc.aio.Server:
+        home = self._home
+        server = _server(self.metrics, _LARGEST_ENROLMENT)
+        identity = Identity(home.settings.federation, home.key.public_key)
+        rpc.add_EnrolmentServicer_to_server(
+            Enrolment(home.registry, identity, home.settings.limits), server
+        )
+        health_rpc.add_HealthServicer_to_server(self.health, server)
+        return server
 
     def _bind(self, server: grpc.aio.Server, port: int, *, members_only: bool) -> int:
         certificate = ServerCertificate(self._home)
@@ -90,3 +162,11 @@ class Service:
             require_client_authentication=members_only,
         )
         return int(server.add_secure_port(f"{self._home.settings.listen}:{port}", credentials))
+
+
+def _server(metrics: Metrics, largest: int) -> grpc.aio.Server:
+    sizes = (
+        ("grpc.max_receive_message_length", largest),
+        ("grpc.max_send_message_length", LARGEST_MESSAGE_BYTES + _ENVELOPE_ROOM),
+    )
+    return grpc.aio.server(interceptors=(CallWatch(metrics),), options=(*_OPTIONS, *sizes))

@@ -32,6 +32,14 @@ class RunningService:
     def pair(self) -> tuple[int, int]:
         return self.ports.exchange, self.ports.enrolment
 
+    def look(self) -> None:
+        """Look at database and disk now, for the health."""
+        self._do(self._service.health.look())
+
+    def stop_serving(self) -> None:
+        """Close the ports; `stop` may still be called."""
+        self._do(self._service.stop())
+
     def stop(self) -> None:
         self._do(self._service.stop())
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -48,7 +56,7 @@ def postgresql() -> Iterator[Server]:
 
 
 @pytest.fixture
-def service_home(tmp_path: Path, request: pytest.FixtureRequest) -> ServiceHome:
+def service_home(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[ServiceHome]:
     """A home on SQLite, or on the database that `on_both` names."""
     database = None
     if getattr(request, "param", "sqlite") == "postgresql":
@@ -59,8 +67,12 @@ def service_home(tmp_path: Path, request: pytest.FixtureRequest) -> ServiceHome:
         port=0,
         enrolment_port=0,
         database=database,
+        metrics_port=0,
+        reflection=True,
     )
-    return ServiceHome.create(tmp_path / "service", settings)
+    home = ServiceHome.create(tmp_path / "service", settings)
+    yield home
+    home.close()
 
 
 @pytest.fixture
@@ -70,4 +82,3 @@ def service(service_home: ServiceHome) -> Iterator[RunningService]:
         yield running
     finally:
         running.stop()
-        service_home.close()

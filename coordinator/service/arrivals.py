@@ -1,0 +1,58 @@
+"""Wakes a node's stream when a message for it comes, from whichever process.
+
+One look at the mailbox serves all streams, however many there are.
+"""
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from coordinator.service.mailbox import Mailbox
+
+_LOG = logging.getLogger("arion.service")
+_POLL_S = 0.05
+_AFTER_FAILURE_S = 1.0
+
+
+class Arrivals:
+    """The bells of one service's streams.
+
+    Args:
+        mailbox: that runs, which are processes of their own, write to.
+
+    """
+
+    def __init__(self, mailbox: Mailbox) -> None:
+        self._mailbox = mailbox
+        self._bells: defaultdict[int, set[asyncio.Event]] = defaultdict(set)
+
+    @contextmanager
+    def bell(self, address: int) -> Iterator[asyncio.Event]:
+        """An event that is set when something may have come for a node."""
+        bell = asyncio.Event()
+        self._bells[address].add(bell)
+        try:
+            yield bell
+        finally:
+            self._bells[address].discard(bell)
+            if not self._bells[address]:
+                del self._bells[address]
+
+    async def watch(self) -> None:
+        """Look at the mailbox until cancelled; a database that is away is asked again."""
+        seen: dict[int, tuple[int, float]] = {}
+        while True:
+            await asyncio.sleep(_POLL_S)
+            try:
+                newest = await asyncio.to_thread(self._mailbox.newest)
+            except OSError as error:
+                _LOG.error("the mailbox cannot be read: %s", error)
+                await asyncio.sleep(_AFTER_FAILURE_S)
+                continue
+            for address, found in newest.items():
+                if seen.get(address) != found:
+                    for bell in self._bells.get(address, ()):
+                        bell.set()
+            seen = newest

@@ -1,0 +1,203 @@
+"""The port of members, under mutual TLS: messages and payloads, in both directions.
+
+Every call is checked against the registry and its certificate's expiry: a connection that was
+opened before a revocation is refused from its next call on, and its stream is closed.
+"""
+
+import asyncio
+from typing import Any
+
+import grpc
+
+from coordinator.service.arrivals import Arrivals
+from coordinator.service.blobs import DIGEST_BYTES, BlobError
+from coordinator.service.callers import Callers, check_protocol
+from coordinator.service.limits import Limits, Slots
+from coordinator.service.mailbox import Mailbox, Post
+from coordinator.service.refusals import Refused
+from coordinator.service.registry import Registry
+from protos.arion.v1 import service_pb2 as pb
+from protos.arion.v1 import service_pb2_grpc as rpc
+
+_RECHECK_S = 1.0
+_LARGEST_NAME = 64
+
+
+class Exchange(rpc.ExchangeServicer):
+    """The exchange of messages with nodes, under their certificates.
+
+    Args:
+        callers: admits members.
+        registry: renews certificates.
+        mailbox: what waits.
+        arrivals: wakes the streams.
+        limits: of a member.
+
+    """
+
+    def __init__(
+        self,
+        callers: Callers,
+        registry: Registry,
+        mailbox: Mailbox,
+        arrivals: Arrivals,
+        limits: Limits,
+    ) -> None:
+        self._callers, self._registry, self._mailbox = callers, registry, mailbox
+        self._arrivals, self._limits = arrivals, limits
+        self._streams = Slots(limits.streams, "too-many-streams", "open streams")
+        self._transfers = Slots(limits.transfers, "too-many-transfers", "transfers")
+
+    async def Listen(self, request: Any, context: Any) -> None:  # noqa: N802
+        """Send messages as they come; close the stream of a member that was revoked."""
+        check_protocol(request.protocol)
+        member = await self._callers.admit(context, "node")
+        peer = self._callers.peer(context)
+        with self._streams.take(member.name), self._arrivals.bell(member.address) as bell:
+            await asyncio.to_thread(self._registry.note_seen, member.name)
+            told: set[str] = set()
+            while True:
+                bell.clear()
+                posts = await asyncio.to_thread(self._mailbox.waiting, member.address)
+                for post in posts:
+                    if post.message not in told:
+                        await self._send(context, _envelope(post), self._limits.idle_s)
+                told = {post.message for post in posts}
+                try:
+                    await asyncio.wait_for(bell.wait(), _RECHECK_S)
+                except TimeoutError:
+                    await self._callers.check(peer, "node")
+
+    async def Fetch(self, request: Any, context: Any) -> None:  # noqa: N802
+        """Send a payload that a message for this node names."""
+        member = await self._callers.admit(context, "node")
+        digest, blobs = bytes(request.digest), self._mailbox.blobs
+        if not await asyncio.to_thread(self._mailbox.may_fetch, member.address, digest):
+            raise Refused(
+                grpc.StatusCode.NOT_FOUND,
+                "unknown-payload",
+                "Expected the payload of a message for this node, got another digest.",
+            )
+        size = await asyncio.to_thread(blobs.size, digest) or 0
+        end = asyncio.get_running_loop().time() + self._limits.transfer_s(size)
+        with self._transfers.take(member.name):
+            chunks = blobs.chunks(digest, min(request.offset, size))
+            while chunk := await asyncio.to_thread(next, chunks, b""):
+                await self._send(context, pb.Chunk(data=chunk), self._left(end))
+
+    async def Progress(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Say how much of an answer's payload is on the disk."""
+        member = await self._callers.admit(context, "node")
+        if not await asyncio.to_thread(self._mailbox.is_waiting, request.message, member.address):
+            return pb.ProgressReply(offset=0)
+        return pb.ProgressReply(offset=self._mailbox.blobs.progress(request.message))
+
+    async def Answer(self, parts: Any, context: Any) -> Any:  # noqa: N802
+        """Keep an answer; acknowledged means present, once."""
+        member = await self._callers.admit(context, "node")
+        with self._transfers.take(member.name):
+            head = _checked_head(await self._next(parts, self._limits.idle_s))
+            if not await asyncio.to_thread(self._mailbox.is_waiting, head.message, member.address):
+                return pb.AnswerReply(status="over")
+            if head.payload_bytes:
+                await self._receive(head, parts, member.address)
+            answer = Post(
+                head.message,
+                member.address,
+                "",
+                head.kind,
+                head.body,
+                head.payload_digest,
+                head.payload_bytes,
+            )
+            kept = await asyncio.to_thread(self._mailbox.answer, answer)
+        return pb.AnswerReply(status="kept" if kept else "over")
+
+    async def Renew(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Sign a new connection key of a member that is connected."""
+        await self._callers.admit(context, "node", "auditor", "operator")
+        peer = self._callers.peer(context)
+        certificate = await asyncio.to_thread(self._registry.renew, peer, request.csr)
+        return pb.RenewReply(certificate=certificate)
+
+    async def _receive(self, head: Any, parts: Any, address: int) -> None:
+        end = asyncio.get_running_loop().time() + self._limits.transfer_s(head.payload_bytes)
+        await asyncio.to_thread(self._check_room, head, address)
+        incoming = self._mailbox.blobs.receive(head.message, head.offset, head.payload_bytes)
+        try:
+            while not incoming.is_whole:
+                part = await self._next(parts, self._left(end))
+                if part.WhichOneof("part") != "data" or not part.data:
+                    raise BlobError("Expected chunks after the head, got another part.")
+                await asyncio.to_thread(incoming.write, part.data)
+        finally:
+            await asyncio.to_thread(incoming.close)
+
+    def _check_room(self, head: Any, address: int) -> None:
+        """Refuse what goes beyond the member's quota, or into the disk's reserve."""
+        blobs = self._mailbox.blobs
+        coming = head.payload_bytes - head.offset
+        held = self._mailbox.held_bytes(address)
+        if held - blobs.progress(head.message) + head.payload_bytes > self._limits.quota_bytes:
+            raise Refused(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                "over-quota",
+                f"Expected at most {self._limits.quota_bytes} bytes of this node's answers on the "
+                "disk, got more. Have the operator raise the quota.",
+            )
+        if blobs.free_bytes() - coming < self._limits.reserve_bytes:
+            raise Refused(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                "disk-full",
+                f"Expected room for {coming} bytes, got a disk that is nearly full. The same call "
+                "works once it is not.",
+            )
+
+    def _left(self, end: float) -> float:
+        """Seconds for the next part of a transfer that must be over at `end`."""
+        return min(self._limits.idle_s, max(end - asyncio.get_running_loop().time(), 0.0))
+
+    async def _next(self, parts: Any, seconds: float) -> Any:
+        try:
+            return await asyncio.wait_for(anext(parts), seconds)
+        except StopAsyncIteration:
+            raise BlobError("Expected the rest of an answer, got its end.") from None
+        except TimeoutError:
+            raise _too_slow() from None
+
+    @staticmethod
+    async def _send(context: Any, message: Any, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(context.write(message), seconds)
+        except TimeoutError:
+            raise _too_slow() from None
+
+
+def _envelope(post: Post) -> Any:
+    return pb.Envelope(
+        message=post.message,
+        action=post.action,
+        kind=post.kind,
+        body=post.body,
+        payload_digest=post.payload_digest,
+        payload_bytes=post.payload_bytes,
+    )
+
+
+def _checked_head(part: Any) -> Any:
+    """Return an answer's head whose lengths are what they must be."""
+    head = part.head
+    if part.WhichOneof("part") != "head":
+        raise BlobError("Expected an answer's head first, got another part.")
+    digest_bytes = DIGEST_BYTES if head.payload_bytes else 0
+    if len(head.payload_digest) != digest_bytes or not 0 < len(head.kind) <= _LARGEST_NAME:
+        raise BlobError("Expected a head with a kind and a SHA-256 of its payload, got another.")
+    return head
+
+
+def _too_slow() -> Refused:
+    return Refused(
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        "too-slow",
+        "Expected a transfer that goes on, got none in time. Call again: it goes on where it was.",
+    )
