@@ -36,6 +36,11 @@ _LOST = frozenset(
     }
 )
 
+_PASSING = frozenset(
+    {"disk-full", "storage-failed", "too-slow", "too-many-calls", "too-many-streams",
+     "too-many-transfers"}
+)  # fmt: skip
+
 
 class LinkLost(ConnectionError):  # noqa: N818  (an outcome, not a fault)
     """The coordinator cannot be reached at the moment; try again later."""
@@ -172,7 +177,7 @@ def _call(method: Any, request: Any, timeout: float | None = _CALL_S) -> Any:
 def _outcome(error: Any) -> LinkLost | LinkRefused:
     """What became of a call: lost, to be tried again, or refused for good."""
     status, text = error.code(), str(error.details())[:500]
-    codes = dict(error.trailing_metadata() or ())
-    if "arion-code" not in codes and status in _LOST:
-        return LinkLost(f"Expected an answer of the coordinator, got {status.name}: {text}")
-    return LinkRefused(str(codes.get("arion-code", status.name.lower())), text)
+    code = dict(error.trailing_metadata() or ()).get("arion-code")
+    if code in _PASSING or (code is None and status in _LOST):
+        return LinkLost(f"Expected an answer of the coordinator, got {code or status.name}: {text}")
+    return LinkRefused(str(code or status.name.lower()), text)

@@ -7,6 +7,7 @@ disk, so that neither a lost connection nor a crash sends more than a chunk agai
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from privacy.ledger.files import make_directory, naming, replace_durably, sync_d
 
 CHUNK_BYTES = 1 << 20
 DIGEST_BYTES = 32
+_BEING_WRITTEN_S = 3600.0
 
 
 class BlobError(ValueError):
@@ -130,13 +132,9 @@ class Blobs:
         return total
 
     def names(self) -> list[str]:
-        """Names of all payloads and uploads."""
-        return [
-            path.name
-            for folder in (self._folder, self._parts)
-            for path in folder.iterdir()
-            if path.is_file()
-        ]
+        """Names of all payloads and uploads, but those that a process may be writing now."""
+        folders = (self._folder, self._parts)
+        return [path.name for folder in folders for path in folder.iterdir() if _is_settled(path)]
 
     def discard(self, name: str) -> None:
         """Delete what `names` named."""
@@ -150,6 +148,14 @@ class Blobs:
     def _part(self, upload: str) -> Path:
         assert upload.isalnum(), "uploads are named by the mailbox"
         return self._parts / upload
+
+
+def _is_settled(path: Path) -> bool:
+    try:
+        is_new = path.stat().st_mtime > time.time() - _BEING_WRITTEN_S
+    except FileNotFoundError:  # cleared in between
+        return False
+    return path.is_file() and not (path.suffix == ".part" and is_new)
 
 
 class Incoming:

@@ -8,6 +8,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.serialization import Encoding
 from sqlalchemy import Engine, Row, select
+from sqlalchemy.exc import IntegrityError
 
 from coordinator.service.database import INVITATIONS, MEMBERS, transaction
 from coordinator.service.pki import ROLES, Authority, Peer, Role, read_csr
@@ -104,13 +105,24 @@ class Registry:
 
         Raises:
             RegistryError: an invitation that is unknown, used or expired; a signature that does
-                not bind the connection key to the identity; a member's name with another identity.
+                not bind the connection key to the identity; a member's name with another identity;
+                another member's connection key.
             PkiError: not a signing request.
 
         """
         read_csr(csr)
         digest = hashlib.sha256(secret).hexdigest()
         _check_binding(identity_key, digest, csr, signature)
+        try:
+            return self._join(digest, csr, identity_key)
+        except IntegrityError as error:
+            raise RegistryError(
+                "request-known",
+                "Expected a connection key that nobody joined with, got one that is known. Join "
+                "from a new home.",
+            ) from error
+
+    def _join(self, digest: str, csr: bytes, identity_key: bytes) -> str:
         request = hashlib.sha256(csr).digest()
         with transaction(self._engine) as connection:
             row = connection.execute(

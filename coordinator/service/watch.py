@@ -11,9 +11,10 @@ from typing import Any
 import grpc
 
 from coordinator.service.metrics import Metrics
-from coordinator.service.refusals import CODE_KEY, refusal_of
+from coordinator.service.refusals import CODE_KEY, Refused, refusal_of
 
 _LOG = logging.getLogger("arion.service")
+_ABORT_S = 2.0
 _FACTORIES = {
     (False, False): ("unary_unary", grpc.unary_unary_rpc_method_handler),
     (False, True): ("unary_stream", grpc.unary_stream_rpc_method_handler),
@@ -77,8 +78,7 @@ class CallWatch(grpc.aio.ServerInterceptor):
             refusal = refusal_of(error)
             outcome = refusal.code
             self._log(method, refusal.code, error)
-            context.set_trailing_metadata(((CODE_KEY, refusal.code),))
-            await context.abort(refusal.status, str(refusal))
+            await _end(context, refusal)
         finally:
             self._metrics.count_call(method, outcome, time.monotonic() - started)
 
@@ -92,3 +92,14 @@ class CallWatch(grpc.aio.ServerInterceptor):
             _LOG.error("%s failed: %s", method, error, extra=extra)
         else:
             _LOG.info("%s was refused: %s", method, code, extra=extra)
+
+
+async def _end(context: Any, refusal: Refused) -> None:
+    """End a call; one whose caller is gone, or reads nothing, is dropped without a word."""
+    context.set_trailing_metadata(((CODE_KEY, refusal.code),))
+    try:
+        await asyncio.wait_for(context.abort(refusal.status, str(refusal)), _ABORT_S)
+    except grpc.aio.AbortError:
+        raise
+    except Exception as error:
+        raise asyncio.CancelledError from error

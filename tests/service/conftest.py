@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from coordinator.service.home import ServiceHome, ServiceSettings
 from coordinator.service.serve import Ports, Service
@@ -31,6 +32,10 @@ class RunningService:
     @property
     def pair(self) -> tuple[int, int]:
         return self.ports.exchange, self.ports.enrolment
+
+    @property
+    def metrics(self) -> CollectorRegistry:
+        return self._service.metrics.collected
 
     def look(self) -> None:
         """Look at database and disk now, for the health."""
@@ -67,12 +72,16 @@ def service_home(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Ser
         port=0,
         enrolment_port=0,
         database=database,
-        metrics_port=0,
-        reflection=True,
     )
     home = ServiceHome.create(tmp_path / "service", settings)
     yield home
     home.close()
+
+
+def with_settings(home: ServiceHome, **changes: object) -> ServiceHome:
+    """The same home, opened with other settings."""
+    settings = home.settings.model_copy(update=changes)
+    return ServiceHome(**{**vars(home), "settings": settings})
 
 
 @pytest.fixture

@@ -24,11 +24,19 @@ from client.membership import collect, join
 from client.transport import Credentials, Link, LinkRefused
 from coordinator.service.home import ServiceHome
 from coordinator.service.probe import is_serving
-from tests.service.conftest import RunningService
+from tests.service.conftest import RunningService, with_settings
 from tests.service.test_enrolment import enrol
 
 SERVING = health.HealthCheckResponse.SERVING
 NOT_SERVING = health.HealthCheckResponse.NOT_SERVING
+
+
+@pytest.fixture
+def service(service_home: ServiceHome) -> Iterator[RunningService]:
+    """With metrics and reflection, which are off by default."""
+    running = RunningService(with_settings(service_home, metrics_port=0, reflection=True))
+    yield running
+    running.stop()
 
 
 def channel_of(port: int, credentials: Credentials) -> grpc.Channel:
@@ -82,8 +90,7 @@ def test_health_is_that_of_database_and_disk(service: RunningService) -> None:
 
 def test_health_is_asked_from_the_command_line(service: RunningService) -> None:
     """As a container's health check does: exit code 0 while it serves, 1 once it does not."""
-    settings = service.home.settings.model_copy(update={"enrolment_port": service.ports.enrolment})
-    home = ServiceHome(**{**vars(service.home), "settings": settings})
+    home = with_settings(service.home, enrolment_port=service.ports.enrolment)
     assert is_serving(home)
     service.stop_serving()
     assert not is_serving(home, timeout_s=1.0)
