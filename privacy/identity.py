@@ -93,23 +93,26 @@ class IdentityKey:
         return cls.from_bytes(raw)
 
     def save(self, path: Path) -> None:
-        """Write the key to a new file of mode 0600 and flush it to disk.
+        """Write the key to a new file of mode 0600; it appears whole, and is on the disk.
 
         Raises:
             IdentityError: the file exists (a key is never overwritten) or cannot be written.
 
         """
+        part = path.with_name(path.name + ".part")
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            part.unlink(missing_ok=True)  # left by a crash
+            _write_new(part, self._private_key.private_bytes_raw())
+            try:
+                path.hardlink_to(part)  # as a rename, but it never replaces
+            finally:
+                part.unlink()
+            _sync_directory(path.parent)
         except OSError as error:
             raise IdentityError(
                 f"Expected to create the key file {path.name}, got {error.strerror}. "
                 "Choose a path that does not exist yet."
             ) from error
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(self._private_key.private_bytes_raw())
-            file.flush()
-            os.fsync(file.fileno())
 
     @property
     def public_key(self) -> bytes:
@@ -198,3 +201,19 @@ def _signed_bytes(domain: str, payload: bytes) -> bytes:
             "Use lower-case letters, digits and hyphens."
         )
     return b"arion/v1/" + domain.encode() + b"\0" + payload
+
+
+def _write_new(path: Path, data: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
