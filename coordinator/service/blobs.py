@@ -165,6 +165,7 @@ class Incoming:
         self._path, self._left = path, total - offset
         with naming(path):
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            sync_directory(path.parent)
             os.truncate(self._file, offset)
             os.lseek(self._file, offset, os.SEEK_SET)
 
