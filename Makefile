@@ -4,10 +4,10 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 OUT ?= runs/simulate-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: help install simulate compare test nightly lint format protos clean
+.PHONY: help install simulate compare test crash-test nightly lint format protos clean
 
 help: ## Show this help.
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 install: $(INSTALLED) ## Fill .venv with all that simulation, tests and lint need.
 
@@ -34,6 +34,9 @@ compare: install ## Compare all arms on the invented text.
 test: install ## Run the tests (under 15 minutes on 2 cores).
 	@echo "==> Running the tests"
 	@$(VENV)/bin/python -m pytest -m "not slow"
+
+crash-test: install ## Walk the whole crash matrix (about 5 minutes; wants strace).
+	@$(VENV)/bin/python -m pytest -s -rs tests/crash
 
 nightly: install ## Run the long tests too.
 	@$(VENV)/bin/python -m pytest
