@@ -5,7 +5,6 @@ and written one at a time.
 """
 
 import ctypes
-import logging
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +20,7 @@ from models.variants.extras import VariantError, need
 from models.variants.gguf_tensors import architecture, tensors
 from models.variants.gguf_tokenizer import Vocabulary, vocabulary
 from models.variants.gguf_types import GgufFormat, type_bytes, type_of
+from models.variants.llama_runtime import llama_cpp
 
 _FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7, "q4_k_m": 15, "bf16": 32}
 _EXTRA: Final = "edge"
@@ -49,7 +49,7 @@ def write_gguf(
     if kind != "q4_k_m":
         _write(model, tokenizer, path, kind, advance)
         return
-    need("llama_cpp", _EXTRA)  # before the work
+    llama_cpp()  # is it there, before the work
     exact = path.with_name(path.name + ".f32")
     try:
         _write(model, tokenizer, exact, "f32", advance)
@@ -148,8 +148,7 @@ def quantise(source: Path, target: Path, file_type: int) -> None:
         MissingExtraError: llama-cpp-python is not installed. VariantError: llama.cpp fails.
 
     """
-    llama = need("llama_cpp", _EXTRA)
-    logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)
+    llama = llama_cpp()
     params = llama.llama_model_quantize_default_params()
     params.ftype, params.nthread = file_type, torch.get_num_threads()
     failed = llama.llama_model_quantize(

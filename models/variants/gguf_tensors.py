@@ -7,6 +7,7 @@ Shapes: D hidden, V vocabulary, E experts, G expert hidden width, H heads, F hea
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from models.decoder import Block, Decoder
 from models.layers import rotary_frequencies
 from models.variants.extras import VariantError
 
-TABLE, HEAD = "token_embd.weight", "output.weight"
+TABLE, HEAD, ROPE = "token_embd.weight", "output.weight", "rope_freqs.weight"
 _ROUTER = "ffn_gate_inp"
 
 
@@ -42,36 +43,67 @@ def is_matrix(name: str) -> bool:
     return not any(part in name for part in ("norm", _ROUTER, "rope_freqs"))
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor of the file comes from.
+
+    Attributes:
+        name: llama.cpp's. view: of our parameter. heads: whose rows llama.cpp orders otherwise; 0
+            where it does not.
+
+    """
+
+    name: str
+    view: Tensor
+    heads: int = 0
+
+    def read(self) -> Tensor:
+        """The weights as llama.cpp orders them; a view where it orders them as we do."""
+        return _interleaved(self.view, self.heads) if self.heads else self.view
+
+    def fill(self, weights: Tensor) -> None:
+        """Put weights in llama.cpp's order into our parameter."""
+        self.view.copy_(_halves(weights, self.heads) if self.heads else weights)
+
+
 def tensors(model: Decoder) -> Iterator[tuple[str, Tensor]]:
     """Yield (llama.cpp's name, weights), outermost dimension first; views where possible."""
     config = model.config
-    yield TABLE, model.embedding.data
-    yield "output_norm.weight", model.norm.weight.data
-    if not config.tie_embeddings:
-        yield HEAD, model.head.data
     if config.rope_scaling is not None:
         plain = config.model_copy(update={"rope_scaling": None})
-        yield "rope_freqs.weight", rotary_frequencies(plain) / rotary_frequencies(config)
+        yield ROPE, rotary_frequencies(plain) / rotary_frequencies(config)
+    for place in places(model):
+        yield place.name, place.read()
+
+
+def places(model: Decoder) -> Iterator[Place]:
+    """Yield the place of every tensor that holds weights."""
+    config = model.config
+    yield Place(TABLE, model.embedding.data)
+    yield Place("output_norm.weight", model.norm.weight.data)
+    if not config.tie_embeddings:
+        yield Place(HEAD, model.head.data)
     for index, block in enumerate(model.blocks):
         assert isinstance(block, Block)
-        for name, tensor in (*_attention(block, config), *_experts(block, config)):
-            yield f"blk.{index}.{name}.weight", tensor
+        for place in _attention(block, config):
+            yield replace(place, name=f"blk.{index}.{place.name}.weight")
+        for name, view in _experts(block, config):
+            yield Place(f"blk.{index}.{name}.weight", view)
 
 
-def _attention(block: Block, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
+def _attention(block: Block, config: ModelConfig) -> Iterator[Place]:
     attention = block.attention
-    yield "attn_norm", block.attention_norm.weight.data
+    yield Place("attn_norm", block.attention_norm.weight.data)
     sizes = [n * config.head_dim for n in (config.heads, config.kv_heads, config.kv_heads)]
     q, k, v = torch.split(attention.qkv.weight.data, sizes)
-    if config.qk_norm == "none":
-        q, k = _interleaved(q, config.heads), _interleaved(k, config.kv_heads)
-    yield "attn_q", q
-    yield "attn_k", k
-    yield "attn_v", v
-    yield "attn_output", attention.out.weight.data
+    turned = config.qk_norm == "none"
+    yield Place("attn_q", q, config.heads * turned)
+    yield Place("attn_k", k, config.kv_heads * turned)
+    yield Place("attn_v", v)
+    yield Place("attn_output", attention.out.weight.data)
     if attention.q_norm is not None and attention.k_norm is not None:
-        yield "attn_q_norm", attention.q_norm.weight.data
-        yield "attn_k_norm", attention.k_norm.weight.data
+        yield Place("attn_q_norm", attention.q_norm.weight.data)
+        yield Place("attn_k_norm", attention.k_norm.weight.data)
 
 
 def _experts(block: Block, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
@@ -89,3 +121,9 @@ def _interleaved(weight: Tensor, heads: int) -> Tensor:
     """Reorder a head's rows: `llama` rotates neighbours, where we rotate halves (x_i, x_i+F/2)."""
     halves = weight.view(heads, 2, -1, weight.shape[-1])
     return halves.transpose(1, 2).reshape(weight.shape)
+
+
+def _halves(weight: Tensor, heads: int) -> Tensor:
+    """Undo `_interleaved`."""
+    pairs = weight.view(heads, -1, 2, weight.shape[-1])
+    return pairs.transpose(1, 2).reshape(weight.shape)

@@ -11,9 +11,10 @@ from models.tokenizer import Tokenizer
 from models.variants import gguf_file
 from models.variants.extras import VariantError
 from models.variants.gguf_file import write_gguf
+from models.variants.gguf_read import read_gguf
 from models.variants.gguf_tensors import is_matrix, tensors
 from models.variants.gguf_tokenizer import vocabulary
-from models.variants.gguf_types import GGUF_FORMATS, type_bytes, type_of
+from models.variants.gguf_types import GGUF_FORMATS, LARGEST_ERROR, type_bytes, type_of
 from models.variants.llama_runtime import LlamaRuntime
 from tests.models import tokenizers as imported
 from tests.variants.models import SHAPES, TEXTS, decoder, named_tokenizer, tokenizer
@@ -104,17 +105,18 @@ def test_rows_that_do_not_divide_into_blocks_stay_wider() -> None:
     assert type_of("blk.0.ffn_gate_inp.weight", (8, 256), "q4_k_m") == "F32"
 
 
+@pytest.mark.parametrize("experts", [4, 8])
 @pytest.mark.parametrize("hidden", [64, 256])
-def test_k_quants_are_no_larger_than_planned(hidden: int, tmp_path: Path) -> None:
+def test_k_quants_are_no_larger_than_planned(hidden: int, experts: int, tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
-    model = decoder("qwen3moe", hidden=hidden)
+    model = decoder("qwen3moe", hidden=hidden, experts=experts, heads=8)
     write_gguf(model, tokenizer(), tmp_path / "m.gguf", "q4_k_m")
     assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
     shapes = dict(tensors(model))
     found = gguf.GGUFReader(tmp_path / "m.gguf").tensors
     assert {each.name for each in found} == shapes.keys()
     for each in found:
-        planned = type_of(each.name, shapes[each.name].shape, "q4_k_m")
+        planned = type_of(each.name, shapes[each.name].shape, "q4_k_m", experts)
         assert each.n_bytes <= type_bytes(shapes[each.name].shape, planned)
 
 
@@ -125,10 +127,9 @@ def test_runtime_computes_the_rounded_parent(kind: str, tmp_path: Path) -> None:
     model = decoder("qwen3moe", hidden=256, initializer_range=0.05)
     write_gguf(model, tokenizer(), tmp_path / "m.gguf", kind)
     exact = logits(model, ids := tokenizer().encode([TEXTS[0]])[0])
-    with torch.no_grad():
-        read_back(model, tmp_path / "m.gguf")
+    stored = read_gguf(tmp_path / "m.gguf", model).model
     runtime = LlamaRuntime(tmp_path / "m.gguf", 128, exact_cache=True)
-    rounded, found = logits(model, ids), runtime.logits(ids)
+    rounded, found = logits(stored, ids), runtime.logits(ids)
     runtime.close()
     assert gap(rounded, found) < (1e-5 if kind in {"f16", "bf16"} else 1e-3)
     assert gap(exact, found) > 10 * gap(rounded, found) or kind in {"f16", "bf16", "q8_0"}
@@ -145,11 +146,14 @@ def gap(expected: torch.Tensor, found: torch.Tensor) -> float:
     return float((p.exp() * (p - q)).sum(-1).mean())
 
 
-def read_back(model: Decoder, path: Path) -> None:
-    """Give a model the weights that a file of architecture qwen3moe holds."""
-    for each in gguf.GGUFReader(path).tensors:
-        values = torch.from_numpy(gguf.quants.dequantize(each.data, each.tensor_type).copy())
-        dict(tensors(model))[each.name].copy_(values)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_an_exact_file_is_read_back_bit_for_bit(shape: str, tmp_path: Path) -> None:
+    model = decoder(shape)
+    write_gguf(model, tokenizer(), tmp_path / "m.gguf", "f32")
+    found = read_gguf(tmp_path / "m.gguf", model)
+    assert all(each.error == 0 for each in found.roundings)
+    ids = tokenizer().encode([TEXTS[0]])[0]
+    assert torch.equal(logits(found.model, ids), logits(model, ids))
 
 
 def test_formats_are_ordered_by_size() -> None:
@@ -194,3 +198,24 @@ def test_fp16_refuses_weights_beyond_its_range(tmp_path: Path) -> None:
     model.embedding.data[0, 0] = 1e5
     with pytest.raises(VariantError, match="fp16's range"):
         write_gguf(model, tokenizer(), tmp_path / "m.gguf", "f16")
+
+
+@pytest.mark.parametrize("kind", ["normal", "uniform", "shifted", "outliers"])
+def test_k_quants_are_within_their_largest_error(kind: str, tmp_path: Path) -> None:
+    """Uniform weights are the worst: whole blocks near the ends of their range."""
+    pytest.importorskip("llama_cpp")
+    model = decoder("qwen3moe", hidden=256, expert_hidden_size=256, experts=8, heads=8)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        drawn = torch.randn(parameter.shape, generator=generator)
+        if kind == "uniform":
+            drawn = torch.rand(parameter.shape, generator=generator) - 0.5
+        if kind == "outliers":
+            drawn = drawn / torch.rand(parameter.shape, generator=generator).clamp_min(1e-2)
+        parameter.data.copy_(drawn + 3 * (kind == "shifted"))
+    write_gguf(model, tokenizer(), tmp_path / "m.gguf", "q4_k_m")
+    found = read_gguf(tmp_path / "m.gguf", model).roundings
+    types = {"Q4_K", "Q5_K", "Q6_K", "Q8_0"}
+    assert {each.limit for each in found} >= {LARGEST_ERROR[each] for each in types}
+    for each in found:
+        assert each.error <= each.limit, each
