@@ -3,7 +3,7 @@
 import importlib
 from typing import Any, Literal
 
-Extra = Literal["edge", "foreign"]
+Extra = Literal["edge", "foreign", "mobile"]
 
 
 class VariantError(ValueError):
