@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from arion.progress import Progress
+from arion.progress import Progress, Stage
 from models.checkpoint import inspect_model, load_model, model_digest, save_model
 from models.composition import SIDECAR
 from models.counts import parameter_counts
@@ -86,7 +86,7 @@ def import_model(
 
     """
     found = inspect_model(source)
-    model, tokenizer = load_model(source, _Stage(progress, "reading tensors"))
+    model, tokenizer = load_model(source, Stage(progress, "reading tensors"))
     difference = None
     if growth is not None:
         dense, model = model, _grow(model, growth)
@@ -94,7 +94,7 @@ def import_model(
         difference = logit_difference(dense, model, growth.seed)
         del dense
     _round(model, DTYPES[dtype])
-    written = _Stage(progress, "writing tensors")
+    written = Stage(progress, "writing tensors")
     save_model(model, tokenizer, out, dtype=DTYPES[dtype], advance=written)
     exact = dtype == "float32" or {each.type for each in found.headers.values()} == {"BF16"}
     return {
@@ -141,16 +141,3 @@ def logit_difference(before: Decoder, after: Decoder, seed: int) -> float:
     token_BT = torch.randint(config.vocab_size, (1, length), generator=generator)
     expected = before(token_BT)
     return float((after(token_BT) - expected).abs().max() / expected.std())
-
-
-class _Stage:
-    """A stage of progress whose length is known when its first step is done."""
-
-    def __init__(self, progress: Progress, name: str) -> None:
-        self._progress, self._name, self._begun = progress, name, False
-
-    def __call__(self, done: int, total: int) -> None:
-        if not self._begun:
-            self._progress.stage(self._name, total)
-            self._begun = True
-        self._progress.step(done, "")

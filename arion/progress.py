@@ -109,3 +109,16 @@ class Silent:
 
     def close(self) -> None:
         """See `Progress.close`."""
+
+
+class Stage:
+    """A stage of progress whose length is known when its first step is done."""
+
+    def __init__(self, progress: Progress, name: str) -> None:
+        self._progress, self._name, self._begun = progress, name, False
+
+    def __call__(self, done: int, total: int) -> None:
+        if not self._begun:
+            self._progress.stage(self._name, total)
+            self._begun = True
+        self._progress.step(done, "")

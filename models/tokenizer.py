@@ -135,9 +135,20 @@ class Tokenizer:
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json` and `tokenizer_config.json` as transformers reads them."""
         folder.mkdir(parents=True, exist_ok=True)
-        self._backend.save(str(folder / _FILE))
+        for name, text in self._files().items():
+            (folder / name).write_text(text, encoding="utf-8")
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the files that `save` writes."""
+        return sum(len(text.encode()) for text in self._files().values())
+
+    def _files(self) -> dict[str, str]:
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", **self._settings}
-        (folder / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
+        return {
+            _FILE: self._backend.to_str(pretty=True),
+            _SETTINGS: json.dumps(settings, indent=2) + "\n",
+        }
 
     def description(self) -> dict[str, Any]:
         """What `tokenizer.json` holds."""

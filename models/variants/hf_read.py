@@ -1,0 +1,42 @@
+"""The weights of a Hugging Face folder that was exported, expanded to fp32."""
+
+from pathlib import Path
+
+from models.checkpoint import inspect_model, load_model
+from models.decoder import Decoder
+from models.formats.families import writing_family
+from models.formats.files import CheckpointError
+from models.formats.tensors import named_views
+from models.variants.extras import VariantError
+from models.variants.readback import Readback, rounding
+
+_LARGEST_ERROR = {"F32": 0.0, "BF16": 2**-8}
+
+
+def read_hf(folder: Path, exact: Decoder) -> Readback:
+    """Read a folder back.
+
+    Args:
+        exact: the model that the folder was made of.
+
+    Raises:
+        VariantError: a damaged folder, another shape than the model's, or other constants.
+
+    """
+    try:
+        stored, _ = load_model(folder)
+        types = {name: each.type for name, each in inspect_model(folder).headers.items()}
+    except CheckpointError as error:
+        raise VariantError(str(error)) from error
+    if stored.config != exact.config:
+        raise VariantError(
+            "Expected the model's own shape and constants in config.json, got others. Export the "
+            "folder again."
+        )
+    family = writing_family(exact.config.qk_norm)
+    pairs = zip(named_views(exact, family), named_views(stored, family), strict=True)
+    roundings = tuple(
+        rounding(name, tensor, written, _LARGEST_ERROR[types[name]])
+        for (name, tensor), (_, written) in pairs
+    )
+    return Readback(stored, roundings)
