@@ -10,6 +10,7 @@ from rich.table import Table
 from arion.errors import user_errors
 from arion.evaluate_cli import evaluate_command
 from arion.expert_cli import expert_app
+from arion.export_cli import export_command, verify_command
 from arion.generate_cli import generate_command
 from arion.import_cli import import_command
 from arion.model_facts import ModelFacts, facts_of, preset_facts
@@ -23,9 +24,11 @@ model_app = typer.Typer(no_args_is_help=True, help="Look at models, bring them i
 model_app.add_typer(expert_app, name="expert")
 
 model_app.command("evaluate")(evaluate_command)
+model_app.command("export")(export_command)
 model_app.command("generate")(generate_command)
 model_app.command("import")(import_command)
 model_app.command("pretrain")(pretrain_command)
+model_app.command("verify")(verify_command)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 

@@ -20,6 +20,7 @@ import pyarrow.parquet
 MAX_LINE_BYTES = 8 * 2**20
 PARAGRAPH_CHARACTERS = 2_000
 CONFIG_NAME = "data.toml"
+PUBLIC_NAME = "public.toml"  # says that a folder's text is public (arion.public_text)
 
 _JSON = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
 _TEXT = (".txt", ".txt.gz", ".md")
@@ -55,9 +56,9 @@ def data_suffix(path: Path) -> str | None:
 
 
 def is_ignored(path: Path) -> bool:
-    """Tell whether a file is no data: hidden, data.toml, DATA.md, README or a licence."""
+    """Tell whether a file is no data: hidden, data.toml, public.toml, DATA.md, README, licence."""
     name = path.name.lower()
-    if name.startswith(".") or name in {CONFIG_NAME, "data.md"}:
+    if name.startswith(".") or name in {CONFIG_NAME, PUBLIC_NAME, "data.md"}:
         return True
     return path.stem.lower() in _NOTE_STEMS and path.suffix.lower() in _NOTE_SUFFIXES
 

@@ -1,0 +1,199 @@
+"""`arion model export` and `arion model verify`: artefacts that ship, made and checked."""
+
+import json
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from arion.errors import user_errors
+from arion.progress import make_progress
+from arion.variant_export import ExportOrder, Prepared, export, prepare
+from arion.variant_selection import CRITERIA, Choice
+from arion.variant_verify import Verdict, verify_variant
+from models.variants.extras import VariantError
+from models.variants.kinds import CONTAINERS
+from models.variants.passport import Missing, Passport
+from models.variants.plan import BITS, TIERS, Target, Wanted
+
+_PIPED_WIDTH = 120
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+def export_command(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A model folder, composed or modular too.")
+    ],
+    *,
+    tier: Annotated[str, typer.Option(metavar="|".join(TIERS), help="What it is for.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where it goes; must not exist.")],
+    container: Annotated[
+        str | None,
+        typer.Option("--format", metavar="|".join(CONTAINERS), show_default="the tier's own"),
+    ] = None,
+    bits: Annotated[
+        int | None,
+        typer.Option(metavar="|".join(map(str, BITS)), show_default="the tier's own"),
+    ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(min=2, help="Tokens to hold.", show_default="the model's, at most 2048"),
+    ] = None,
+    max_bytes: Annotated[int | None, typer.Option(min=1, help="Of all its files.")] = None,
+    max_memory: Annotated[int | None, typer.Option(min=1, help="Bytes, while it runs.")] = None,
+    min_tokens_per_s: Annotated[float | None, typer.Option(help="Of decoding one text.")] = None,
+    max_loss_rise: Annotated[
+        float | None, typer.Option(help="Nats per token over the parent's loss, with --heldout.")
+    ] = None,
+    domain: Annotated[
+        Path | None,
+        typer.Option(help="Folder of public text with a public.toml, to choose experts by."),
+    ] = None,
+    experts: Annotated[
+        int | None, typer.Option(min=1, help="Experts per layer.", show_default="as many as fit")
+    ] = None,
+    choose: Annotated[
+        str, typer.Option(metavar="|".join(CRITERIA), help="What of the text decides.")
+    ] = "reap",
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Average experts that go into those that stay.")
+    ] = False,
+    owner: Annotated[
+        list[str] | None,
+        typer.Option(help="Whose experts to take beside the base's own; repeatable. All without."),
+    ] = None,
+    heldout: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder of public text with a public.toml, to compare on; repeatable."),
+    ] = None,
+    ledger: Annotated[
+        Path | None, typer.Option(help="Folder with the ledgers of the model's training.")
+    ] = None,
+    pins: Annotated[
+        Path | None, typer.Option(help="Keys of those ledgers. Default: pins.json beside them.")
+    ] = None,
+    key: Annotated[
+        Path | None, typer.Option(help="Identity key that signs; unsigned without it.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan; write nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Make an artefact for a tier: planned to fit, run in its runtime, published if it passes.
+
+    Example: arion model export runs/h3/model --tier mobile --max-bytes 2000000000 --out phone/
+    """
+    with user_errors():
+        target = Target(max_bytes, max_memory, min_tokens_per_s, max_loss_rise)
+        wanted = Wanted(
+            tier=_one_of(tier, TIERS, "--tier"),
+            container=None if container is None else _one_of(container, CONTAINERS, "--format"),
+            bits=None if bits is None else _one_of(bits, BITS, "--bits"),
+            context=context,
+            target=target,
+        )
+        owners = None if owner is None else tuple(owner)
+        choice = Choice(owners, experts, _one_of(choose, CRITERIA, "--choose"), merge)
+        texts = tuple(heldout or ())
+        order = ExportOrder(model, out, wanted, texts, domain, choice, ledger, pins, key)
+        with closing(make_progress()) as progress:
+            prepared = prepare(order, progress)
+            if not dry_run:
+                for line in _plan_lines(prepared):
+                    progress.note(line)
+            passport = None if dry_run else export(order, prepared, progress)
+    if passport is None:
+        _print_plans(prepared, as_json)
+    else:
+        _print_passport(passport, out, as_json)
+
+
+def verify_command(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="Folder of an artefact.")],
+    *,
+    signer: Annotated[
+        str | None,
+        typer.Option(metavar="FINGERPRINT", help="Who must have signed, obtained out of band."),
+    ] = None,
+    unsigned: Annotated[
+        bool, typer.Option("--unsigned", help="Accept an artefact that nobody signed.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Check an artefact offline: every byte, its passport, its signature. Exit 2 if anything fails.
+
+    Example: arion model verify phone/ --signer arion:0f1e2d3c-...
+    """
+    with user_errors():
+        verdict = verify_variant(path, signer, unsigned=unsigned)
+    if as_json:
+        typer.echo(json.dumps(_verdict_facts(verdict), indent=2, ensure_ascii=False))
+        return
+    typer.echo(f"{path}: {len(verdict.passport.files)} files are as {verdict.said_by} says.")
+    if verdict.signer is not None and signer is None:
+        typer.echo(f"Compare {verdict.signer} with the signer, or give it as --signer.")
+
+
+def _one_of(value: Any, known: tuple[Any, ...], option: str) -> Any:
+    if value not in known:
+        raise VariantError(
+            f"Expected {option} out of {', '.join(map(str, known))}, got {value}. Choose one."
+        )
+    return value
+
+
+def _plan_lines(prepared: Prepared) -> list[str]:
+    first, *others = prepared.selected.plans
+    lines = [
+        f"Plan: {first.name}, at most {first.file_bytes:,} bytes of files and "
+        f"{first.memory_bytes:,} or more in memory with {first.context} tokens."
+    ]
+    if others:
+        lines.append(f"Should it fail: {', then '.join(plan.name for plan in others)}.")
+    return lines
+
+
+def _print_plans(prepared: Prepared, as_json: bool) -> None:
+    if as_json:
+        plans = [
+            {**vars(plan), "memory_bytes": plan.memory_bytes} for plan in prepared.selected.plans
+        ]
+        typer.echo(json.dumps({"plans": plans}, indent=2))
+        return
+    for line in _plan_lines(prepared):
+        typer.echo(line)
+
+
+def _print_passport(passport: Passport, out: Path, as_json: bool) -> None:
+    if as_json:
+        typer.echo(passport.model_dump_json(indent=2))
+        return
+    typer.echo(
+        f"{out}: {passport.container} {passport.number_format}, {passport.file_bytes:,} bytes"
+    )
+    ran = passport.verification
+    if isinstance(ran, Missing):
+        typer.echo(
+            f"Not run: pip install 'arion-federated[{ran.missing_extra}]' brings its runtime."
+        )
+        return
+    table = Table("beside the parent", box=None)
+    for title in ("tokens", "loss", "parent's loss", "KL", "top-1"):
+        table.add_column(title, justify="right")
+    for row in ran.quality:
+        figures = (f"{row.loss:.4f}", f"{row.model_loss:.4f}", f"{row.kl:.1e}", f"{row.top1:.1%}")
+        table.add_row(row.text, f"{row.tokens:,}", *figures)
+    console = Console()
+    (console if console.is_terminal else Console(width=_PIPED_WIDTH)).print(table)
+    memory = "not measurable" if ran.resident_bytes is None else f"{ran.resident_bytes:,} bytes"
+    typer.echo(f"{ran.tokens_per_s:.1f} tokens/s with {ran.threads} thread(s); memory {memory}")
+
+
+def _verdict_facts(verdict: Verdict) -> dict[str, Any]:
+    passport = verdict.passport.model_dump(mode="json")
+    return {"ok": True, "signer": verdict.signer, "passport": passport}

@@ -1,0 +1,223 @@
+"""From a model to an artefact that ships: plan, write, run, pass or not pass, publish.
+
+Nothing stands at the artefact's place until it has passed; a plan that fails is tried no further,
+and the next that fits is.
+"""
+
+import platform
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from arion.progress import Progress, Stage
+from arion.public_text import PublicText, read_public_text
+from arion.variant_card import card_text
+from arion.variant_claims import ledger_claims
+from arion.variant_selection import EVERYBODY, Choice, Selected, select
+from models.durable import file_digest, put, sync, write_whole
+from models.variants.check import Checked, failures, run_artefact
+from models.variants.extras import MissingExtraError, VariantError
+from models.variants.kinds import KINDS, files_of
+from models.variants.parent import Parent, open_parent
+from models.variants.passport import (
+    ATTESTATION,
+    CARD,
+    PASSPORT,
+    LedgerClaim,
+    Missing,
+    Passport,
+    PublicSource,
+    verification,
+)
+from models.variants.plan import Plan, Wanted
+from privacy.attestation import attest
+from privacy.identity import IdentityKey
+
+PREDICATE = "urn:arion:variant:v1"
+
+
+@dataclass(frozen=True)
+class ExportOrder:
+    """What to export, and what its passport may draw on.
+
+    Attributes:
+        model: folder of the parent. out: must not exist.
+        heldout: folders of public text to compare on. domain: one by which experts are chosen.
+        choice: of experts. ledger, pins: of the parent's training.
+        key: identity that signs; None leaves the artefact unsigned.
+
+    """
+
+    model: Path
+    out: Path
+    wanted: Wanted
+    heldout: tuple[Path, ...] = ()
+    domain: Path | None = None
+    choice: Choice = EVERYBODY
+    ledger: Path | None = None
+    pins: Path | None = None
+    key: Path | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that was read and checked before anything is written."""
+
+    parent: Parent
+    selected: Selected
+    heldout: tuple[PublicText, ...]
+    domain: PublicText | None
+    ledger: tuple[LedgerClaim, ...]
+    key: IdentityKey | None
+
+
+def prepare(order: ExportOrder, progress: Progress) -> Prepared:
+    """Read the model and all that was given, and plan.
+
+    Raises:
+        ValueError: the place is taken, something cannot be read, or no plan fits.
+
+    """
+    if order.out.exists():
+        raise VariantError(f"Expected no {order.out} yet, got one. Choose another place.")
+    if order.wanted.target.most_loss_rise is not None and not order.heldout:
+        raise VariantError(
+            "Expected --heldout with --max-loss-rise, got none. Name public text to measure on."
+        )
+    key = None if order.key is None else IdentityKey.load(order.key)
+    heldout = tuple(read_public_text(folder) for folder in order.heldout)
+    _check_distinct([text.name for text in heldout])
+    domain = None if order.domain is None else read_public_text(order.domain)
+    order.choice.check(domain, order.wanted.target)
+    parent = open_parent(order.model, Stage(progress, "reading tensors"))
+    claims = () if order.ledger is None else ledger_claims(order.ledger, order.pins, parent.digest)
+    selected = select(parent, order.choice, domain, order.wanted)
+    return Prepared(parent, selected, heldout, domain, claims, key)
+
+
+def export(order: ExportOrder, prepared: Prepared, progress: Progress) -> Passport:
+    """Carry the plans out in order until one passes, and publish that.
+
+    Raises:
+        VariantError: none passed; said with why, and with what came nearest.
+
+    """
+    part = order.out.with_name(order.out.name + ".part")
+    reasons = []
+    for plan in prepared.selected.plans:
+        shutil.rmtree(part, ignore_errors=True)
+        try:
+            found = _make(plan, part, prepared, progress)
+            failed = (
+                () if isinstance(found, Missing) else failures(found, plan, order.wanted.target)
+            )
+            if not failed:
+                return _publish(order, prepared, plan, part, found)
+        except VariantError as error:
+            failed = (str(error),)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        progress.note(f"{plan.name}: not published: {'; '.join(failed)}")
+        reasons.append(f"{plan.name}: {'; '.join(failed)}")
+    raise VariantError(
+        f"Expected an artefact that passes, got none of {len(reasons)} tried. "
+        f"{' | '.join(reasons)}. Nothing was published; the last comes nearest in size and speed, "
+        "the first in quality."
+    )
+
+
+def _make(plan: Plan, part: Path, prepared: Prepared, progress: Progress) -> Checked | Missing:
+    """Write an artefact and run it; Missing where its runtime is not installed."""
+    source, kind = prepared.selected.source, KINDS[plan.container]
+    advance = Stage(progress, f"writing {plan.number_format}")
+    kind.write(source.model, source.tokenizer, part, plan.number_format, advance)
+    texts = {text.name: text.texts for text in prepared.heldout}
+    try:
+        return run_artefact(plan, part, source, texts, Stage(progress, "comparing texts"))
+    except MissingExtraError as error:
+        progress.note(f"Not checked: {error}")
+        return Missing(missing_extra=error.extra)
+
+
+def _publish(
+    order: ExportOrder, prepared: Prepared, plan: Plan, part: Path, found: Checked | Missing
+) -> Passport:
+    """Add passport, card and signature, and give the folder its name."""
+    passport = _passport(prepared, plan, part, found)
+    write_whole(part / CARD, card_text(passport, order.out.name).encode())
+    listed = {**passport.files, CARD: file_digest(part / CARD)}
+    passport = passport.model_copy(update={"files": listed})
+    write_whole(part / PASSPORT, (passport.model_dump_json(indent=2) + "\n").encode())
+    if prepared.key is not None:
+        signed = {**listed, PASSPORT: file_digest(part / PASSPORT)}
+        predicate = passport.model_dump(mode="json", exclude={"files"})
+        write_whole(part / ATTESTATION, attest(prepared.key, signed, PREDICATE, predicate))
+    for path in files_of(part):
+        sync(path)
+    put(part, order.out)
+    return passport
+
+
+def _passport(prepared: Prepared, plan: Plan, part: Path, found: Checked | Missing) -> Passport:
+    """What is claimed of the files in `part`."""
+    machine = f"{platform.machine()}, {platform.system()}"
+    checked = found if isinstance(found, Missing) else verification(found, plan.context, machine)
+    return Passport(
+        tier=plan.tier,
+        container=plan.container,
+        number_format=plan.number_format,
+        parent=prepared.parent.name,
+        parent_digest=prepared.parent.digest,
+        parent_experts=plan.parent_experts,
+        kept=prepared.selected.kept,
+        chosen_by=prepared.selected.chosen_by,
+        contents=KINDS[plan.container].inspect(part),
+        owners=prepared.parent.shares(prepared.selected.inside),
+        texts=tuple(_sources(prepared)),
+        ledger=prepared.ledger,
+        verification=checked,
+        file_bytes=sum(path.stat().st_size for path in files_of(part)),
+        notes=tuple(_notes(prepared, plan)),
+        files={path.name: file_digest(path) for path in files_of(part)},
+    )
+
+
+def _sources(prepared: Prepared) -> Iterator[PublicSource]:
+    used: list[tuple[PublicText, Literal["held-out", "calibration"]]]
+    used = [(text, "held-out") for text in prepared.heldout]
+    if prepared.domain is not None:
+        used.append((prepared.domain, "calibration"))
+    for text, use in used:
+        yield PublicSource(
+            name=text.name,
+            use=use,
+            source=text.source,
+            licence=text.licence,
+            files=text.files,
+        )
+
+
+def _notes(prepared: Prepared, plan: Plan) -> Sequence[str]:
+    found = []
+    if prepared.selected.inside != prepared.selected.kept:
+        found.append(
+            "Experts that are not kept were averaged into those that are: the owners' shares name "
+            "everyone whose experts went in, and withdrawing one takes a new export."
+        )
+    description = prepared.parent.tokenizer.description()
+    if plan.container == "gguf" and (description["normalizer"] or {}).get("type") == "NFC":
+        found.append(
+            "llama.cpp does not bring texts into Unicode's composed form (NFC), as the tokenizer "
+            "does: give it composed text."
+        )
+    return found
+
+
+def _check_distinct(names: Sequence[str]) -> None:
+    if len(set(names)) != len(names):
+        raise VariantError(
+            f"Expected public texts of distinct names, got {', '.join(sorted(names))}. Rename one "
+            "in its public.toml."
+        )
