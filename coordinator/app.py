@@ -10,7 +10,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from coordinator.channel import Traffic
 from coordinator.driver import RunDriver
-from coordinator.settings import RunError
+from coordinator.errors import RunError
 from protos.flower import reply_from, to_records
 from protos.wire import Parcel, WireError, WireMessage
 

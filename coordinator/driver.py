@@ -15,11 +15,12 @@ import torch
 from coordinator.attempt import AttemptReport, AttemptRunner, Floats, Members
 from coordinator.channel import Channel, Traffic
 from coordinator.epoch import EpochLost, enter_epoch
+from coordinator.errors import RunError
 from coordinator.member_heads import MemberHeads
 from coordinator.outcome import RoundOutcome, tell_observer
 from coordinator.planning import check_reachable, make_plan
 from coordinator.records import RunRecords
-from coordinator.settings import RunError, load_settings
+from coordinator.settings import load_settings
 from coordinator.store import Attempt, Phase, RunStore
 from coordinator.suspicion import suspects
 from coordinator.witnesses import Witnesses

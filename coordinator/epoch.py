@@ -4,8 +4,9 @@ from collections.abc import Iterator
 
 from coordinator.attempt import Members
 from coordinator.channel import Channel
+from coordinator.errors import RunError
 from coordinator.member_heads import MemberHeads
-from coordinator.settings import RunError, RunSettings
+from coordinator.settings import RunSettings
 from privacy.identity import SignatureError, Signed
 from privacy.ledger.entries import LedgerError
 from privacy.secagg.keys import KeyBundle, RosterError

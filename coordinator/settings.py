@@ -12,6 +12,7 @@ from pydantic import (
     model_validator,
 )
 
+from coordinator.errors import RunError
 from models.optimiser import OptimiserSettings
 from models.recipe import Recipe
 from privacy.canonical import canonical_bytes, sha256_hex
@@ -23,10 +24,6 @@ SETTINGS_FILE = "run.json"
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,63}$")]
 PublicKey = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-
-
-class RunError(ValueError):
-    """A run that cannot start or go on as it is set up."""
 
 
 class RunSettings(BaseModel):

@@ -7,6 +7,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from sqlalchemy import Engine
 
+from coordinator.errors import RunError
 from coordinator.service import schema
 from coordinator.service.blobs import Blobs
 from coordinator.service.database import check_database_url, open_database
@@ -14,7 +15,6 @@ from coordinator.service.limits import Limits
 from coordinator.service.mailbox import Mailbox
 from coordinator.service.pki import Authority
 from coordinator.service.registry import Registry
-from coordinator.settings import RunError
 from privacy.enrolment import key_pem, new_connection_key
 from privacy.identity import IdentityKey
 from privacy.ledger.files import make_directory, replace_durably

@@ -13,8 +13,8 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, inspect
 
+from coordinator.errors import RunError
 from coordinator.service.database import transaction
-from coordinator.settings import RunError
 
 _SCRIPTS = "coordinator.service:migrations"
 _FIRST = "0001"

@@ -15,8 +15,8 @@ import pytest
 from client.histories import RESTORED_FILE
 from client.node import Node
 from coordinator.driver import MEMBERS_FOLDER
+from coordinator.errors import RunError
 from coordinator.member_heads import MemberHeads
-from coordinator.settings import RunError
 from coordinator.witnesses import Witnesses
 from privacy.identity import IdentityKey, SignatureError, Signed
 from privacy.ledger.entries import LedgerError, RestoredError

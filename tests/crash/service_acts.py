@@ -11,6 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from sqlalchemy import func, select
 
+from coordinator.errors import RunError
 from coordinator.service import schema
 from coordinator.service.database import (
     INVITATIONS,
@@ -23,7 +24,6 @@ from coordinator.service.home import ServiceHome, ServiceSettings
 from coordinator.service.mailbox import Post
 from coordinator.service.pki import Peer, read_peer
 from coordinator.service.registry import Member, RegistryError
-from coordinator.settings import RunError
 from privacy.enrolment import Invitation, join_payload, key_pem, new_connection_key, signing_request
 from privacy.identity import IdentityKey
 from tests.crash.actors import acknowledge

@@ -11,8 +11,8 @@ import torch
 import client.app
 from arion.federation import write_toml
 from client.node import CONSENT_FILE, Node
+from coordinator.errors import RunError
 from coordinator.outcome import RoundOutcome, observing
-from coordinator.settings import RunError
 from privacy.secagg.coordinator import StreamingSum
 from protos.messages import UnmaskReply, UnmaskRequest, Upload
 from protos.wire import Parcel, WireMessage

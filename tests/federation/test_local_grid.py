@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 import client.app
 from arion.local_grid import LocalGrid
 from coordinator.app import GridChannel
-from coordinator.settings import RunError
+from coordinator.errors import RunError
 from protos.epoch_messages import KeyBundleMessage, RevealsMessage, RosterMessage
 from protos.flower import reply_from, to_records
 from protos.messages import Refusal, SurvivorsRequest, Upload

@@ -12,13 +12,13 @@ from sqlalchemy import Engine, text
 from typer.testing import CliRunner
 
 from arion.cli import app
+from coordinator.errors import RunError
 from coordinator.service import backup, schema
 from coordinator.service.archive import BackupError
 from coordinator.service.backup import back_up
 from coordinator.service.database import MEMBERS, transaction
 from coordinator.service.home import ServiceHome
 from coordinator.service.restore import restore
-from coordinator.settings import RunError
 from coordinator.store import Attempt, Phase, RunStore
 from privacy.identity import Signed
 from tests.service.postgresql import Server, on_both

@@ -13,6 +13,7 @@ from sqlalchemy import Engine, inspect, text
 from typer.testing import CliRunner
 
 from arion.cli import app
+from coordinator.errors import RunError
 from coordinator.service import schema
 from coordinator.service.database import (
     INVITATIONS,
@@ -23,7 +24,6 @@ from coordinator.service.database import (
 )
 from coordinator.service.home import ServiceHome, ServiceSettings
 from coordinator.service.registry import RegistryError
-from coordinator.settings import RunError
 from privacy.enrolment import join_payload, new_connection_key, signing_request
 from privacy.identity import IdentityKey
 from tests.service.postgresql import on_both
