@@ -37,6 +37,9 @@ def init_command(
     enrolment_port: Annotated[int, typer.Option(help="Port of joining, under TLS.")] = 7444,
     database: Annotated[str | None, typer.Option(help="URL of another database.")] = None,
     metrics_port: Annotated[int | None, typer.Option(help="Loopback port of metrics.")] = None,
+    approvals: Annotated[
+        int, typer.Option(min=1, max=2, help="Operators that must approve a member.")
+    ] = 1,
 ) -> None:
     """Make a coordinator's home: certificate authority, signing key, database.
 
@@ -53,6 +56,7 @@ def init_command(
             enrolment_port=enrolment_port,
             database=database,
             metrics_port=metrics_port,
+            approvals=2 if approvals == 2 else 1,
         )
         with closing(ServiceHome.create(home, settings)) as made:
             typer.echo(f"coordinator of {federation!r} in {home}")

@@ -3,7 +3,7 @@
 import json
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,7 +13,8 @@ from arion.errors import user_errors
 from arion.logs import LogFormat, LogFormatOption, set_up_logs
 from client.agent import Agent
 from client.config import IDENTITY_FILE
-from client.membership import collect, join
+from client.membership import MembershipFile, collect, join, rotate
+from coordinator.service.approvals import Approval, sign_approval
 from coordinator.service.home import ServiceHome
 from coordinator.service.status import member_rows
 from privacy.identity import IdentityKey, fingerprint
@@ -50,14 +51,55 @@ def list_command(*, coordinator: Coordinator, as_json: Json = False) -> None:
 
 
 @node_app.command("approve")
-def approve_command(name: Name, *, coordinator: Coordinator) -> None:
+def approve_command(
+    name: Name,
+    *,
+    coordinator: Coordinator,
+    operator: Annotated[
+        Path | None, typer.Option(help="Your home as an operator, where two must approve.")
+    ] = None,
+) -> None:
     """Let a member that joined connect, after its fingerprint was compared. For the operator.
 
     Example: arion node approve st-mary --coordinator srv
     """
     with user_errors(), closing(ServiceHome.open(coordinator)) as home:
-        member = home.registry.approve(name)
-        typer.echo(f"{name} may connect: {fingerprint(member.identity_key)}")
+        waiting = home.registry.waiting(name)
+        missing = home.registry.approve(name, _approval(operator, home, waiting))
+        own = fingerprint(waiting.identity_key)
+    if missing:
+        typer.echo(f"{name} waits for {missing} more operator to approve: {own}")
+    else:
+        typer.echo(f"{name} may connect: {own}")
+
+
+@node_app.command("rotate")
+def rotate_command(
+    name: Annotated[str, typer.Argument(metavar="[NAME]", help="The member, for operators.")] = "",
+    *,
+    coordinator: Annotated[Path | None, typer.Option(help="The coordinator's home.")] = None,
+    home: Annotated[Path | None, typer.Option(help="The node's home, for institutions.")] = None,
+) -> None:
+    """Replace a node's connection key and certificate now, by its identity key.
+
+    For operators, NAME --coordinator: old certificates are refused until the node has renewed,
+    which it does by itself. For institutions, --home: the node makes a new key at once.
+
+    Example: arion node rotate st-mary --coordinator srv
+    """
+    with user_errors():
+        if bool(name and coordinator) == bool(home) or bool(name) != bool(coordinator):
+            raise ValueError(
+                "Expected NAME and --coordinator, or --home alone. See arion node rotate --help."
+            )
+        if home is not None:
+            membership = rotate(home)
+            typer.echo(f"{membership.name} has a new key and a new certificate")
+            return
+        assert coordinator is not None, "checked above"
+        with closing(ServiceHome.open(coordinator)) as opened:
+            opened.registry.rotate(name)
+    typer.echo(f"{name} must renew: its older certificates are refused from its next call on")
 
 
 @node_app.command("revoke")
@@ -123,3 +165,12 @@ def run_command(
             typer.echo("stopped")
         finally:
             client.app.close_nodes()
+
+
+def _approval(operator: Path | None, home: ServiceHome, waiting: Any) -> Approval | None:
+    """Sign who waits, with the identity key in an operator's own home."""
+    if operator is None:
+        return None
+    name = MembershipFile(operator).load().name
+    key = IdentityKey.load(operator / IDENTITY_FILE)
+    return sign_approval(key, name, home.settings.federation, waiting)

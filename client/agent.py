@@ -85,6 +85,11 @@ class Agent:
                 self._answer(link, envelope)
                 if self._stopped.is_set() or membership.due_in_s < 0:
                     return
+        except LinkRefused as refusal:
+            if refusal.code != "rotate":
+                raise
+            renew(self._home, link)
+            _LOG.info("the certificate was renewed, as the operator demands")
         finally:
             link.close()
 

@@ -16,6 +16,7 @@ from privacy.enrolment import (
     join_payload,
     key_pem,
     new_connection_key,
+    renew_payload,
     signing_request,
 )
 from privacy.identity import IdentityKey
@@ -200,13 +201,33 @@ def collect(home: Path, wait_s: float) -> Membership:
         link.close()
 
 
+def rotate(home: Path) -> Membership:
+    """Dial the coordinator, and replace connection key and certificate at once.
+
+    Raises:
+        NodeError: not joined or approved, the certificate has expired, or the coordinator refuses.
+        LinkLost: the coordinator cannot be reached.
+
+    """
+    membership = MembershipFile(home).load()
+    assert membership.due_in_s is not None, "raises where there is nothing to renew"
+    link = Link(membership.address, membership.credentials)
+    try:
+        return renew(home, link)
+    except LinkRefused as error:
+        raise NodeError(str(error)) from error
+    finally:
+        link.close()
+
+
 def renew(home: Path, link: Link) -> Membership:
-    """Replace the connection key and its certificate by new ones."""
+    """Replace the connection key and its certificate by new ones; the identity key signs them."""
     file = MembershipFile(home)
     membership = file.load()
     key = new_connection_key()
     request = signing_request(key, membership.name)
-    certificate = link.renew(request)
+    signed = IdentityKey.load(home / IDENTITY_FILE).sign("renew", renew_payload(request))
+    certificate = link.renew(request, signed.signature)
     membership = membership.model_copy(
         update={
             "key": key_pem(key).decode(),

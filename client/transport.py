@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 
-from privacy.enrolment import PROTOCOL
+from privacy.enrolment import OLDEST_PROTOCOL, PROTOCOL
 from protos.arion.v1 import service_pb2 as pb
 from protos.arion.v1 import service_pb2_grpc as rpc
 from protos.wire import LARGEST_MESSAGE_BYTES
@@ -98,21 +98,44 @@ class Link:
             identity_key=identity_key,
             signature=signature,
         )
-        return str(_call(self._enrolment.Join, request).name)
+        try:
+            return str(_call(self._enrolment.Join, request).name)
+        except LinkRefused as refusal:
+            request.protocol = _one_back(refusal)
+            return str(_call(self._enrolment.Join, request).name)
+
+    def hello(self) -> Any:
+        """Return what a coordinator says of itself: newest, oldest, time.
+
+        Raises:
+            LinkRefused: "unimplemented" by a coordinator of version 1.
+
+        """
+        return _call(self._enrolment.Hello, pb.HelloRequest())
 
     def collect(self, csr: bytes) -> Any:
         """Return the state of a request: status, certificate, federation, coordinator_key."""
         request = pb.CollectRequest(csr_digest=hashlib.sha256(csr).digest())
         return _call(self._enrolment.Collect, request)
 
-    def renew(self, csr: bytes) -> bytes:
-        """Return a certificate for a new connection key."""
-        return bytes(_call(self._exchange.Renew, pb.RenewRequest(csr=csr)).certificate)
+    def renew(self, csr: bytes, signature: bytes) -> bytes:
+        """Return a certificate for a new connection key, which the identity key signed."""
+        request = pb.RenewRequest(csr=csr, signature=signature)
+        return bytes(_call(self._exchange.Renew, request).certificate)
 
     def listen(self, seconds: float) -> Iterator[Any]:
-        """Yield messages for this node as they come, for some time; LinkLost at its end."""
+        """Yield messages for this node as they come, for some time; LinkLost at its end.
+
+        A coordinator that does not speak our version yet is spoken to in the one before.
+        """
         try:
-            yield from self._exchange.Listen(pb.ListenRequest(protocol=PROTOCOL), timeout=seconds)
+            yield from self._listen(PROTOCOL, seconds)
+        except LinkRefused as refusal:
+            yield from self._listen(_one_back(refusal), seconds)
+
+    def _listen(self, protocol: int, seconds: float) -> Iterator[Any]:
+        try:
+            yield from self._exchange.Listen(pb.ListenRequest(protocol=protocol), timeout=seconds)
         except grpc.RpcError as error:
             raise _outcome(error) from error
         raise LinkLost("Expected an open stream, got its end.")
@@ -157,6 +180,13 @@ class Link:
         )
         reply = _call(self._exchange.Answer, _parts(head, memoryview(payload)[offset:]), None)
         return bool(reply.status == "kept")
+
+
+def _one_back(refusal: LinkRefused) -> int:
+    """Return the version to try after a refusal, or raise it where it is about something else."""
+    if refusal.code != "other-protocol" or OLDEST_PROTOCOL == PROTOCOL:
+        raise refusal
+    return OLDEST_PROTOCOL
 
 
 def _parts(head: Any, payload: memoryview) -> Iterator[Any]:

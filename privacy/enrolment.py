@@ -19,9 +19,13 @@ from cryptography.x509.oid import NameOID
 
 from privacy.canonical import canonical_bytes
 
-PROTOCOL = 1
-"""Version of the exchange between node and coordinator."""
+PROTOCOL = 2
+"""Version of the exchange between node and coordinator: 2 signs renewals with the identity key."""
+OLDEST_PROTOCOL = 1
+"""Version that is still spoken, so that either side may be upgraded first."""
 NAME = re.compile(r"[a-z0-9-]{1,63}")
+SIGNED_RENEWALS = 2
+"""Version from which on a member signs its renewals."""
 _PREFIX = "arion1"
 _SECRET_BYTES = 32
 _PARTS = 3
@@ -118,3 +122,8 @@ def join_payload(secret_digest: str, csr_pem: bytes) -> bytes:
     """Return what the identity key signs to join: it binds the connection key to the identity."""
     request = hashlib.sha256(csr_pem).hexdigest()
     return canonical_bytes({"version": 1, "invitation": secret_digest, "request": request})
+
+
+def renew_payload(csr_pem: bytes) -> bytes:
+    """Return what the identity key signs to renew: a stolen connection key is not enough."""
+    return canonical_bytes({"version": 1, "request": hashlib.sha256(csr_pem).hexdigest()})

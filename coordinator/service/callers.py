@@ -7,10 +7,11 @@ from typing import Any
 import grpc
 
 from coordinator.service.limits import Limits, Pace
+from coordinator.service.members import Member
 from coordinator.service.pki import Peer, Role, read_peer
 from coordinator.service.refusals import Refused
-from coordinator.service.registry import Member, Registry
-from privacy.enrolment import PROTOCOL
+from coordinator.service.registry import Registry
+from privacy.enrolment import OLDEST_PROTOCOL, PROTOCOL
 
 
 class Callers:
@@ -25,8 +26,13 @@ class Callers:
     def __init__(self, registry: Registry, limits: Limits) -> None:
         self._registry, self._pace = registry, Pace(limits.calls_per_s)
 
-    async def admit(self, context: Any, *roles: Role) -> Member:
+    async def admit(self, context: Any, *roles: Role, may_be_rotated: bool = False) -> Member:
         """Return the member that calls.
+
+        Args:
+            context: of the call.
+            roles: that may make it.
+            may_be_rotated: as `Registry.check`.
 
         Raises:
             Refused: of another role, or too often.
@@ -35,12 +41,12 @@ class Callers:
         """
         peer = self.peer(context)
         self._pace.count(peer.name)
-        return await self.check(peer, *roles)
+        return await self.check(peer, *roles, may_be_rotated=may_be_rotated)
 
-    async def check(self, peer: Peer, *roles: Role) -> Member:
+    async def check(self, peer: Peer, *roles: Role, may_be_rotated: bool = False) -> Member:
         """Return the member again in a call that was admitted; raises as `admit`."""
         _check_expiry(peer)
-        member = await asyncio.to_thread(self._registry.check, peer)
+        member = await asyncio.to_thread(self._registry.check, peer, may_be_rotated=may_be_rotated)
         if member.role not in roles:
             raise Refused(
                 grpc.StatusCode.PERMISSION_DENIED,
@@ -56,13 +62,13 @@ class Callers:
 
 
 def check_protocol(found: int) -> None:
-    """Refuse another version of the exchange than ours."""
-    if found != PROTOCOL:
+    """Refuse a version of the exchange that is neither ours nor the one before."""
+    if not OLDEST_PROTOCOL <= found <= PROTOCOL:
         raise Refused(
             grpc.StatusCode.FAILED_PRECONDITION,
             "other-protocol",
-            f"Expected version {PROTOCOL} of the exchange, got {found}. Install a version of "
-            "Arion that speaks the coordinator's.",
+            f"Expected version {OLDEST_PROTOCOL} to {PROTOCOL} of the exchange, got {found}. "
+            "Install a version of Arion that speaks the coordinator's.",
         )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     Connection,
     Engine,
@@ -23,6 +24,7 @@ from sqlalchemy import (
     Table,
     create_engine,
     event,
+    false,
 )
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
@@ -55,6 +57,17 @@ MEMBERS = Table(
     Column("csr_digest", LargeBinary, nullable=False, unique=True),
     Column("certificate", LargeBinary, nullable=False),
     Column("seen", Float),
+    Column("signs_renewals", Boolean, nullable=False, server_default=false()),
+    Column("certificates_from", Float),
+)
+
+APPROVALS = Table(
+    "approvals",
+    METADATA,
+    Column("csr_digest", LargeBinary, primary_key=True),
+    Column("operator", String(63), primary_key=True),
+    Column("signature", LargeBinary, nullable=False),
+    Column("given", Float, nullable=False),
 )
 
 MESSAGES = Table(

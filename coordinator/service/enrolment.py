@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,13 @@ from coordinator.service.callers import check_protocol
 from coordinator.service.limits import Limits, Pace
 from coordinator.service.refusals import Refused
 from coordinator.service.registry import Registry
-from privacy.enrolment import EnrolmentError, Invitation
+from privacy.enrolment import (
+    OLDEST_PROTOCOL,
+    PROTOCOL,
+    SIGNED_RENEWALS,
+    EnrolmentError,
+    Invitation,
+)
 from protos.arion.v1 import service_pb2 as pb
 from protos.arion.v1 import service_pb2_grpc as rpc
 
@@ -39,6 +46,11 @@ class Enrolment(rpc.EnrolmentServicer):
         self._registry, self._identity = registry, identity
         self._pace = Pace(limits.joins_per_s)
 
+    async def Hello(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Say which versions are spoken here, and what time it is."""
+        self._pace.count(_address(context))
+        return pb.HelloReply(newest=PROTOCOL, oldest=OLDEST_PROTOCOL, time=time.time())
+
     async def Join(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Consume an invitation."""
         self._pace.count(_address(context))
@@ -49,7 +61,12 @@ class Enrolment(rpc.EnrolmentServicer):
             status = grpc.StatusCode.PERMISSION_DENIED
             raise Refused(status, "bad-invitation", str(error)) from error
         name = await asyncio.to_thread(
-            self._registry.join, secret, request.csr, request.identity_key, request.signature
+            self._registry.join,
+            secret,
+            request.csr,
+            request.identity_key,
+            request.signature,
+            signs_renewals=request.protocol >= SIGNED_RENEWALS,
         )
         _LOG.info("%s has joined and waits for approval", name)
         return pb.JoinReply(name=name)

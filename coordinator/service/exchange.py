@@ -14,6 +14,7 @@ from coordinator.service.blobs import DIGEST_BYTES, BlobError
 from coordinator.service.callers import Callers, check_protocol
 from coordinator.service.limits import Limits, Slots
 from coordinator.service.mailbox import Mailbox, Post
+from coordinator.service.pki import ROLES
 from coordinator.service.refusals import Refused
 from coordinator.service.registry import Registry
 from protos.arion.v1 import service_pb2 as pb
@@ -115,9 +116,11 @@ class Exchange(rpc.ExchangeServicer):
 
     async def Renew(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Sign a new connection key of a member that is connected."""
-        await self._callers.admit(context, "node", "auditor", "operator")
+        await self._callers.admit(context, *ROLES, may_be_rotated=True)
         peer = self._callers.peer(context)
-        certificate = await asyncio.to_thread(self._registry.renew, peer, request.csr)
+        certificate = await asyncio.to_thread(
+            self._registry.renew, peer, request.csr, request.signature
+        )
         return pb.RenewReply(certificate=certificate)
 
     async def _receive(self, head: Any, parts: Any, address: int) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from cryptography.hazmat.primitives.serialization import Encoding
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -37,6 +38,7 @@ class ServiceSettings(BaseModel):
         metrics_port: of Prometheus metrics on the loopback address; None serves none.
         reflection: answer gRPC reflection of operators on the exchange's port.
         limits: what a member may use.
+        approvals: operators that must approve a member.
 
     """
 
@@ -51,6 +53,7 @@ class ServiceSettings(BaseModel):
     metrics_port: int | None = Field(default=None, ge=0, lt=65536)
     reflection: bool = False
     limits: Limits = Limits()
+    approvals: Literal[1, 2] = 1
 
     @field_validator("database")
     @classmethod
@@ -123,7 +126,7 @@ class ServiceHome:
             authority,
             IdentityKey.load(path / IDENTITY_FILE),
             engine,
-            Registry(engine, authority, settings.federation),
+            Registry(engine, authority, settings.federation, settings.approvals),
             Mailbox(engine, Blobs(path / BLOBS_FOLDER)),
         )
 

@@ -43,6 +43,7 @@ class Peer:
         name: set by the authority when it signed, never by the request.
         role: the same.
         serial: of the certificate, hex.
+        issued: when the authority signed it.
         expires: end of the certificate's life.
 
     """
@@ -50,6 +51,7 @@ class Peer:
     name: str
     role: Role
     serial: str
+    issued: datetime
     expires: datetime
 
 
@@ -113,9 +115,22 @@ class Authority:
         return self.certificate.public_bytes(Encoding.PEM)
 
     def issue_member(
-        self, csr_pem: bytes, name: str, role: Role, federation: str, life: timedelta = NODE_LIFE
+        self,
+        csr_pem: bytes,
+        name: str,
+        role: Role,
+        federation: str,
+        *,
+        life: timedelta = NODE_LIFE,
+        issued: datetime | None = None,
     ) -> x509.Certificate:
         """Sign a member's key for a name and a role of our choice; the request's are ignored.
+
+        Args:
+            csr_pem: signing request.
+            name, role, federation: what the certificate says.
+            life: of the certificate, from `issued` on.
+            issued: now, or a moment that is less than five minutes away.
 
         Raises:
             PkiError: not a request, one that its key did not sign, or a key that is not P-256.
@@ -123,14 +138,17 @@ class Authority:
         """
         key = read_csr(csr_pem)
         names = [x509.UniformResourceIdentifier(member_uri(federation, role, name))]
-        return self._issue(key, name, names, ExtendedKeyUsageOID.CLIENT_AUTH, life)
+        return self._issue(
+            key, name, names, ExtendedKeyUsageOID.CLIENT_AUTH, life=life, issued=issued
+        )
 
     def issue_server(
         self, key: ec.EllipticCurvePrivateKey, hosts: Sequence[str], life: timedelta = SERVER_LIFE
     ) -> x509.Certificate:
         """Sign the service's own key for the hosts that nodes dial."""
         names = [_host(host) for host in hosts]
-        return self._issue(key.public_key(), hosts[0], names, ExtendedKeyUsageOID.SERVER_AUTH, life)
+        purpose = ExtendedKeyUsageOID.SERVER_AUTH
+        return self._issue(key.public_key(), hosts[0], names, purpose, life=life)
 
     def _issue(
         self,
@@ -138,9 +156,11 @@ class Authority:
         name: str,
         names: Sequence[x509.GeneralName],
         purpose: x509.ObjectIdentifier,
+        *,
         life: timedelta,
+        issued: datetime | None = None,
     ) -> x509.Certificate:
-        now = datetime.now(UTC)
+        now = issued or datetime.now(UTC)
         return (
             x509.CertificateBuilder()
             .subject_name(_name(name[:64]))
@@ -198,7 +218,11 @@ def read_peer(certificate_pem: bytes, federation: str, now: datetime) -> Peer:
     if certificate.not_valid_after_utc < now:
         raise PkiError("Expected a certificate that has not expired, got one that has. Renew it.")
     return Peer(
-        parts[1], roles[0], f"{certificate.serial_number:x}", certificate.not_valid_after_utc
+        parts[1],
+        roles[0],
+        f"{certificate.serial_number:x}",
+        certificate.not_valid_before_utc + _CLOCK_SKEW,
+        certificate.not_valid_after_utc,
     )
 
 

@@ -4,9 +4,9 @@ import errno
 
 import grpc
 
+from coordinator.service.bindings import RegistryError
 from coordinator.service.blobs import BlobError
 from coordinator.service.pki import PkiError
-from coordinator.service.registry import RegistryError
 
 CODE_KEY = "arion-code"
 """Trailer of a refused call that holds its fixed code."""

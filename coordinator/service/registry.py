@@ -3,55 +3,28 @@
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from cryptography.hazmat.primitives.serialization import Encoding
-from sqlalchemy import Engine, Row, select
+from sqlalchemy import Engine, select
 from sqlalchemy.exc import IntegrityError
 
+from coordinator.service.approvals import Approval, note_approval
+from coordinator.service.bindings import RegistryError, check_join, check_renewal
 from coordinator.service.database import INVITATIONS, MEMBERS, transaction
+from coordinator.service.members import (
+    Member,
+    find_row,
+    known_row,
+    to_member,
+    update_row,
+    waiting_row,
+)
 from coordinator.service.pki import ROLES, Authority, Peer, Role, read_csr
-from privacy.enrolment import NAME, Invitation, join_payload
-from privacy.identity import SignatureError, Signed, verify_signed
+from privacy.enrolment import NAME, Invitation
 
 INVITATION_LIFE_S = 7 * 24 * 3600.0
-_KEY_BYTES = 32
-
-
-class RegistryError(ValueError):
-    """An act that the registry refuses.
-
-    Attributes:
-        code: fixed code of the case; goes over the wire.
-
-    """
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-@dataclass(frozen=True)
-class Member:
-    """One row of the registry.
-
-    Attributes:
-        address: number by which Flower's grid knows the member.
-        name, role, status: "pending", "active" or "revoked".
-        identity_key: Ed25519, to be compared by fingerprint before anyone pins it.
-        certificate: newest one, PEM; empty before approval.
-        seen: when the member last opened its stream, seconds since 1970.
-
-    """
-
-    address: int
-    name: str
-    role: Role
-    status: str
-    identity_key: bytes
-    certificate: bytes
-    seen: float | None
 
 
 class Registry:
@@ -61,6 +34,7 @@ class Registry:
         engine: its database.
         authority: signs the members' connection keys.
         federation: its identifier.
+        approvals: operators that must approve a member, 1 or 2.
         clock: seconds since 1970.
 
     """
@@ -70,10 +44,11 @@ class Registry:
         engine: Engine,
         authority: Authority,
         federation: str,
+        approvals: int = 1,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._engine, self._authority = engine, authority
-        self.federation, self._clock = federation, clock
+        self.federation, self._approvals, self._clock = federation, approvals, clock
 
     def invite(self, name: str, role: str = "node") -> Invitation:
         """Make an invitation, valid once and for seven days; a member may join again with one.
@@ -100,8 +75,23 @@ class Registry:
             )
         return invitation
 
-    def join(self, secret: bytes, csr: bytes, identity_key: bytes, signature: bytes) -> str:
+    def join(
+        self,
+        secret: bytes,
+        csr: bytes,
+        identity_key: bytes,
+        signature: bytes,
+        *,
+        signs_renewals: bool = True,
+    ) -> str:
         """Consume an invitation; the member waits for approval. The same request again is fine.
+
+        Args:
+            secret: of the invitation.
+            csr: signing request of the connection key.
+            identity_key: by which the member is known from now on.
+            signature: by it, over the invitation's digest and the request's.
+            signs_renewals: whether it will sign renewals too, as from version 2 on.
 
         Raises:
             RegistryError: an invitation that is unknown, used or expired; a signature that does
@@ -112,9 +102,9 @@ class Registry:
         """
         read_csr(csr)
         digest = hashlib.sha256(secret).hexdigest()
-        _check_binding(identity_key, digest, csr, signature)
+        check_join(identity_key, digest, csr, signature)
         try:
-            return self._join(digest, csr, identity_key)
+            return self._join(digest, csr, identity_key, signs_renewals)
         except IntegrityError as error:
             raise RegistryError(
                 "request-known",
@@ -122,14 +112,14 @@ class Registry:
                 "from a new home.",
             ) from error
 
-    def _join(self, digest: str, csr: bytes, identity_key: bytes) -> str:
+    def _join(self, digest: str, csr: bytes, identity_key: bytes, signs: bool) -> str:
         request = hashlib.sha256(csr).digest()
         with transaction(self._engine) as connection:
             row = connection.execute(
                 select(INVITATIONS).where(INVITATIONS.c.digest == digest).with_for_update()
             ).one_or_none()
             if row is not None and row.used is not None:
-                known = self._row(connection, row.name)
+                known = find_row(connection, row.name)
                 if known is not None and known.csr_digest == request:
                     return str(row.name)
             if row is None or row.used is not None or row.expires < self._clock():
@@ -143,7 +133,7 @@ class Registry:
                 .where(INVITATIONS.c.digest == digest)
                 .values(used=self._clock())
             )
-            self._wait(connection, row, csr, identity_key)
+            self._wait(connection, row, csr, identity_key, signs)
         return str(row.name)
 
     def collect(self, csr_digest: bytes) -> Member:
@@ -154,112 +144,133 @@ class Registry:
             ).one_or_none()
         if row is None:
             raise RegistryError("unknown-request", "Expected a request made before, got another.")
-        return _member(row)
+        return to_member(row)
 
-    def approve(self, name: str) -> Member:
-        """Sign a waiting member's connection key.
+    def waiting(self, name: str) -> Any:
+        """Return the row of a member that waits for approval; RegistryError where nobody does."""
+        with transaction(self._engine, only_reads=True) as connection:
+            return waiting_row(connection, name)
+
+    def approve(self, name: str, approval: Approval | None = None) -> int:
+        """Sign a waiting member's connection key once all approvals are there.
+
+        Args:
+            name: of who waits.
+            approval: an operator's, where the service asks for two.
+
+        Returns:
+            Approvals that are still missing; 0 where the member may connect.
 
         Raises:
             RegistryError: nobody of that name waits.
+            ApprovalError: the approval does not count.
 
         """
         with transaction(self._engine) as connection:
-            row = self._row(connection, name)
-            if row is None or row.status != "pending":
-                raise RegistryError(
-                    "not-pending",
-                    f"Expected {name!r} to wait for approval, got "
-                    f"{'nobody' if row is None else row.status}. See `arion node list`.",
-                )
-            certificate = self._issue(row.csr, row.name, row.role)
-            self._update(connection, name, status="active", certificate=certificate)
-            return _member(self._row(connection, name))
+            row = waiting_row(connection, name)
+            if self._approvals > 1:
+                now = self._clock()
+                missing = note_approval(connection, self.federation, row, approval, now)
+                if missing:
+                    return missing
+            certificate = self._issue(row.csr, row.name, row.role, row.certificates_from)
+            update_row(connection, name, status="active", certificate=certificate)
+        return 0
 
     def revoke(self, name: str) -> None:
         """Refuse a member from its next call on; RegistryError where there is none."""
         with transaction(self._engine) as connection:
-            if self._row(connection, name) is None:
-                raise RegistryError(
-                    "unknown-member", f"Expected a member, got {name!r}. See `arion node list`."
-                )
-            self._update(connection, name, status="revoked")
+            known_row(connection, name)
+            update_row(connection, name, status="revoked")
 
-    def renew(self, peer: Peer, csr: bytes) -> bytes:
-        """Sign a new connection key of a member that is connected; return the certificate."""
-        read_csr(csr)
+    def rotate(self, name: str) -> None:
+        """Refuse a member's certificates of before now until it has renewed; see `revoke`."""
         with transaction(self._engine) as connection:
-            certificate = self._issue(csr, peer.name, peer.role)
-            self._update(connection, peer.name, certificate=certificate)
-        return certificate
+            known_row(connection, name)
+            # Certificates count whole seconds: from the next one on they are new.
+            update_row(connection, name, certificates_from=float(int(self._clock()) + 1))
 
-    def check(self, peer: Peer) -> Member:
-        """Return the member at the end of a connection, asked again on every call.
+    def renew(self, peer: Peer, csr: bytes, signature: bytes) -> bytes:
+        """Sign a new connection key of a member that is connected; return the certificate.
+
+        Args:
+            peer: who is connected.
+            csr: signing request of the new key.
+            signature: by the identity key. Nodes of version 1 send none, which is accepted until
+                a member has signed once, or was told to rotate.
 
         Raises:
-            RegistryError: revoked, or not a member.
+            RegistryError: another signature, or none where one is needed.
+            PkiError: not a signing request.
+
+        """
+        read_csr(csr)
+        with transaction(self._engine) as connection:
+            row = known_row(connection, peer.name)
+            check_renewal(row, csr, signature)
+            certificate = self._issue(csr, peer.name, peer.role, row.certificates_from)
+            signs = bool(signature)
+            update_row(connection, peer.name, certificate=certificate, signs_renewals=signs)
+        return certificate
+
+    def check(self, peer: Peer, *, may_be_rotated: bool = False) -> Member:
+        """Return the member at the end of a connection, asked again on every call.
+
+        Args:
+            peer: as the certificate says.
+            may_be_rotated: accept a certificate that must be renewed, to renew it.
+
+        Raises:
+            RegistryError: revoked, not a member, or told to renew.
 
         """
         with transaction(self._engine, only_reads=True) as connection:
-            row = self._row(connection, peer.name)
+            row = find_row(connection, peer.name)
         if row is None or row.status != "active" or row.role != peer.role:
             raise RegistryError(
                 "revoked", f"Expected an active member, got {peer.name!r}. Ask the operator."
             )
-        return _member(row)
+        is_old = peer.issued.timestamp() < (row.certificates_from or 0.0)
+        if is_old and not may_be_rotated:
+            raise RegistryError(
+                "rotate", "Expected a certificate of after the operator's demand. Renew it."
+            )
+        return to_member(row)
 
     def note_seen(self, name: str) -> None:
         """Note that a member opened its stream."""
         with transaction(self._engine) as connection:
-            self._update(connection, name, seen=self._clock())
+            update_row(connection, name, seen=self._clock())
 
     def members(self) -> list[Member]:
         """Return everyone, sorted by name."""
         with transaction(self._engine, only_reads=True) as connection:
-            return [_member(row) for row in connection.execute(select(MEMBERS).order_by("name"))]
+            return [to_member(row) for row in connection.execute(select(MEMBERS).order_by("name"))]
 
-    def _wait(self, connection: Any, invited: Any, csr: bytes, identity_key: bytes) -> None:
+    def _wait(
+        self, connection: Any, invited: Any, csr: bytes, identity_key: bytes, signs: bool
+    ) -> None:
         """Have a member wait for approval: a new one, or one that comes back with its identity."""
-        known = self._row(connection, invited.name)
+        known = find_row(connection, invited.name)
         if known is not None and known.identity_key != identity_key:
             raise RegistryError(
                 "name-taken",
                 f"Expected the identity key by which {invited.name!r} joined before, got another. "
                 "Join from that node's home, or have the operator invite under another name.",
             )
-        request = {"csr": csr, "csr_digest": hashlib.sha256(csr).digest(), "certificate": b""}
+        request = {
+            "csr": csr,
+            "csr_digest": hashlib.sha256(csr).digest(),
+            "certificate": b"",
+            "signs_renewals": signs or bool(known and known.signs_renewals),
+        }
         if known is not None:
-            self._update(connection, invited.name, status="pending", role=invited.role, **request)
+            update_row(connection, invited.name, status="pending", role=invited.role, **request)
             return
         new = {"name": invited.name, "role": invited.role, "identity_key": identity_key}
         connection.execute(MEMBERS.insert().values(status="pending", **new, **request))
 
-    def _issue(self, csr: bytes, name: str, role: Role) -> bytes:
-        certificate = self._authority.issue_member(csr, name, role, self.federation)
+    def _issue(self, csr: bytes, name: str, role: Role, earliest: float | None = None) -> bytes:
+        issued = datetime.fromtimestamp(max(time.time(), earliest or 0.0), UTC)
+        certificate = self._authority.issue_member(csr, name, role, self.federation, issued=issued)
         return certificate.public_bytes(Encoding.PEM)
-
-    @staticmethod
-    def _row(connection: Any, name: str) -> Any:
-        return connection.execute(select(MEMBERS).where(MEMBERS.c.name == name)).one_or_none()
-
-    @staticmethod
-    def _update(connection: Any, name: str, **values: object) -> None:
-        connection.execute(MEMBERS.update().where(MEMBERS.c.name == name).values(**values))
-
-
-def _check_binding(identity_key: bytes, digest: str, csr: bytes, signature: bytes) -> None:
-    try:
-        if len(identity_key) != _KEY_BYTES:
-            raise SignatureError("Expected an identity key of 32 bytes.")
-        verify_signed(identity_key, "join", Signed(join_payload(digest, csr), signature))
-    except SignatureError as error:
-        raise RegistryError(
-            "bad-signature",
-            "Expected the request and the invitation signed by the identity key, got another "
-            "signature. Run `arion node join` again.",
-        ) from error
-
-
-def _member(row: Row[Any]) -> Member:
-    return Member(
-        row.address, row.name, row.role, row.status, row.identity_key, row.certificate, row.seen
-    )

@@ -7,8 +7,8 @@ from cryptography import x509
 
 from coordinator.service import schema
 from coordinator.service.home import ServiceHome
+from coordinator.service.members import Member
 from coordinator.service.probe import is_serving
-from coordinator.service.registry import Member
 from privacy.identity import fingerprint
 
 

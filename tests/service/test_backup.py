@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from arion.cli import app
 from coordinator.errors import RunError
 from coordinator.service import backup, schema
-from coordinator.service.archive import BackupError
+from coordinator.service.archive import BackupError, Contents, Manifest, Source, write_archive
 from coordinator.service.backup import back_up
 from coordinator.service.database import MEMBERS, transaction
 from coordinator.service.home import ServiceHome
@@ -22,6 +22,7 @@ from coordinator.service.restore import restore
 from coordinator.store import Attempt, Phase, RunStore
 from privacy.identity import Signed
 from tests.service.postgresql import Server, on_both
+from tests.service.test_schema import at_first_schema
 
 PASSPHRASE = b"a long enough passphrase"
 PAYLOAD = bytes(range(256)) * 5_000
@@ -255,6 +256,28 @@ def test_a_backup_of_a_newer_program_is_refused(
     with pytest.raises(RunError, match="newer"):
         restore(tmp_path / "b.tar", tmp_path / "again", PASSPHRASE, None)
     assert not (tmp_path / "again").exists()
+
+
+def test_a_backup_of_an_older_program_is_brought_up(
+    service_home: ServiceHome, tmp_path: Path
+) -> None:
+    """What a coordinator of the first schema would have written."""
+    old = tmp_path / "old"
+    old.mkdir()
+    at_first_schema(old).dispose()
+    (file := old / "service.sqlite").with_suffix(".sqlite-wal").unlink(missing_ok=True)
+    sources = {"service.sqlite": file, "ca.pem": service_home.path / "ca.pem"}
+    secrets = ("ca.key", "identity.key", "service.json")
+    contents = Contents(
+        {name: Source(path, path.stat().st_size) for name, path in sources.items()},
+        {name: (service_home.path / name).read_bytes() for name in secrets},
+    )
+    manifest = Manifest(federation="f", made="2026-11-26T00:00:00Z")
+    write_archive(tmp_path / "b.tar", manifest, contents, PASSPHRASE)
+    restore(tmp_path / "b.tar", tmp_path / "again", PASSPHRASE, None)
+    again = ServiceHome.open(tmp_path / "again")
+    assert again.registry.members() == []
+    again.close()
 
 
 def test_the_commands(filled: ServiceHome, tmp_path: Path) -> None:

@@ -20,9 +20,9 @@ from client.agent import Agent
 from client.config import NodeError
 from client.membership import MEMBERSHIP_FILE, MembershipFile, collect, join, renew
 from client.transport import Credentials, Link, LinkLost, LinkRefused
+from coordinator.service.bindings import RegistryError
 from coordinator.service.home import ServiceHome
 from coordinator.service.pki import Authority, PkiError, member_uri, read_csr, read_peer
-from coordinator.service.registry import RegistryError
 from privacy.enrolment import (
     EnrolmentError,
     Invitation,
@@ -218,10 +218,10 @@ def test_foreign_expired_and_server_certificates_are_refused(
     authority, evil = service.home.authority, Authority.create(tmp_path, "evil")
     key = new_connection_key()
     csr = signing_request(key, "x")
-    federation = service.home.settings.federation
+    federation, over = service.home.settings.federation, -timedelta(seconds=1)
     certificates = {
         "foreign": evil.issue_member(csr, "north", "node", federation),
-        "expired": authority.issue_member(csr, "north", "node", federation, -timedelta(seconds=1)),
+        "expired": authority.issue_member(csr, "north", "node", federation, life=over),
         "server": authority.issue_server(key, ["localhost"]),
         "unknown": authority.issue_member(csr, "nobody", "node", federation),
         "role": authority.issue_member(csr, "north", "operator", federation),
@@ -320,9 +320,10 @@ def test_an_idle_node_renews_its_certificate(
 ) -> None:
     """Nothing is asked of it; the stream closes when the certificate is due, and opens again."""
     monkeypatch.setattr("coordinator.service.pki._CLOCK_SKEW", timedelta())
-    monkeypatch.setattr(Authority.issue_member, "__defaults__", (timedelta(seconds=6),))
+    defaults = Authority.issue_member.__kwdefaults__
+    monkeypatch.setitem(defaults, "life", timedelta(seconds=6))
     enrol(service, tmp_path).close()
-    monkeypatch.setattr(Authority.issue_member, "__defaults__", (timedelta(hours=1),))
+    monkeypatch.setitem(defaults, "life", timedelta(hours=1))
     before = MembershipFile(tmp_path).load().certificate
     agent = Agent(tmp_path, lambda *question: ("Done", b"", b""))
     thread = threading.Thread(target=agent.run, daemon=True)

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from arion.cli import app
 from coordinator.errors import RunError
 from coordinator.service import schema
+from coordinator.service.bindings import RegistryError
 from coordinator.service.database import (
     INVITATIONS,
     METADATA,
@@ -23,7 +24,6 @@ from coordinator.service.database import (
     transaction,
 )
 from coordinator.service.home import ServiceHome, ServiceSettings
-from coordinator.service.registry import RegistryError
 from privacy.enrolment import join_payload, new_connection_key, signing_request
 from privacy.identity import IdentityKey
 from tests.service.postgresql import on_both

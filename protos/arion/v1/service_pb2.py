@@ -24,45 +24,49 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dprotos/arion/v1/service.proto\x12\x08\x61rion.v1\"d\n\x0bJoinRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\r\n\x05token\x18\x02 \x01(\t\x12\x0b\n\x03\x63sr\x18\x03 \x01(\x0c\x12\x14\n\x0cidentity_key\x18\x04 \x01(\x0c\x12\x11\n\tsignature\x18\x05 \x01(\x0c\"\x19\n\tJoinReply\x12\x0c\n\x04name\x18\x01 \x01(\t\"$\n\x0e\x43ollectRequest\x12\x12\n\ncsr_digest\x18\x01 \x01(\x0c\"`\n\x0c\x43ollectReply\x12\x0e\n\x06status\x18\x01 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0c\x12\x12\n\nfederation\x18\x03 \x01(\t\x12\x17\n\x0f\x63oordinator_key\x18\x04 \x01(\x0c\"!\n\rListenRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\"v\n\x08\x45nvelope\x12\x0f\n\x07message\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x0c\n\x04\x62ody\x18\x04 \x01(\x0c\x12\x16\n\x0epayload_digest\x18\x05 \x01(\x0c\x12\x15\n\rpayload_bytes\x18\x06 \x01(\x04\".\n\x0c\x46\x65tchRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"\x15\n\x05\x43hunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\":\n\x0fProgressRequest\x12\x0f\n\x07message\x18\x01 \x01(\t\x12\x16\n\x0epayload_digest\x18\x02 \x01(\x0c\"\x1f\n\rProgressReply\x12\x0e\n\x06offset\x18\x01 \x01(\x04\"x\n\nAnswerHead\x12\x0f\n\x07message\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0c\n\x04\x62ody\x18\x03 \x01(\x0c\x12\x16\n\x0epayload_digest\x18\x04 \x01(\x0c\x12\x15\n\rpayload_bytes\x18\x05 \x01(\x04\x12\x0e\n\x06offset\x18\x06 \x01(\x04\"J\n\nAnswerPart\x12$\n\x04head\x18\x01 \x01(\x0b\x32\x14.arion.v1.AnswerHeadH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\x1d\n\x0b\x41nswerReply\x12\x0e\n\x06status\x18\x01 \x01(\t\"\x1b\n\x0cRenewRequest\x12\x0b\n\x03\x63sr\x18\x01 \x01(\x0c\"!\n\nRenewReply\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x32|\n\tEnrolment\x12\x32\n\x04Join\x12\x15.arion.v1.JoinRequest\x1a\x13.arion.v1.JoinReply\x12;\n\x07\x43ollect\x12\x18.arion.v1.CollectRequest\x1a\x16.arion.v1.CollectReply2\xa7\x02\n\x08\x45xchange\x12\x37\n\x06Listen\x12\x17.arion.v1.ListenRequest\x1a\x12.arion.v1.Envelope0\x01\x12\x32\n\x05\x46\x65tch\x12\x16.arion.v1.FetchRequest\x1a\x0f.arion.v1.Chunk0\x01\x12>\n\x08Progress\x12\x19.arion.v1.ProgressRequest\x1a\x17.arion.v1.ProgressReply\x12\x37\n\x06\x41nswer\x12\x14.arion.v1.AnswerPart\x1a\x15.arion.v1.AnswerReply(\x01\x12\x35\n\x05Renew\x12\x16.arion.v1.RenewRequest\x1a\x14.arion.v1.RenewReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dprotos/arion/v1/service.proto\x12\x08\x61rion.v1\"\x0e\n\x0cHelloRequest\":\n\nHelloReply\x12\x0e\n\x06newest\x18\x01 \x01(\r\x12\x0e\n\x06oldest\x18\x02 \x01(\r\x12\x0c\n\x04time\x18\x03 \x01(\x01\"d\n\x0bJoinRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\r\n\x05token\x18\x02 \x01(\t\x12\x0b\n\x03\x63sr\x18\x03 \x01(\x0c\x12\x14\n\x0cidentity_key\x18\x04 \x01(\x0c\x12\x11\n\tsignature\x18\x05 \x01(\x0c\"\x19\n\tJoinReply\x12\x0c\n\x04name\x18\x01 \x01(\t\"$\n\x0e\x43ollectRequest\x12\x12\n\ncsr_digest\x18\x01 \x01(\x0c\"`\n\x0c\x43ollectReply\x12\x0e\n\x06status\x18\x01 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0c\x12\x12\n\nfederation\x18\x03 \x01(\t\x12\x17\n\x0f\x63oordinator_key\x18\x04 \x01(\x0c\"!\n\rListenRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\"v\n\x08\x45nvelope\x12\x0f\n\x07message\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x0c\n\x04\x62ody\x18\x04 \x01(\x0c\x12\x16\n\x0epayload_digest\x18\x05 \x01(\x0c\x12\x15\n\rpayload_bytes\x18\x06 \x01(\x04\".\n\x0c\x46\x65tchRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"\x15\n\x05\x43hunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\":\n\x0fProgressRequest\x12\x0f\n\x07message\x18\x01 \x01(\t\x12\x16\n\x0epayload_digest\x18\x02 \x01(\x0c\"\x1f\n\rProgressReply\x12\x0e\n\x06offset\x18\x01 \x01(\x04\"x\n\nAnswerHead\x12\x0f\n\x07message\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0c\n\x04\x62ody\x18\x03 \x01(\x0c\x12\x16\n\x0epayload_digest\x18\x04 \x01(\x0c\x12\x15\n\rpayload_bytes\x18\x05 \x01(\x04\x12\x0e\n\x06offset\x18\x06 \x01(\x04\"J\n\nAnswerPart\x12$\n\x04head\x18\x01 \x01(\x0b\x32\x14.arion.v1.AnswerHeadH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\x1d\n\x0b\x41nswerReply\x12\x0e\n\x06status\x18\x01 \x01(\t\".\n\x0cRenewRequest\x12\x0b\n\x03\x63sr\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"!\n\nRenewReply\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x32\xb3\x01\n\tEnrolment\x12\x35\n\x05Hello\x12\x16.arion.v1.HelloRequest\x1a\x14.arion.v1.HelloReply\x12\x32\n\x04Join\x12\x15.arion.v1.JoinRequest\x1a\x13.arion.v1.JoinReply\x12;\n\x07\x43ollect\x12\x18.arion.v1.CollectRequest\x1a\x16.arion.v1.CollectReply2\xa7\x02\n\x08\x45xchange\x12\x37\n\x06Listen\x12\x17.arion.v1.ListenRequest\x1a\x12.arion.v1.Envelope0\x01\x12\x32\n\x05\x46\x65tch\x12\x16.arion.v1.FetchRequest\x1a\x0f.arion.v1.Chunk0\x01\x12>\n\x08Progress\x12\x19.arion.v1.ProgressRequest\x1a\x17.arion.v1.ProgressReply\x12\x37\n\x06\x41nswer\x12\x14.arion.v1.AnswerPart\x1a\x15.arion.v1.AnswerReply(\x01\x12\x35\n\x05Renew\x12\x16.arion.v1.RenewRequest\x1a\x14.arion.v1.RenewReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.arion.v1.service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_JOINREQUEST']._serialized_start=43
-  _globals['_JOINREQUEST']._serialized_end=143
-  _globals['_JOINREPLY']._serialized_start=145
-  _globals['_JOINREPLY']._serialized_end=170
-  _globals['_COLLECTREQUEST']._serialized_start=172
-  _globals['_COLLECTREQUEST']._serialized_end=208
-  _globals['_COLLECTREPLY']._serialized_start=210
-  _globals['_COLLECTREPLY']._serialized_end=306
-  _globals['_LISTENREQUEST']._serialized_start=308
-  _globals['_LISTENREQUEST']._serialized_end=341
-  _globals['_ENVELOPE']._serialized_start=343
-  _globals['_ENVELOPE']._serialized_end=461
-  _globals['_FETCHREQUEST']._serialized_start=463
-  _globals['_FETCHREQUEST']._serialized_end=509
-  _globals['_CHUNK']._serialized_start=511
-  _globals['_CHUNK']._serialized_end=532
-  _globals['_PROGRESSREQUEST']._serialized_start=534
-  _globals['_PROGRESSREQUEST']._serialized_end=592
-  _globals['_PROGRESSREPLY']._serialized_start=594
-  _globals['_PROGRESSREPLY']._serialized_end=625
-  _globals['_ANSWERHEAD']._serialized_start=627
-  _globals['_ANSWERHEAD']._serialized_end=747
-  _globals['_ANSWERPART']._serialized_start=749
-  _globals['_ANSWERPART']._serialized_end=823
-  _globals['_ANSWERREPLY']._serialized_start=825
-  _globals['_ANSWERREPLY']._serialized_end=854
-  _globals['_RENEWREQUEST']._serialized_start=856
-  _globals['_RENEWREQUEST']._serialized_end=883
-  _globals['_RENEWREPLY']._serialized_start=885
-  _globals['_RENEWREPLY']._serialized_end=918
-  _globals['_ENROLMENT']._serialized_start=920
-  _globals['_ENROLMENT']._serialized_end=1044
-  _globals['_EXCHANGE']._serialized_start=1047
-  _globals['_EXCHANGE']._serialized_end=1342
+  _globals['_HELLOREQUEST']._serialized_start=43
+  _globals['_HELLOREQUEST']._serialized_end=57
+  _globals['_HELLOREPLY']._serialized_start=59
+  _globals['_HELLOREPLY']._serialized_end=117
+  _globals['_JOINREQUEST']._serialized_start=119
+  _globals['_JOINREQUEST']._serialized_end=219
+  _globals['_JOINREPLY']._serialized_start=221
+  _globals['_JOINREPLY']._serialized_end=246
+  _globals['_COLLECTREQUEST']._serialized_start=248
+  _globals['_COLLECTREQUEST']._serialized_end=284
+  _globals['_COLLECTREPLY']._serialized_start=286
+  _globals['_COLLECTREPLY']._serialized_end=382
+  _globals['_LISTENREQUEST']._serialized_start=384
+  _globals['_LISTENREQUEST']._serialized_end=417
+  _globals['_ENVELOPE']._serialized_start=419
+  _globals['_ENVELOPE']._serialized_end=537
+  _globals['_FETCHREQUEST']._serialized_start=539
+  _globals['_FETCHREQUEST']._serialized_end=585
+  _globals['_CHUNK']._serialized_start=587
+  _globals['_CHUNK']._serialized_end=608
+  _globals['_PROGRESSREQUEST']._serialized_start=610
+  _globals['_PROGRESSREQUEST']._serialized_end=668
+  _globals['_PROGRESSREPLY']._serialized_start=670
+  _globals['_PROGRESSREPLY']._serialized_end=701
+  _globals['_ANSWERHEAD']._serialized_start=703
+  _globals['_ANSWERHEAD']._serialized_end=823
+  _globals['_ANSWERPART']._serialized_start=825
+  _globals['_ANSWERPART']._serialized_end=899
+  _globals['_ANSWERREPLY']._serialized_start=901
+  _globals['_ANSWERREPLY']._serialized_end=930
+  _globals['_RENEWREQUEST']._serialized_start=932
+  _globals['_RENEWREQUEST']._serialized_end=978
+  _globals['_RENEWREPLY']._serialized_start=980
+  _globals['_RENEWREPLY']._serialized_end=1013
+  _globals['_ENROLMENT']._serialized_start=1016
+  _globals['_ENROLMENT']._serialized_end=1195
+  _globals['_EXCHANGE']._serialized_start=1198
+  _globals['_EXCHANGE']._serialized_end=1493
 # @@protoc_insertion_point(module_scope)

@@ -5,6 +5,20 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class HelloRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class HelloReply(_message.Message):
+    __slots__ = ("newest", "oldest", "time")
+    NEWEST_FIELD_NUMBER: _ClassVar[int]
+    OLDEST_FIELD_NUMBER: _ClassVar[int]
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    newest: int
+    oldest: int
+    time: float
+    def __init__(self, newest: _Optional[int] = ..., oldest: _Optional[int] = ..., time: _Optional[float] = ...) -> None: ...
+
 class JoinRequest(_message.Message):
     __slots__ = ("protocol", "token", "csr", "identity_key", "signature")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
@@ -124,10 +138,12 @@ class AnswerReply(_message.Message):
     def __init__(self, status: _Optional[str] = ...) -> None: ...
 
 class RenewRequest(_message.Message):
-    __slots__ = ("csr",)
+    __slots__ = ("csr", "signature")
     CSR_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     csr: bytes
-    def __init__(self, csr: _Optional[bytes] = ...) -> None: ...
+    signature: bytes
+    def __init__(self, csr: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class RenewReply(_message.Message):
     __slots__ = ("certificate",)

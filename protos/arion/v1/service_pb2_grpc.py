@@ -35,6 +35,11 @@ class EnrolmentStub:
         Args:
             channel: A grpc.Channel.
         """
+        self.Hello = channel.unary_unary(
+                '/arion.v1.Enrolment/Hello',
+                request_serializer=protos_dot_arion_dot_v1_dot_service__pb2.HelloRequest.SerializeToString,
+                response_deserializer=protos_dot_arion_dot_v1_dot_service__pb2.HelloReply.FromString,
+                _registered_method=True)
         self.Join = channel.unary_unary(
                 '/arion.v1.Enrolment/Join',
                 request_serializer=protos_dot_arion_dot_v1_dot_service__pb2.JoinRequest.SerializeToString,
@@ -50,6 +55,13 @@ class EnrolmentStub:
 class EnrolmentServicer:
     """Without a client certificate.
     """
+
+    def Hello(self, request, context):
+        """What this coordinator speaks, and what time it has.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def Join(self, request, context):
         """A token, once; the request then waits for an operator.
@@ -68,6 +80,11 @@ class EnrolmentServicer:
 
 def add_EnrolmentServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'Hello': grpc.unary_unary_rpc_method_handler(
+                    servicer.Hello,
+                    request_deserializer=protos_dot_arion_dot_v1_dot_service__pb2.HelloRequest.FromString,
+                    response_serializer=protos_dot_arion_dot_v1_dot_service__pb2.HelloReply.SerializeToString,
+            ),
             'Join': grpc.unary_unary_rpc_method_handler(
                     servicer.Join,
                     request_deserializer=protos_dot_arion_dot_v1_dot_service__pb2.JoinRequest.FromString,
@@ -89,6 +106,33 @@ def add_EnrolmentServicer_to_server(servicer, server):
 class Enrolment:
     """Without a client certificate.
     """
+
+    @staticmethod
+    def Hello(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arion.v1.Enrolment/Hello',
+            protos_dot_arion_dot_v1_dot_service__pb2.HelloRequest.SerializeToString,
+            protos_dot_arion_dot_v1_dot_service__pb2.HelloReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def Join(request,

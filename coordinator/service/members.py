@@ -1,0 +1,71 @@
+"""Members as rows of the database, and as what the service makes of them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, select
+
+from coordinator.service.bindings import RegistryError
+from coordinator.service.database import MEMBERS
+from coordinator.service.pki import Role
+
+
+@dataclass(frozen=True)
+class Member:
+    """One row of the registry.
+
+    Attributes:
+        address: number by which Flower's grid knows the member.
+        name, role, status: "pending", "active" or "revoked".
+        identity_key: Ed25519, to be compared by fingerprint before anyone pins it.
+        certificate: newest one, PEM; empty before approval.
+        seen: when the member last opened its stream, seconds since 1970.
+
+    """
+
+    address: int
+    name: str
+    role: Role
+    status: str
+    identity_key: bytes
+    certificate: bytes
+    seen: float | None
+
+
+def find_row(connection: Connection, name: str) -> Any:
+    """Return a member's row, or None."""
+    return connection.execute(select(MEMBERS).where(MEMBERS.c.name == name)).one_or_none()
+
+
+def known_row(connection: Connection, name: str) -> Any:
+    """Return a member's row; RegistryError where there is none."""
+    row = find_row(connection, name)
+    if row is None:
+        raise RegistryError(
+            "unknown-member", f"Expected a member, got {name!r}. See `arion node list`."
+        )
+    return row
+
+
+def waiting_row(connection: Connection, name: str) -> Any:
+    """Return the row of a member that waits for approval; RegistryError where nobody does."""
+    row = find_row(connection, name)
+    if row is None or row.status != "pending":
+        raise RegistryError(
+            "not-pending",
+            f"Expected {name!r} to wait for approval, got "
+            f"{'nobody' if row is None else row.status}. See `arion node list`.",
+        )
+    return row
+
+
+def update_row(connection: Connection, name: str, **values: object) -> None:
+    """Change a member's row."""
+    connection.execute(MEMBERS.update().where(MEMBERS.c.name == name).values(**values))
+
+
+def to_member(row: Any) -> Member:
+    """Return what a row says."""
+    return Member(
+        row.address, row.name, row.role, row.status, row.identity_key, row.certificate, row.seen
+    )
