@@ -65,10 +65,10 @@ def approve_command(
     """
     with user_errors(), closing(ServiceHome.open(coordinator)) as home:
         waiting = home.registry.waiting(name)
-        missing = home.registry.approve(name, _approval(operator, home, waiting))
-        own = fingerprint(waiting.identity_key)
-    if missing:
-        typer.echo(f"{name} waits for {missing} more operator to approve: {own}")
+        member = home.registry.approve(name, _approval(operator, home, waiting))
+    own = fingerprint(member.identity_key)
+    if member.status == "pending":
+        typer.echo(f"{name} waits for another operator to approve: {own}")
     else:
         typer.echo(f"{name} may connect: {own}")
 

@@ -151,7 +151,7 @@ class Registry:
         with transaction(self._engine, only_reads=True) as connection:
             return waiting_row(connection, name)
 
-    def approve(self, name: str, approval: Approval | None = None) -> int:
+    def approve(self, name: str, approval: Approval | None = None) -> Member:
         """Sign a waiting member's connection key once all approvals are there.
 
         Args:
@@ -159,7 +159,7 @@ class Registry:
             approval: an operator's, where the service asks for two.
 
         Returns:
-            Approvals that are still missing; 0 where the member may connect.
+            The member: active, or pending where another operator must approve it too.
 
         Raises:
             RegistryError: nobody of that name waits.
@@ -168,14 +168,14 @@ class Registry:
         """
         with transaction(self._engine) as connection:
             row = waiting_row(connection, name)
+            missing = 0
             if self._approvals > 1:
                 now = self._clock()
                 missing = note_approval(connection, self.federation, row, approval, now)
-                if missing:
-                    return missing
-            certificate = self._issue(row.csr, row.name, row.role, row.certificates_from)
-            update_row(connection, name, status="active", certificate=certificate)
-        return 0
+            if not missing:
+                certificate = self._issue(row.csr, row.name, row.role, row.certificates_from)
+                update_row(connection, name, status="active", certificate=certificate)
+            return to_member(find_row(connection, name))
 
     def revoke(self, name: str) -> None:
         """Refuse a member from its next call on; RegistryError where there is none."""

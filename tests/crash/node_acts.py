@@ -113,6 +113,7 @@ class RenewAtNode:
 
     def prepare(self, folder: Path, rests: Path) -> None:
         folder.mkdir()
+        IdentityKey.generate().save(folder / "identity.key")
         authority = Authority.create(rests, "hospitals")
         key = new_connection_key()
         request = signing_request(key, NAME)
@@ -153,4 +154,4 @@ class RenewAtNode:
 
     def _link(self, rests: Path) -> Any:
         """What renews over the network in production; the network is not what crashes here."""
-        return SimpleNamespace(renew=lambda request: self._signed(rests, request))
+        return SimpleNamespace(renew=lambda request, signature: self._signed(rests, request))

@@ -24,7 +24,14 @@ from coordinator.service.home import ServiceHome, ServiceSettings
 from coordinator.service.mailbox import Post
 from coordinator.service.pki import Peer, read_peer
 from coordinator.service.registry import Member, RegistryError
-from privacy.enrolment import Invitation, join_payload, key_pem, new_connection_key, signing_request
+from privacy.enrolment import (
+    Invitation,
+    join_payload,
+    key_pem,
+    new_connection_key,
+    renew_payload,
+    signing_request,
+)
 from privacy.identity import IdentityKey
 from tests.crash.actors import acknowledge
 
@@ -134,8 +141,10 @@ class Enrol:
         return Asking(token, (rests / "request.pem").read_bytes(), identity)
 
 
-def enrolled(home: ServiceHome) -> Member:
-    joined(home, Asking.new(home.registry.invite(NAME)))
+def enrolled(home: ServiceHome, identity: IdentityKey | None = None) -> Member:
+    asking = Asking.new(home.registry.invite(NAME))
+    asking.identity = identity or asking.identity
+    joined(home, asking)
     return home.registry.approve(NAME)
 
 
@@ -215,13 +224,16 @@ class RenewAtService:
     """A certificate is renewed: the member can connect with the old one or the new one."""
 
     def prepare(self, folder: Path, rests: Path) -> None:
+        identity = IdentityKey.generate()
+        identity.save(rests / "identity.key")
         with contextlib.closing(ServiceHome.create(folder, SETTINGS)) as home:
-            (rests / "first.pem").write_bytes(enrolled(home).certificate)
+            (rests / "first.pem").write_bytes(enrolled(home, identity).certificate)
 
     def act(self, folder: Path, rests: Path) -> None:
         with opened(folder) as home:
             first = peer_in((rests / "first.pem").read_bytes())
-            second = home.registry.renew(first, signing_request(new_connection_key(), NAME))
+            csr = signing_request(new_connection_key(), NAME)
+            second = home.registry.renew(first, csr, self._signature(csr, rests))
             acknowledge(f"renewed {second.hex()}")
 
     def check(self, folder: Path, rests: Path, acknowledged: Sequence[str]) -> None:
@@ -233,9 +245,15 @@ class RenewAtService:
             for certificate in (first, *renewed):
                 assert home.registry.check(peer_in(certificate)).status == "active"
             key = new_connection_key()
-            again = home.registry.renew(peer_of(member), signing_request(key, NAME))
+            csr = signing_request(key, NAME)
+            again = home.registry.renew(peer_of(member), csr, self._signature(csr, rests))
             assert x509.load_pem_x509_certificate(again).public_key() == key.public_key()
             assert load_pem_private_key(key_pem(key), None)
+
+    @staticmethod
+    def _signature(csr: bytes, rests: Path) -> bytes:
+        identity = IdentityKey.load(rests / "identity.key")
+        return identity.sign("renew", renew_payload(csr)).signature
 
 
 class Migrate:
