@@ -106,6 +106,19 @@ class NodeBooks:
         """The release made under a plan, or None."""
         return self._debits.get(plan_digest.hex())
 
+    def epochs_of(self, run: str) -> frozenset[int]:
+        """Numbers of the epochs that a run released in."""
+        return frozenset(debit.epoch for debit in self._debits.values() if debit.run == run)
+
+    def newest_plans(self) -> set[bytes]:
+        """Digests of the plans that open runs released under last: they may be asked for again."""
+        newest = {
+            debit.run: bytes.fromhex(debit.plan_digest)
+            for debit in self._debits.values()
+            if debit.run not in self._closed
+        }
+        return set(newest.values())
+
     def debit_of_experts(self, job_digest: bytes) -> ExpertsDebited | None:
         """The module released under a job, or None."""
         return self._modules.get(job_digest.hex())

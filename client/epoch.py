@@ -1,13 +1,14 @@
-"""A node's keys of the current epoch: in memory, and in tmpfs where there is one.
+"""A node's keys of the epochs it is in: in memory, and in tmpfs where there is one.
 
-A process that was killed finds its keys in tmpfs and goes on with the attempt it was in; a machine
-that was restarted has lost them, and a new epoch begins. They are never written to a disk. Hybrid
-epochs draw secrets of their own for each peer: those stay in the process.
+Each run has an epoch of its own, so that runs at the same time do not end each other's. A process
+that was killed finds its keys in tmpfs and goes on with the attempts it was in; a machine that was
+restarted has lost them, and new epochs begin. They are never written to a disk. Hybrid epochs draw
+secrets of their own for each peer: those stay in the process.
 """
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,24 +19,28 @@ from privacy.secagg.memory import RoundStore, StoreConflict
 from privacy.secagg.pairwise import PairwiseKeys
 from privacy.secagg.roster import OwnReveal, Roster, accept_reveals, accept_roster, reveal
 
+HELD_EPOCHS = 8
+"""Epochs that a node is in at once; the oldest is left for one more."""
 _TMPFS = Path("/dev/shm")  # noqa: S108  (memory, not a shared temporary folder on a disk)
 _NUMBER_BYTES = 8
 
 
-@dataclass(frozen=True)
+@dataclass
 class Epoch:
-    """The keys of one epoch and the bundle that was published for it."""
+    """The keys of one epoch, the bundle that was published for it, and how far it was entered."""
 
     number: int
     keys: EpochKeys
     bundle: Signed
+    roster: Roster | None = None
+    reveal: OwnReveal | None = None
 
 
 class EpochKeeper:
-    """Makes, keeps and finds again the keys of one node's current epoch.
+    """Makes, keeps and finds again the keys of one node's epochs.
 
     Args:
-        home: the node's home; names the file in tmpfs.
+        home: the node's home; names the files in tmpfs.
         node: the node's name.
         identity: signs bundles and reveals.
         store: remembers which roster each nonce was revealed for.
@@ -48,35 +53,38 @@ class EpochKeeper:
     ) -> None:
         self._node, self._identity, self._memory, self._hybrid = node, identity, store, hybrid
         self._path = None if hybrid else _tmpfs_file(home)
-        self._current: Epoch | None = None
-        self._roster: Roster | None = None
-        self._reveal: OwnReveal | None = None
+        self._held: dict[int, Epoch] = {}
+        self._left: set[int] = set()
+
+    @property
+    def files(self) -> list[Path]:
+        """What lies in tmpfs: a file per epoch."""
+        if self._path is None or not self._path.parent.is_dir():
+            return []
+        found = self._path.parent.glob(f"{self._path.name}*")
+        return sorted(path for path in found if path.suffix != ".part")
 
     def enter(self, federation: str, number: int) -> Epoch:
-        """Return the epoch's keys: those there are, or new ones for a later epoch.
+        """Return the epoch's keys: those there are, or new ones.
 
         Raises:
-            RosterError: an epoch before the current one.
+            RosterError: an epoch that was left.
 
         """
-        current = self._current or self._load(federation)
-        if current is None or current.number < number:
+        if not self._held:
+            self._load(federation)
+        if number not in self._held:
+            self._check_open(number)
             keys = EpochKeys.generate()
             self._store(number, keys)
-            current = self._epoch(federation, number, keys)
-            self._roster = self._reveal = None
-        if current.number != number:
-            raise RosterError(
-                f"Expected epoch {current.number} or a later one, got {number}. The coordinator "
-                "must open a new epoch."
-            )
-        self._current = current
-        return current
+            self._held[number] = self._epoch(federation, number, keys)
+            self.forget(sorted(self._held)[:-HELD_EPOCHS])
+        return self._held[number]
 
     def accept_roster(
         self, bundles: Sequence[Signed], pins: Mapping[str, bytes], federation: str
     ) -> Signed:
-        """Check the epoch's bundles and reveal our nonce; the same bytes for the same bundles.
+        """Check an epoch's bundles and reveal our nonce; the same bytes for the same bundles.
 
         Raises:
             RosterError: no epoch was entered, another roster of it was accepted before, too many
@@ -86,67 +94,92 @@ class EpochKeeper:
         whoever sees it has committed to all other nonces.
 
         """
-        current = self._current
-        if current is None:
+        if not self._held:
             raise RosterError("Expected a request for keys first, got a roster.")
+        own = [epoch for epoch in self._held.values() if epoch.bundle in bundles]
+        current = own[0] if own else self._held[max(self._held)]
         roster = accept_roster(bundles, pins, current.bundle, current.number, federation)
         try:
             self._memory.claim_roster(federation, roster.own_commitment, roster.digest)
         except StoreConflict as error:
             raise RosterError(str(error)) from error
-        if self._reveal is None or self._roster is None or self._roster.digest != roster.digest:
-            self._reveal = reveal(roster, current.keys, self._identity)
-        self._roster = roster
-        return self._reveal.signed
+        known = current.roster
+        if current.reveal is None or known is None or known.digest != roster.digest:
+            current.reveal = reveal(roster, current.keys, self._identity)
+        current.roster = roster
+        return current.reveal.signed
 
     def accept_reveals(self, reveals: Sequence[Signed]) -> PairwiseKeys:
-        """Check the epoch's nonces and return our pairwise secrets.
+        """Check an epoch's nonces and return our pairwise secrets.
 
         Raises:
             RosterError: no roster was accepted, or as `privacy.secagg.roster.accept_reveals`.
 
         """
-        current, own = self._current, self._reveal
-        if current is None or own is None or self._roster is None:
+        open_ = [epoch for epoch in self._held.values() if epoch.reveal is not None]
+        if not open_:
             raise RosterError("Expected a roster first, got nonces.")
-        roster, ciphertexts = accept_reveals(self._roster, reveals, own.signed)
+        own = [epoch for epoch in open_ if epoch.reveal and epoch.reveal.signed in reveals]
+        current = own[0] if own else max(open_, key=lambda epoch: epoch.number)
+        assert current.reveal is not None and current.roster is not None, "chosen by that"  # noqa: PT018
+        roster, ciphertexts = accept_reveals(current.roster, reveals, current.reveal.signed)
         received = {
             name: current.keys.decapsulate(ciphertext) for name, ciphertext in ciphertexts.items()
         }
-        return PairwiseKeys(current.keys, roster, {**own.kem_secrets, **received})
+        return PairwiseKeys(current.keys, roster, {**current.reveal.kem_secrets, **received})
 
-    def forget(self) -> None:
-        """Delete the keys; what was masked under them can no longer be opened with our help."""
-        self._current = self._roster = self._reveal = None
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
+    def forget(self, numbers: Collection[int] | None = None) -> None:
+        """Delete keys; what was masked under them can no longer be opened with our help.
+
+        Args:
+            numbers: of the epochs that are left for good; None is all there are.
+
+        """
+        for path in self.files:
+            if numbers is None or _number(path) in numbers:
+                path.unlink(missing_ok=True)
+        for number in self._held.keys() & set(self._held if numbers is None else numbers):
+            del self._held[number]
+            self._left.add(number)
+
+    def _check_open(self, number: int) -> None:
+        newest = max(self._held, default=0)
+        if number in self._left or number <= newest - HELD_EPOCHS:
+            raise RosterError(
+                f"Expected epoch {max(newest, *self._left, 0)} or a later one, got {number}, which "
+                "was left. The coordinator must open a new epoch."
+            )
 
     def _epoch(self, federation: str, number: int, keys: EpochKeys) -> Epoch:
         bundle = keys.bundle(federation, number, self._node, self._identity, hybrid=self._hybrid)
         return Epoch(number, keys, bundle)
 
-    def _load(self, federation: str) -> Epoch | None:
-        if self._path is None or not self._path.exists():
-            return None
-        data = self._path.read_bytes()
-        number = int.from_bytes(data[:_NUMBER_BYTES], "big")
-        return self._epoch(federation, number, EpochKeys.from_bytes(data[_NUMBER_BYTES:]))
+    def _load(self, federation: str) -> None:
+        for path in self.files:
+            data, number = path.read_bytes()[_NUMBER_BYTES:], _number(path)
+            self._held[number] = self._epoch(federation, number, EpochKeys.from_bytes(data))
 
     def _store(self, number: int, keys: EpochKeys) -> None:
         if self._path is None:
             return
         self._path.parent.mkdir(mode=0o700, exist_ok=True)
-        part = self._path.with_suffix(".part")
+        path = self._path.with_name(f"{self._path.name}-{number}")
+        part = path.with_suffix(".part")
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
             write_all(descriptor, number.to_bytes(_NUMBER_BYTES, "big") + keys.to_bytes())
         finally:
             os.close(descriptor)
-        part.replace(self._path)
+        part.replace(path)
+
+
+def _number(path: Path) -> int:
+    with path.open("rb") as file:
+        return int.from_bytes(file.read(_NUMBER_BYTES), "big")
 
 
 def _tmpfs_file(home: Path) -> Path | None:
-    """The key file of a home, in a folder of this user's; None where there is no tmpfs."""
+    """Where names of a home's key files begin, in a folder of this user's; None without tmpfs."""
     if not _TMPFS.is_dir() or not os.access(_TMPFS, os.W_OK):
         return None
     name = hashlib.sha256(str(home.resolve()).encode()).hexdigest()[:32]

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 
 import numpy as np
@@ -105,8 +105,8 @@ class Node:
             runtime,
             self.config.seed,
         )
-        self._member: SecAggNode | None = None
-        self._plans: dict[bytes, RoundPlan] = {}
+        self._members: dict[int, SecAggNode] = {}
+        self._plans: dict[str, RoundPlan] = {}
         self._trainer: tuple[str, LocalTrainer] | None = None
         self._checked: LocalTrainer | None = None
 
@@ -138,7 +138,7 @@ class Node:
             return self._epochs.accept_roster(bundles, pins, self.consent.federation)
 
     def accept_reveals(self, reveals: Sequence[Signed]) -> None:
-        """Enter the epoch, now that everyone revealed its nonce.
+        """Enter an epoch, now that everyone revealed its nonce.
 
         Raises:
             RosterError: see `client.epoch.EpochKeeper.accept_reveals`.
@@ -146,7 +146,8 @@ class Node:
         """
         with self._lock:
             pairwise = self._epochs.accept_reveals(reveals)
-            self._member = SecAggNode(self._identity, pairwise, self._store)
+            member = SecAggNode(self._identity, pairwise, self._store)
+            self._members[pairwise.roster.epoch] = member
 
     def release(self, request: UploadRequest, vector: memoryview) -> SealedUpload:
         """Train under a plan and return the sealed upload; see `client.gate.Gate.release`.
@@ -157,7 +158,7 @@ class Node:
 
         """
         with self._lock:
-            member = self._in_epoch()
+            member = self._in_epoch(_epoch_of(request.plan))
             self._histories.verify_recalled()
             self._histories.verify_whole(hashlib.sha256(request.plan.payload).digest())
             sealed = self._gate.release(
@@ -166,8 +167,9 @@ class Node:
                 lambda plan: self._open_trainer(plan, request.recipe, vector),
             )
             plan = RoundPlan.from_payload(request.plan.payload)
-            self._plans = {plan.digest(): plan}
-            self._outbox.keep_only({plan.digest()})
+            self._plans[plan.run] = plan
+            self._outbox.keep_only(self._books.newest_plans())
+            self._leave(self._books.epochs_of(plan.run) - {plan.epoch})
         _LOG.info("released round %d attempt %d of %s", plan.round, plan.attempt, plan.run)
         return sealed
 
@@ -183,12 +185,13 @@ class Node:
         """Stand for one survivor set; see `SecAggNode.sign_survivors`."""
         with self._lock:
             plan = self._plan_of(request.plan_digest)
-            return self._in_epoch().sign_survivors(plan, request.headers)
+            return self._in_epoch(plan.epoch).sign_survivors(plan, request.headers)
 
     def unmask(self, request: UnmaskRequest) -> UnmaskReply:
         """Open the packets of a certified set; see `SecAggNode.unmask`."""
         with self._lock:
-            return self._in_epoch().unmask(self._plan_of(request.plan_digest), request)
+            plan = self._plan_of(request.plan_digest)
+            return self._in_epoch(plan.epoch).unmask(plan, request)
 
     def held_head(self) -> int:
         """Size of the newest head of the coordinator's ledger that this node holds."""
@@ -210,8 +213,14 @@ class Node:
         with self._lock:
             self._check_federation(federation)
             self._books.close(run)
-            self._epochs.forget()
-            self._member = None
+            self._leave(self._books.epochs_of(run))
+            self._plans.pop(run, None)
+
+    def _leave(self, epochs: Set[int]) -> None:
+        """Forget the keys of epochs that a run is done with: each run has its own."""
+        self._epochs.forget(epochs)
+        for number in epochs:
+            self._members.pop(number, None)
 
     def _open_trainer(
         self, plan: RoundPlan, recipe_json: bytes, vector: memoryview
@@ -271,23 +280,27 @@ class Node:
             self._trainer = (digest, trainer)
         return self._trainer[1]
 
-    def _in_epoch(self) -> SecAggNode:
-        if self._member is None:
+    def _in_epoch(self, epoch: int | None) -> SecAggNode:
+        """The member of an epoch; of any where a plan names none, for the gate to refuse it."""
+        if epoch is None and self._members:
+            epoch = max(self._members)
+        member = self._members.get(epoch or 0)
+        if member is None:
             raise SecAggRefused(
                 RefusalCode.OTHER_ROSTER,
-                "Expected a roster of this epoch first, got none: this node holds no epoch's keys. "
-                "The coordinator must open a new epoch.",
+                "Expected a roster of this epoch first, got none: this node holds no such epoch's "
+                "keys. The coordinator must open a new epoch.",
             )
-        return self._member
+        return member
 
     def _plan_of(self, plan_digest: bytes) -> RoundPlan:
-        plan = self._plans.get(plan_digest)
-        if plan is None:
-            raise SecAggRefused(
-                RefusalCode.OTHER_PLAN,
-                "Expected a plan that this node uploaded under, got another.",
-            )
-        return plan
+        for plan in self._plans.values():
+            if plan.digest() == plan_digest:
+                return plan
+        raise SecAggRefused(
+            RefusalCode.OTHER_PLAN,
+            "Expected a plan that this node uploaded under, got another.",
+        )
 
     def _check_federation(self, federation: str) -> None:
         if federation != self.consent.federation:
@@ -296,6 +309,14 @@ class Node:
                 "federation",
                 f"Expected federation {self.consent.federation!r}, got {federation!r}.",
             )
+
+
+def _epoch_of(signed: Signed) -> int | None:
+    """The epoch that a plan names, before anything of it was verified; None where it is no plan."""
+    try:
+        return RoundPlan.from_payload(signed.payload).epoch
+    except PlanRefused:
+        return None
 
 
 def _parse_recipe(recipe_json: bytes) -> Recipe:

@@ -12,6 +12,7 @@ import pytest
 
 from arion.federation import write_toml
 from client.config import NODE_FILE
+from client.epoch import HELD_EPOCHS
 from client.histories import FORK_FILE
 from client.node import CONSENT_FILE, IDENTITY_FILE, Node
 from client.outbox import Outbox
@@ -23,6 +24,7 @@ from privacy.ledger.log import LedgerLog
 from privacy.rounds import PlanCode, PlanRefused, run_cost, sign_plan
 from privacy.secagg.header import RefusalCode, SecAggRefused
 from privacy.secagg.keys import EpochKeys, RosterError
+from privacy.secagg.roster import accept_roster
 from protos.messages import SurvivorsRequest
 from protos.round_messages import HeadOffer, UploadRequest
 from tests.small_federation import FEDERATION, NAMES, NO_NOISE, RUN, Hands, SmallFederation
@@ -67,7 +69,6 @@ def ask(hands: Hands, request: UploadRequest, vector: bytes | None = None) -> No
         (PlanCode.WRONG_EVENT, {"dp_event": {"class_name": "NoOpDpEvent"}}),
         (PlanCode.WRONG_FEDERATION, {"federation": "another"}),
         (PlanCode.WRONG_RUNTIME, {"runtime": "flower"}),
-        (PlanCode.WRONG_ROSTER, {"epoch": 2}),
         (PlanCode.WRONG_ROSTER, {"roster_digest": "0" * 64}),
         (PlanCode.OLD_ROUND, {"attempt": 4}),
         (PlanCode.OLD_ROUND, {"round": 7}),
@@ -286,11 +287,11 @@ def test_a_schedule_that_is_used_up(take: Callable[..., Hands]) -> None:
 
 def test_a_run_that_was_closed(hands: Hands) -> None:
     hands.release("north", hands.plan())
-    node, keys = hands.nodes["north"], hands.nodes["north"]._epochs._path
-    assert keys is None or keys.exists()
+    node = hands.nodes["north"]
+    assert len(node._epochs.files) == Path("/dev/shm").is_dir()
     node.close_run(FEDERATION, RUN)
-    assert keys is None or not keys.exists()
-    with pytest.raises(SecAggRefused, match="no epoch's keys"):
+    assert node._epochs.files == []
+    with pytest.raises(SecAggRefused, match="no such epoch's keys"):
         hands.release("north", hands.plan(2))
     with pytest.raises(PlanRefused, match="schedule is used up"):
         node._books.reserve(hands.plan(2))
@@ -429,25 +430,65 @@ def test_messages_before_an_epoch(federation: SmallFederation) -> None:
 
 
 def test_an_epoch_that_was_left(hands: Hands) -> None:
+    """The ninth epoch at once ends the first one."""
     node = hands.nodes["north"]
-    node.publish_keys(FEDERATION, 2)
-    with pytest.raises(RosterError, match="Expected epoch 2 or a later one"):
+    for number in range(2, 2 + HELD_EPOCHS):
+        node.publish_keys(FEDERATION, number)
+    with pytest.raises(RosterError, match="Expected epoch 9 or a later one"):
         node.publish_keys(FEDERATION, 1)
 
 
+def test_numbers_may_come_in_another_order(hands: Hands) -> None:
+    node = hands.nodes["north"]
+    later = node.publish_keys(FEDERATION, 3)
+    assert node.publish_keys(FEDERATION, 2) != later == node.publish_keys(FEDERATION, 3)
+
+
+def enter(hands: Hands, number: int) -> list[Signed]:
+    """Everyone enters another epoch; returns its bundles."""
+    nodes = hands.nodes.values()
+    bundles = [each.publish_keys(FEDERATION, number) for each in nodes]
+    reveals = [each.accept_roster(bundles) for each in nodes]
+    for each in nodes:
+        each.accept_reveals(reveals)
+    return bundles
+
+
 def test_an_older_roster(hands: Hands) -> None:
-    """Neither its bundles, nor its nonces, nor a plan for it passes in the epoch after it."""
-    node, old = hands.nodes["north"], hands.plan()
-    bundles = [each.publish_keys(FEDERATION, 2) for each in hands.nodes.values()]
+    """Neither its bundles, nor its nonces, nor a plan passes once its run went on in another."""
+    node, old = hands.nodes["north"], hands.plan(2)
+    hands.release("north", hands.plan(1))
+    bundles = enter(hands, 2)
+    pins = {name: bytes.fromhex(key) for name, key in node.consent.members.items()}
+    roster = accept_roster(bundles, pins, None, 2, FEDERATION)
+    plan = hands.plan(1, 2, epoch=2, roster_digest=roster.digest.hex())
+    hands.release("north", plan)
     with pytest.raises(RosterError, match="epoch"):
         node.accept_roster(hands.bundles)
-    with pytest.raises(RosterError, match="a roster first"):
-        node.accept_reveals(hands.reveals)
-    reveals = [each.accept_roster(bundles) for each in hands.nodes.values()]
     with pytest.raises(RosterError, match="for this roster"):
         node.accept_reveals(hands.reveals)
-    node.accept_reveals(reveals)
-    refused(hands, PlanCode.WRONG_ROSTER, lambda: hands.release("north", old))
+    with pytest.raises(SecAggRefused) as caught:
+        hands.release("north", old)
+    assert caught.value.code is RefusalCode.OTHER_ROSTER
+
+
+def test_runs_at_once_have_epochs_of_their_own(hands: Hands) -> None:
+    """A plan of one run's epoch is signed and opened after another run's was entered."""
+    plan = hands.plan()
+    total = hands.collect(plan)
+    enter(hands, 2)
+    request = total.close()
+    total.certify([hands.nodes[name].sign_survivors(request) for name in NAMES])
+    shares = [hands.nodes[name].unmask(total.unmask_request(name)) for name in NAMES]
+    assert total.open_sum(shares).survivors == NAMES
+
+
+@pytest.mark.parametrize("epoch", [2, 9])
+def test_a_plan_of_an_epoch_that_nobody_entered(hands: Hands, epoch: int) -> None:
+    with pytest.raises(SecAggRefused) as caught:
+        hands.release("north", hands.plan(epoch=epoch))
+    assert caught.value.code is RefusalCode.OTHER_ROSTER
+    assert hands.federation.bodies("north", "run-reserved") == []
 
 
 @pytest.fixture
