@@ -1,5 +1,6 @@
 """Clauses of the consent that every charge must keep, whichever mechanism asks for it."""
 
+import math
 from datetime import date
 from fractions import Fraction
 from pathlib import Path
@@ -15,13 +16,16 @@ _LARGEST_INTEGER = 2**53 - 1
 
 
 def run_delta(consent: Consent) -> float:
-    """Return the share of the life's delta that one run uses, a multiple of 1e-15.
+    """Return the share of the life's delta that one run uses, at most a multiple of 1e-15.
 
     A run may use epsilon_per_run / epsilon of the life's epsilon, and the same part of its delta,
-    so both last for equally many runs.
+    so both last for equally many runs. The float is no larger than the multiple, which is what the
+    ledger therefore charges: one unit more each, and the last of these runs would not fit.
     """
     share = Fraction(consent.epsilon_per_run) / Fraction(consent.epsilon)
-    return int(Fraction(consent.delta) * share * _DELTA_UNITS) / _DELTA_UNITS
+    units = int(Fraction(consent.delta) * share * _DELTA_UNITS)
+    delta = units / _DELTA_UNITS
+    return math.nextafter(delta, 0.0) if Fraction(delta) * _DELTA_UNITS > units else delta
 
 
 def filter_budget(consent: Consent) -> FilterOpened:

@@ -9,6 +9,7 @@ import pytest
 
 from privacy.dp.plan import PrivateStep
 from privacy.identity import IdentityKey, Signed
+from privacy.ledger.entries import delta_units
 from privacy.rounds import (
     PlanCode,
     PlanRefused,
@@ -214,6 +215,13 @@ def test_delta_and_epsilon_last_for_equally_many_runs(federation: Any) -> None:
     delta = run_delta(consent)
     assert delta == pytest.approx(1e-5 / 3, rel=1e-9)
     assert 3 * round(delta * 1e15) <= 1e10
+
+
+@pytest.mark.parametrize("runs", range(2, 30))
+def test_the_last_of_equal_runs_fits_as_the_ledger_charges_them(federation: Any, runs: int) -> None:
+    consent = federation.consent(epsilon=0.9, epsilon_per_run=0.9 / runs)
+    charged = delta_units(run_delta(consent))
+    assert runs * charged <= 10**10 < runs * (charged + 2)
 
 
 def test_an_expired_consent(federation: Any) -> None:
