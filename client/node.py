@@ -18,15 +18,16 @@ from client.histories import Histories
 from client.home_checks import check_identity, check_unit
 from client.module_outbox import ModuleOutbox, SealedModule
 from client.outbox import Outbox, SealedUpload
+from client.plans import epoch_of, parse_recipe, refuse_plan
 from client.preflight import PreflightError, check_private_gradients
 from client.training import LocalTrainer, unit_rows
 from client.training_records import training_records
 from client.unit_keys import open_unit_keys
 from models.checkpoint import model_digest
 from models.folders import open_model
-from models.recipe import Recipe, prepare
+from models.recipe import prepare
 from models.vector import trainable_layout, write_vector
-from privacy.canonical import canonical_bytes, sha256_hex
+from privacy.canonical import sha256_hex
 from privacy.consent import load_consent
 from privacy.dp.clipping import ClippingError
 from privacy.experts_job import ExpertsJob
@@ -158,7 +159,7 @@ class Node:
 
         """
         with self._lock:
-            member = self._in_epoch(_epoch_of(request.plan))
+            member = self._in_epoch(epoch_of(request.plan))
             self._histories.verify_recalled()
             self._histories.verify_whole(hashlib.sha256(request.plan.payload).digest())
             sealed = self._gate.release(
@@ -227,17 +228,17 @@ class Node:
     ) -> LocalTrainer:
         """Set the model to the plan's parameters, after checking what the plan says of them."""
         if sha256_hex(recipe_json) != plan.recipe_digest:
-            _refuse_plan(PlanCode.WRONG_RECIPE, "", "the recipe that the plan names, got another")
+            refuse_plan(PlanCode.WRONG_RECIPE, "", "the recipe that the plan names, got another")
         trainer = self._trainer_for(recipe_json)
         if trainable_layout(trainer.model) != plan.trainable:
-            _refuse_plan(
+            refuse_plan(
                 PlanCode.NOT_TRAINABLE, "trainable", "the recipe's trainable tensors, got others"
             )
         if len(vector) != 4 * plan.vector_length:
-            _refuse_plan(PlanCode.WRONG_MODEL, "", "a vector of the plan's length, got another")
+            refuse_plan(PlanCode.WRONG_MODEL, "", "a vector of the plan's length, got another")
         write_vector(trainer.model, torch.from_numpy(np.frombuffer(vector, "<f4").copy()))
         if model_digest(trainer.model) != plan.model_digest:
-            _refuse_plan(PlanCode.WRONG_MODEL, "", "the model that the plan names, got another")
+            refuse_plan(PlanCode.WRONG_MODEL, "", "the model that the plan names, got another")
         self._check_first(trainer)
         return trainer
 
@@ -254,12 +255,12 @@ class Node:
         """The trainer of a recipe: model and data are read once and stay in memory."""
         digest = sha256_hex(recipe_json)
         if self._trainer is None or self._trainer[0] != digest:
-            recipe = _parse_recipe(recipe_json)
+            recipe = parse_recipe(recipe_json)
             model, tokenizer = open_model(self.config.base_model)
             try:
                 prepare(model, recipe)
             except ValueError:
-                _refuse_plan(
+                refuse_plan(
                     PlanCode.WRONG_RECIPE, "", "a recipe that fits this node's model, got another"
                 )
             place(model, self.config)
@@ -309,28 +310,3 @@ class Node:
                 "federation",
                 f"Expected federation {self.consent.federation!r}, got {federation!r}.",
             )
-
-
-def _epoch_of(signed: Signed) -> int | None:
-    """The epoch that a plan names, before anything of it was verified; None where it is no plan."""
-    try:
-        return RoundPlan.from_payload(signed.payload).epoch
-    except PlanRefused:
-        return None
-
-
-def _parse_recipe(recipe_json: bytes) -> Recipe:
-    try:
-        recipe = Recipe.model_validate_json(recipe_json)
-    except ValueError:
-        recipe = None
-    if recipe is None or canonical_bytes(recipe.model_dump(mode="json")) != recipe_json:
-        _refuse_plan(
-            PlanCode.WRONG_RECIPE, "", "a recipe that this node has installed, got another"
-        )
-    assert recipe is not None
-    return recipe
-
-
-def _refuse_plan(code: PlanCode, clause: str, expected: str) -> None:
-    raise PlanRefused(code, clause, f"Expected {expected}. Ask the coordinator for a new plan.")

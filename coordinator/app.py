@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from flwr.app import Context, Message
@@ -37,11 +37,13 @@ class GridChannel:
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
         self.traffic = Traffic()
+        self.interrupt: Callable[[], None] = _never
 
     def addresses(self, count: int, deadline_s: float) -> Sequence[int]:
         """See `Channel.addresses`."""
         end = time.monotonic() + deadline_s
         while len(found := sorted(self._grid.get_node_ids())) < count:
+            self.interrupt()
             if time.monotonic() > end:
                 raise RunError(
                     f"Expected {count} nodes within {deadline_s:g} s, got {len(found)}. Start the "
@@ -66,6 +68,7 @@ class GridChannel:
         waiting = set(self._grid.push_messages(messages))
         end = time.monotonic() + deadline_s
         while waiting and time.monotonic() < end:
+            self.interrupt()
             pulled = list(self._grid.pull_messages(sorted(waiting)))
             for message in pulled:
                 waiting.discard(message.metadata.reply_to_message_id)
@@ -88,6 +91,10 @@ class GridChannel:
             return None
         self.traffic.received_bytes += _size(parcel)
         return parcel
+
+
+def _never() -> None:
+    """Nobody interrupts."""
 
 
 def _size(parcel: Parcel) -> int:

@@ -1,6 +1,6 @@
 """How the coordinator reaches nodes: one exchange per phase, whatever carries it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,9 +16,16 @@ class Traffic:
 
 
 class Channel(Protocol):
-    """A way to the nodes; addresses are the carrier's own and prove nothing."""
+    """A way to the nodes; addresses are the carrier's own and prove nothing.
+
+    Attributes:
+        traffic: what was carried so far.
+        interrupt: called while it waits; what it raises ends the waiting.
+
+    """
 
     traffic: Traffic
+    interrupt: Callable[[], None]
 
     def addresses(self, count: int, deadline_s: float) -> Sequence[int]:
         """Wait until `count` nodes can be reached, and return all that can."""

@@ -6,6 +6,7 @@ After a crash at any instant the same call goes on: an attempt that was under wa
 
 import logging
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 from coordinator.attempt import AttemptReport, AttemptRunner, Floats, Members
+from coordinator.cancellation import Cancellation
 from coordinator.channel import Channel, Traffic
 from coordinator.epoch import EpochLost, enter_epoch
 from coordinator.errors import RunError
@@ -21,9 +23,10 @@ from coordinator.outcome import RoundOutcome, tell_observer
 from coordinator.planning import check_reachable, make_plan
 from coordinator.records import RunRecords
 from coordinator.settings import load_settings
+from coordinator.shared import SharedLedger, next_epoch
 from coordinator.store import Attempt, Phase, RunStore
 from coordinator.suspicion import suspects
-from coordinator.witnesses import Witnesses
+from coordinator.witnesses import LONGEST_TURN_S, Witnesses
 from models.checkpoint import model_digest
 from models.folders import open_model
 from models.optimiser import OptimiserState, adam_step
@@ -31,7 +34,6 @@ from models.recipe import prepare
 from models.vector import read_vector, write_vector
 from privacy.dp.lattice import release_variance
 from privacy.identity import IdentityKey
-from privacy.ledger.log import LedgerLog
 from privacy.rounds import LARGEST_ATTEMPT, RoundPlan, sign_plan
 from privacy.secagg.header import RefusalCode
 from privacy.secagg.recovery import AbortCode, SecAggAbort
@@ -40,36 +42,37 @@ from protos.round_messages import Done, RunClose
 from protos.wire import Parcel
 
 IDENTITY_FILE = "identity.key"
-LEDGER_FOLDER = "ledger"
-LEDGER_NAME = "coordinator"
 MEMBERS_FOLDER = "members"
 _NEAR_THE_EDGE = 7 / 8
 _LOG = logging.getLogger("arion.coordinator")
 
 
 class RunDriver:
-    """Drives one run; `run` returns when its last round is recorded.
+    """Drives one run; `run` returns when its last round is recorded, or when it was cancelled.
 
     Args:
-        home: holds run.json and identity.key; ledger, rounds and states live there too.
+        home: holds run.json; rounds and states live there too.
         channel: the way to the nodes.
 
     """
 
     def __init__(self, home: Path, channel: Channel) -> None:
         self.settings = load_settings(home)
-        self._key = IdentityKey.load(home / IDENTITY_FILE)
+        shared = self.settings.coordinator
+        self._key = IdentityKey.load(shared / IDENTITY_FILE)
+        self.cancellation = Cancellation(home)
+        channel.interrupt = self.cancellation.check
         self._channel = channel
         self._model, _ = open_model(self.settings.base_model)
         prepare(self._model, self.settings.recipe)
-        self._store = RunStore(home)
-        self._ledger = LedgerLog(home / LEDGER_FOLDER, LEDGER_NAME)
-        self._records = RunRecords(self._ledger, self.settings)
-        pins = self.settings.members
-        self._heads = MemberHeads(home / MEMBERS_FOLDER, pins)
-        self._witnesses = Witnesses(self._ledger, self._key, pins, channel, self._heads)
+        self._store = RunStore(home, is_driven=True)
+        self._ledger = SharedLedger(shared)
         self._members: Members | None = None
         try:
+            self._records = RunRecords(self._ledger, self.settings)
+            pins = self.settings.members
+            self._heads = MemberHeads(shared / MEMBERS_FOLDER, pins)
+            self._witnesses = Witnesses(self._ledger, self._key, pins, channel, self._heads)
             self.state = self._restore()
         except BaseException:
             self.close()
@@ -88,9 +91,17 @@ class RunDriver:
 
         """
         self._take_up()
-        while self.state.step < self.settings.rounds:
-            self._round()
-        self._finish()
+        try:
+            while self.state.step < self.settings.rounds:
+                self.cancellation.check()
+                self._round()
+            self.cancellation.ignore()
+        except SecAggAbort as abort:
+            if abort.code != AbortCode.CANCELLED:
+                raise
+            self._end_early(abort)
+        else:
+            self._finish()
         return self.state
 
     def _restore(self) -> OptimiserState:
@@ -119,7 +130,8 @@ class RunDriver:
             self._record(last)
         elif last.phase == Phase.ABORTED:
             self._records.aborted(last)
-        self._ledger.sign_head(self._key)
+        with self._ledger.turn() as log:
+            log.sign_head(self._key)
 
     def _round(self) -> None:
         """Make one attempt at the next round."""
@@ -136,6 +148,8 @@ class RunDriver:
             self._witnesses.collect(members, self.settings.deadline_s)
             self._tell(attempt, runner.report, before)
             self._leave_epoch(runner.report)
+            if abort.code == AbortCode.CANCELLED:
+                raise
             check_reachable(runner.report, plan)
             return
         near_edge = self._apply(sum_D, attempt, plan)
@@ -175,7 +189,7 @@ class RunDriver:
     def _in_epoch(self, plan: RoundPlan | None) -> Members:
         """Return the members of the epoch we are in; enter a plan's or a new one where need be."""
         if self._members is None:
-            epoch = plan.epoch if plan else self._store.next_epoch()
+            epoch = plan.epoch if plan else next_epoch(self.settings.coordinator)
             self._members = enter_epoch(
                 self.settings,
                 epoch,
@@ -268,11 +282,26 @@ class RunDriver:
         write_vector(self._model, self.state.average_D)
         self._records.released(model_digest(self._model))
         members = self._in_epoch(None)
-        request = Parcel(RunClose(self.settings.federation, self.settings.run))
-        requests = dict.fromkeys(members.addresses.values(), request)
-        for address, parcel in self._channel.exchange(
-            "query.close", requests, Done, self.settings.deadline_s
-        ):
-            if isinstance(parcel.message, Refusal):
-                _LOG.warning("%s: %s", members.name_at(address), parcel.message.detail)
+        self._close_at(members.addresses.values())
         self._witnesses.collect(members, self.settings.deadline_s)
+
+    def _end_early(self, abort: SecAggAbort) -> None:
+        """Abort what is under way, and tell the nodes that the run makes no more releases."""
+        last = self._store.last_attempt()
+        if last is None:
+            return  # no node has heard of it
+        if last.phase in (Phase.UPLOADING, Phase.SURVIVORS):
+            self._abort(last, abort)
+        if self._members is None:
+            self._close_at(self._channel.addresses(0, 0.0))
+        else:
+            self._close_at(self._members.addresses.values())
+            self._witnesses.collect(self._members, self.settings.deadline_s)
+
+    def _close_at(self, addresses: Iterable[int]) -> None:
+        request = Parcel(RunClose(self.settings.federation, self.settings.run))
+        requests = dict.fromkeys(addresses, request)
+        deadline_s = min(self.settings.deadline_s, LONGEST_TURN_S)
+        for address, parcel in self._channel.exchange("query.close", requests, Done, deadline_s):
+            if isinstance(parcel.message, Refusal):
+                _LOG.warning("node %d: %s", address, parcel.message.detail)

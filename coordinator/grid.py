@@ -5,7 +5,7 @@ phase are cleared when the next one is pushed: who is late is told that it is ov
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from flwr.app import Message
 
@@ -20,24 +20,28 @@ class ServiceGrid(CarrierGrid):
     """Carries one run's messages to the active members of a federation.
 
     Args:
-        run: name of the run; what an earlier process of it left waiting is cleared.
+        run: name of the run; what an earlier process of it left waiting is cleared by the first
+            message.
         registry: who is a member.
         mailbox: where messages wait.
+        names: of the members that take part; others hear nothing of the run.
 
     """
 
-    def __init__(self, run: str, registry: Registry, mailbox: Mailbox) -> None:
+    def __init__(
+        self, run: str, registry: Registry, mailbox: Mailbox, names: Collection[str]
+    ) -> None:
         super().__init__()
         self._run, self._registry, self._mailbox = run, registry, mailbox
+        self._names = frozenset(names)
         self._pushed: dict[str, Message] = {}
-        mailbox.clear(run)
 
     def get_node_ids(self) -> Iterable[int]:
-        """Addresses of the active members that ever connected."""
+        """Addresses of those that are active and ever connected."""
         return [
             member.address
-            for member in self._registry.members()
-            if member.status == "active" and member.role == "node" and member.seen is not None
+            for member in self._registry.nodes()
+            if member.name in self._names and member.seen is not None
         ]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:

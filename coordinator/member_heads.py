@@ -5,13 +5,15 @@ from pathlib import Path
 
 from privacy.identity import Signed
 from privacy.ledger.entries import LedgerError
-from privacy.ledger.files import make_directory, replace_durably
+from privacy.ledger.files import make_directory, replace_durably, turn
 from privacy.ledger.head import parse_signed_line, signed_line, verify_head
 from privacy.ledger.verify import WITNESS_SUFFIX
 
+_TURN = ".turn"
+
 
 class MemberHeads:
-    """One file per member, on the disk before `keep` returns.
+    """One file per member, on the disk before `keep` returns; several runs may keep heads at once.
 
     `ledger verify` holds the files against the members' ledgers where both are at hand.
 
@@ -46,9 +48,10 @@ class MemberHeads:
                 f"Expected a head of the ledger {name!r}, got one of {head.ledger!r}. Ask {name} "
                 "to check its node's name."
             )
-        held = self.newest(name)
-        if held is None or verify_head(self._pins[name], held).size < head.size:
-            replace_durably(self._path(name), signed_line(signed) + b"\n")
+        with turn(self._folder / _TURN):
+            held = self.newest(name)
+            if held is None or verify_head(self._pins[name], held).size < head.size:
+                replace_durably(self._path(name), signed_line(signed) + b"\n")
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}{WITNESS_SUFFIX}"

@@ -1,6 +1,7 @@
 """The coordinator's entries in its ledger; each is written exactly once, also after a crash."""
 
 from coordinator.settings import RunSettings
+from coordinator.shared import SharedLedger
 from coordinator.store import Attempt
 from privacy.ledger.entries import (
     Entry,
@@ -9,7 +10,6 @@ from privacy.ledger.entries import (
     RoundRecorded,
     RunOpened,
 )
-from privacy.ledger.log import LedgerLog
 from privacy.rounds import RoundPlan
 
 
@@ -17,15 +17,17 @@ class RunRecords:
     """Writes what happened in one run; a second call for the same event writes nothing.
 
     Args:
-        ledger: the coordinator's, in the run's home.
+        ledger: the coordinator's; other runs write to it too.
         settings: of the run.
 
     """
 
-    def __init__(self, ledger: LedgerLog, settings: RunSettings) -> None:
+    def __init__(self, ledger: SharedLedger, settings: RunSettings) -> None:
         self._ledger, self._settings = ledger, settings
-        self._rounds = {_place(entry) for entry in ledger.entries} - {None}
-        self._kinds = {entry.kind for entry in ledger.entries}
+        with ledger.turn() as log:
+            own = [entry for entry in log.entries if _run_of(entry) == settings.run]
+        self._rounds = {_place(entry) for entry in own} - {None}
+        self._kinds = {entry.kind for entry in own}
 
     def open(self, model_digest: str) -> None:
         """Write that the run began, and from which model."""
@@ -81,9 +83,14 @@ class RunRecords:
             self._write("release", body)
 
     def _write(self, kind: str, body: RunOpened | RoundRecorded | RoundAborted | Release) -> None:
-        entry = self._ledger.append(kind, body)
+        with self._ledger.turn() as log:
+            entry = log.append(kind, body)
         self._kinds.add(kind)
         self._rounds.add(_place(entry))
+
+
+def _run_of(entry: Entry) -> str:
+    return str(getattr(entry.parsed(), "run", ""))
 
 
 def _place(entry: Entry) -> tuple[int, int] | None:

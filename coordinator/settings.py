@@ -40,6 +40,8 @@ class RunSettings(BaseModel):
         recipe: local training.
         optimiser: what is done with the sums.
         base_model: model folder that the run starts from, relative to the run's home.
+        coordinator: folder of what all runs of a coordinator share (its key, its ledger, the count
+            of epochs, the heads of members' ledgers), relative to the run's home.
         plausible_batches: multiples of the expected batch that a sum may hold before it is refused.
         runtime: where the nodes run.
         seeded: noise that anyone can recompute; for simulations.
@@ -60,6 +62,7 @@ class RunSettings(BaseModel):
     recipe: Recipe
     optimiser: OptimiserSettings
     base_model: Path
+    coordinator: Path = Path()
     plausible_batches: float = Field(default=2.0, ge=1)
     runtime: Literal["simulate", "arion-grpc", "flower"]
     seeded: bool = False
@@ -106,7 +109,7 @@ def save_settings(home: Path, settings: RunSettings) -> None:
 
 
 def load_settings(home: Path) -> RunSettings:
-    """Read `run.json`, with the base model's path made absolute.
+    """Read `run.json`, with its paths made absolute.
 
     Raises:
         RunError: missing or not a run's settings.
@@ -123,4 +126,5 @@ def load_settings(home: Path) -> RunSettings:
         raise RunError(
             f"Expected a run's settings at {path}, got {error.strerror}. Check the folder."
         ) from error
-    return settings.model_copy(update={"base_model": home / settings.base_model})
+    places = ("base_model", "coordinator")
+    return settings.model_copy(update={name: home / getattr(settings, name) for name in places})

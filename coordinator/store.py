@@ -4,7 +4,10 @@ Attempts live in one SQLite file (`synchronous=FULL`); the state of the optimise
 round, written whole. A restarted coordinator reads where it was and goes on.
 """
 
+import fcntl
+import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
+from coordinator.settings import RunError
 from models.optimiser import OptimiserState
 from privacy.identity import Signed
 from privacy.ledger.files import make_directory, naming, replace_durably
@@ -23,9 +27,10 @@ CREATE TABLE IF NOT EXISTS attempts (
     spoilt TEXT NOT NULL,
     PRIMARY KEY (round, attempt)
 ) STRICT;
-CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
 """
 _KEPT_STATES = 2
+_LOCK_FILE = "driver.lock"
+_TRIES, _TRY_AGAIN_S = 5, 0.1
 
 
 class Phase(StrEnum):
@@ -64,12 +69,17 @@ class RunStore:
 
     Args:
         home: the run's home.
+        is_driven: whether this process drives the run; only one may. Others read.
+
+    Raises:
+        RunError: another process drives it.
 
     """
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, *, is_driven: bool = False) -> None:
         self._states = home / "states"
         make_directory(self._states)
+        self._lock = _lock(home / _LOCK_FILE) if is_driven else None
         self._file = home / "rounds.sqlite"
         with naming(self._file):
             self._connection = sqlite3.connect(self._file, isolation_level=None)
@@ -78,25 +88,11 @@ class RunStore:
             self._connection.executescript(_SCHEMA)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, and let another process drive the run."""
         self._connection.close()
-
-    def next_epoch(self) -> int:
-        """Return a number that no epoch of this run had."""
-        with self._transaction():
-            epoch = self.epoch + 1
-            self._connection.execute(
-                "INSERT INTO facts VALUES ('epoch', ?) "
-                "ON CONFLICT (name) DO UPDATE SET value = excluded.value",
-                (epoch,),
-            )
-        return epoch
-
-    @property
-    def epoch(self) -> int:
-        """The newest epoch; 0 before the first."""
-        row = self._connection.execute("SELECT value FROM facts WHERE name = 'epoch'").fetchone()
-        return 0 if row is None else int(row[0])
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def last_attempt(self) -> Attempt | None:
         """Return the newest attempt of the newest round."""
@@ -152,6 +148,40 @@ class RunStore:
                 if self._connection.in_transaction:  # a full disk may have ended it already
                     self._connection.execute("ROLLBACK")
                 raise
+
+
+def is_driven(home: Path) -> bool:
+    """Tell whether a process drives the run at this moment."""
+    path = home / _LOCK_FILE
+    if not path.exists():
+        return False
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return not _is_locked(descriptor, fcntl.LOCK_SH)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(path: Path) -> int:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    for _ in range(_TRIES):  # who asks `is_driven` holds it for a moment
+        if _is_locked(descriptor, fcntl.LOCK_EX):
+            return descriptor
+        time.sleep(_TRY_AGAIN_S)
+    os.close(descriptor)
+    raise RunError(
+        f"Expected that nobody drives the run in {path.parent}, got another process that does. "
+        "Watch it, or stop that process first."
+    )
+
+
+def _is_locked(descriptor: int, kind: int) -> bool:
+    """Take a lock, and tell whether that worked."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _attempt(row: tuple[Any, ...]) -> Attempt:

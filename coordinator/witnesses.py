@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from coordinator.attempt import Members
 from coordinator.channel import Channel
 from coordinator.member_heads import MemberHeads
+from coordinator.shared import SharedLedger
 from privacy.identity import IdentityKey, SignatureError
 from privacy.ledger.entries import LedgerError
 from privacy.ledger.log import LedgerLog
@@ -16,6 +17,7 @@ from protos.messages import Refusal
 from protos.round_messages import HeadCountersigned, HeadHeld, HeadOffer, HeadQuery
 from protos.wire import Parcel
 
+LONGEST_TURN_S = 30.0
 _LOG = logging.getLogger("arion.coordinator")
 
 
@@ -33,7 +35,7 @@ class Witnesses:
 
     def __init__(
         self,
-        ledger: LedgerLog,
+        ledger: SharedLedger,
         key: IdentityKey,
         members: Mapping[str, str],
         channel: Channel,
@@ -47,45 +49,52 @@ class Witnesses:
     def collect(self, members: Members, deadline_s: float) -> tuple[str, ...]:
         """Sign a head and have the members countersign it.
 
+        Other runs wait meanwhile: a member takes a head that does not extend the one it holds for
+        a fork, so heads and proofs must reach it in the ledger's order.
+
         Returns:
             Members that did; one that is away or refuses does not hold up the run.
 
         """
-        head = self._ledger.sign_head(self._key)
-        self._ask_held(members, deadline_s)
-        offers = {
-            members.addresses[name]: Parcel(HeadOffer(head, self._proof(size)))
-            for name, size in self._held.items()
-        }
-        signed = []
-        for address, parcel in self._channel.exchange(
-            "query.countersign", offers, HeadCountersigned, deadline_s
-        ):
-            name = members.name_at(address)
-            if self._keep(name, parcel):
-                self._held[name] = self._ledger.size
-                signed.append(name)
-        return tuple(sorted(signed))
+        deadline_s = min(deadline_s, LONGEST_TURN_S)
+        with self._ledger.turn() as log:
+            if self._ledger.was_changed():
+                self._held.clear()
+            head = log.sign_head(self._key)
+            self._ask_held(log, members, deadline_s)
+            offers = {
+                members.addresses[name]: Parcel(HeadOffer(head, _proof(log, size)))
+                for name, size in self._held.items()
+            }
+            self._held.clear()  # who does not answer may hold either head
+            for address, parcel in self._channel.exchange(
+                "query.countersign", offers, HeadCountersigned, deadline_s
+            ):
+                name = members.name_at(address)
+                if self._keep(log, name, parcel):
+                    self._held[name] = log.size
+        return tuple(sorted(self._held))
 
-    def _proof(self, size: int) -> tuple[bytes, ...]:
-        return tuple(self._ledger.consistency_proof(size)) if size else ()
-
-    def _ask_held(self, members: Members, deadline_s: float) -> None:
+    def _ask_held(self, log: LedgerLog, members: Members, deadline_s: float) -> None:
         unknown = {name: at for name, at in members.addresses.items() if name not in self._held}
-        requests = dict.fromkeys(unknown.values(), Parcel(HeadQuery(self._ledger.name)))
+        requests = dict.fromkeys(unknown.values(), Parcel(HeadQuery(log.name)))
         for address, parcel in self._channel.exchange("query.head", requests, HeadHeld, deadline_s):
-            if isinstance(parcel.message, HeadHeld) and parcel.message.size <= self._ledger.size:
+            if isinstance(parcel.message, HeadHeld) and parcel.message.size <= log.size:
                 self._held[members.name_at(address)] = parcel.message.size
 
-    def _keep(self, name: str, parcel: Parcel) -> bool:
+    def _keep(self, log: LedgerLog, name: str, parcel: Parcel) -> bool:
         if isinstance(parcel.message, Refusal):
             _LOG.error("%s does not countersign: %s", name, parcel.message.detail)
             return False
         assert isinstance(parcel.message, HeadCountersigned)
         try:
-            self._ledger.add_countersignature(self._pins[name], parcel.message.signed)
+            log.add_countersignature(self._pins[name], parcel.message.signed)
             self._member_heads.keep(name, parcel.message.own)
         except (SignatureError, LedgerError) as error:
             _LOG.error("countersignature of %s: %s", name, error)
             return False
         return True
+
+
+def _proof(log: LedgerLog, size: int) -> tuple[bytes, ...]:
+    return tuple(log.consistency_proof(size)) if size else ()

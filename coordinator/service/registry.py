@@ -247,6 +247,10 @@ class Registry:
         with transaction(self._engine, only_reads=True) as connection:
             return [to_member(row) for row in connection.execute(select(MEMBERS).order_by("name"))]
 
+    def nodes(self) -> list[Member]:
+        """Return the institutions that may take part in a run, sorted by name."""
+        return [m for m in self.members() if m.status == "active" and m.role == "node"]
+
     def _wait(
         self, connection: Any, invited: Any, csr: bytes, identity_key: bytes, signs: bool
     ) -> None:

@@ -41,14 +41,18 @@ class Lines:
     torn_bytes: int
 
 
-def read_lines(path: Path) -> Lines:
-    """Read the lines of `path` without changing it; a missing file has none.
+def read_lines(path: Path, start: int = 0) -> Lines:
+    """Read the lines of `path` from a byte on without changing it; a missing file has none.
 
     The last line is torn when its newline is missing, or when it holds NUL: a block that the
     system had made room for but not written. Both were never acknowledged. Any other damage is
     left in the lines, for the caller to refuse: it may have been acknowledged.
     """
-    data = path.read_bytes() if path.exists() else b""
+    data = b""
+    if path.exists():
+        with path.open("rb") as file:
+            file.seek(start)
+            data = file.read()
     *complete, tail = data.split(b"\n")
     if not tail and complete and b"\0" in complete[-1]:
         tail = complete.pop() + b"\n"
@@ -72,6 +76,7 @@ class DurableLines:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             self._lock()
+            self._size = 0
             with naming(path):
                 self.lines, self.note = self._recover()
                 sync_directory(path.parent)
@@ -79,6 +84,24 @@ class DurableLines:
             os.close(self._file)
             raise
         self._usable = True
+
+    def release(self) -> None:
+        """Let other processes write, until `retake`."""
+        fcntl.flock(self._file, fcntl.LOCK_UN)
+        self._usable = False
+
+    def retake(self) -> tuple[bytes, ...]:
+        """Lock the file again and return the lines that were added meanwhile.
+
+        Raises:
+            LedgerError: another process holds it.
+
+        """
+        self._lock()
+        with naming(self._path):
+            lines, self.note = self._recover()
+        self._usable = True
+        return lines
 
     def append(self, line: bytes) -> None:
         """Write one line and wait until the disk has it.
@@ -98,6 +121,7 @@ class DurableLines:
         with naming(self._path):
             write_all(self._file, line + b"\n")
             os.fsync(self._file)
+        self._size += len(line) + 1
         self._usable = True
 
     def close(self) -> None:
@@ -116,15 +140,34 @@ class DurableLines:
             ) from error
 
     def _recover(self) -> tuple[tuple[bytes, ...], str]:
-        found = read_lines(self._path)
+        """Read what comes after the lines that are known, and cut a torn last line away."""
+        found = read_lines(self._path, self._size)
+        self._size += sum(len(line) + 1 for line in found.complete)
         if not found.torn_bytes:
             return found.complete, ""
-        os.ftruncate(self._file, sum(len(line) + 1 for line in found.complete))
+        os.ftruncate(self._file, self._size)
         os.fsync(self._file)
         return found.complete, (
             f"{self._path.name}: a torn last line of {found.torn_bytes} bytes was cut away; "
             "the write was cut short and never acknowledged"
         )
+
+
+@contextmanager
+def turn(path: Path) -> Iterator[None]:
+    """Wait until no other process, and no other thread, is within a block for this file.
+
+    Args:
+        path: created if absent; its folder exists. It stays empty.
+
+    """
+    with naming(path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def write_all(descriptor: int, data: bytes | memoryview) -> None:

@@ -1,5 +1,6 @@
 """The append-only log of one institution: entries, signed heads, countersignatures."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -54,8 +55,8 @@ class LedgerLog:
             for file_name in (ENTRIES_FILE, HEADS_FILE, COUNTERSIGNATURES_FILE):
                 self._files.append(DurableLines(directory / file_name))
             self._entry_file, self._head_file, self._countersignature_file = self._files
-            self._load_entries()
-            self._load_heads()
+            self._load_entries(self._entry_file.lines)
+            self._load_heads(self._head_file.lines)
         except BaseException:
             self.close()
             raise
@@ -76,6 +77,23 @@ class LedgerLog:
         """Give the lock back."""
         for file in self._files:
             file.close()
+
+    def release(self) -> None:
+        """Let other processes of this owner write, until `retake`."""
+        for file in self._files:
+            file.release()
+
+    def retake(self) -> bool:
+        """Go on after `release`; tell whether others wrote meanwhile.
+
+        Raises:
+            LedgerError: what they wrote is damaged, or one of them is at it.
+
+        """
+        entries, heads, others = [file.retake() for file in self._files]
+        self._load_entries(entries)
+        self._load_heads(heads)
+        return bool(entries or heads or others)
 
     @property
     def name(self) -> str:
@@ -210,8 +228,8 @@ class LedgerLog:
         self._entries.append(entry)
         self._tree.append(leaf_hash(entry.payload()))
 
-    def _load_entries(self) -> None:
-        for number, line in enumerate(self._entry_file.lines):
+    def _load_entries(self, lines: Sequence[bytes]) -> None:
+        for number, line in enumerate(lines, start=self.size):
             try:
                 entry = parse_entry(line)
             except ValueError as error:
@@ -220,8 +238,8 @@ class LedgerLog:
                 raise _damaged(ENTRIES_FILE, number, f"its index is {entry.index}, not {number}")
             self._remember(entry)
 
-    def _load_heads(self) -> None:
-        for number, line in enumerate(self._head_file.lines):
+    def _load_heads(self, lines: Sequence[bytes]) -> None:
+        for number, line in enumerate(lines, start=len(self._heads)):
             try:
                 signed = parse_signed_line(line)
                 head = parse_statement(signed.payload, TreeHead)

@@ -34,6 +34,7 @@ class AbortCode(StrEnum):
     BAD_COUNT = "bad-count"
     BAD_NORM = "bad-norm"
     EPOCH_LOST = "epoch-lost"
+    CANCELLED = "cancelled"
 
 
 class SecAggAbort(ValueError):  # noqa: N818  (an abort is an outcome of the protocol)
