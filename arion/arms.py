@@ -208,7 +208,7 @@ def _train_federated(job: Job, setting: Setting, home: Path, observer: Observer)
         node_options={"heldout": run.data.heldout, "validation": run.data.validation},
     )
     run_federation(homes, observer, drop=run.federation.drop, seed=job.seed)
-    return final_vector(homes)
+    return final_vector(homes.coordinator)
 
 
 def _vector_length(setting: Setting) -> int:

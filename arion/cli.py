@@ -9,6 +9,7 @@ from arion.expert_private_cli import train_private_command
 from arion.model_cli import model_app
 from arion.node_cli import node_app
 from arion.privacy_cli import privacy_app
+from arion.run_cli import run_app
 from arion.simulate_cli import simulate_command
 
 app = typer.Typer(
@@ -18,6 +19,7 @@ app = typer.Typer(
 )
 app.add_typer(coordinator_app, name="coordinator")
 app.add_typer(node_app, name="node")
+app.add_typer(run_app, name="run")
 app.add_typer(model_app, name="model")
 app.add_typer(privacy_app, name="privacy")
 coordinator_app.command("migrate")(migrate_command)

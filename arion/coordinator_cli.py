@@ -10,9 +10,6 @@ import typer
 
 from arion.errors import user_errors
 from arion.logs import LogFormat, LogFormatOption, set_up_logs
-from coordinator.app import GridChannel
-from coordinator.driver import RunDriver
-from coordinator.grid import ServiceGrid
 from coordinator.service.database import check_database_url
 from coordinator.service.home import ServiceHome, ServiceSettings
 from coordinator.service.probe import is_serving
@@ -108,27 +105,6 @@ def health_command(home: Home) -> None:
         serving = is_serving(opened)
     typer.echo("serving" if serving else "not serving")
     raise typer.Exit(0 if serving else 1)
-
-
-@coordinator_app.command("run")
-def run_command(
-    home: Home,
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run's home, with run.json.")],
-    *,
-    log_format: LogFormatOption = LogFormat.TEXT,
-) -> None:
-    """Carry a run to its end over the service's members, from wherever it stands.
-
-    The service must be serving. After a crash the same command goes on.
-
-    Example: arion coordinator run srv srv/runs/first
-    """
-    set_up_logs(log_format)
-    with user_errors(), closing(ServiceHome.open(home)) as opened:
-        grid = ServiceGrid(str(run.resolve())[-200:], opened.registry, opened.mailbox)
-        with closing(grid), closing(RunDriver(run, GridChannel(grid))) as driver:
-            state = driver.run()
-    typer.echo(f"{state.step} rounds are recorded in {run}")
 
 
 def print_members(rows: list[dict[str, Any]]) -> None:

@@ -36,11 +36,11 @@ def run_federation(homes: Homes, observer: Observer, *, drop: float = 0.0, seed:
         client.app.close_nodes()
 
 
-def final_vector(homes: Homes) -> torch.Tensor:
-    """The trainable parameters that a run hands out after its last round, fp32 [D]."""
-    store = RunStore(homes.coordinator)
+def final_vector(home: Path) -> torch.Tensor:
+    """The trainable parameters that the run in a home hands out after its last round, fp32 [D]."""
+    store = RunStore(home)
     try:
-        state = store.load_state(load_settings(homes.coordinator).rounds)
+        state = store.load_state(load_settings(home).rounds)
     finally:
         store.close()
     assert state is not None, "the run came to its end"

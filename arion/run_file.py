@@ -1,8 +1,8 @@
-"""RUN.toml: what a simulation does. Every key has a default; command-line options override it."""
+"""RUN.toml: what a run does. Every key has a default; command-line options override it."""
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -143,6 +143,23 @@ class FederationSection(_Section):
     plausible_batches: float = Field(default=2.0, ge=1)
 
 
+class ServiceSection(_Section):
+    """What a run over the service must be told, as its coordinator sees no data.
+
+    Attributes:
+        unit: the consents' privacy unit, "record" or a field; None takes privacy.unit, else record.
+        units: units that each member declares to train on, by name; they decide the sampling rate.
+        members: names of those that take part; None is everyone who was approved.
+        deadline_s: how long a phase waits for members.
+
+    """
+
+    unit: str | None = Field(default=None, min_length=1, max_length=200)
+    units: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    members: tuple[str, ...] | None = None
+    deadline_s: float = Field(default=600.0, gt=0)
+
+
 class CompareSection(_Section):
     """A comparison of arms, where one is asked for.
 
@@ -157,11 +174,11 @@ class CompareSection(_Section):
 
 
 class RunFile(_Section):
-    """A whole simulation.
+    """A whole run: a simulation, or one over the service, which does not read `data` and `compare`.
 
     Attributes:
-        seed: of everything drawn; None draws sampling and noise from the operating system, so that
-            the run cannot be repeated and its noise protects.
+        seed: of everything drawn in a simulation; None draws sampling and noise from the operating
+            system, as nodes of the service always do, so that the noise protects.
 
     """
 
@@ -171,6 +188,7 @@ class RunFile(_Section):
     privacy: PrivacySection = PrivacySection()
     federation: FederationSection = FederationSection()
     compare: CompareSection = CompareSection()
+    service: ServiceSection = ServiceSection()
     seed: int | None = Field(default=0, ge=0, lt=2**63)
 
     @property

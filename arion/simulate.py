@@ -176,7 +176,7 @@ class Simulation:
         """Evaluate the model, write it, and put the report together."""
         started = time.monotonic()
         settings = load_settings(homes.coordinator)
-        final = final_vector(homes)
+        final = final_vector(homes.coordinator)
         limit = self.run_file.data.evaluate_records
         arm = FEDERATED[settings.step.is_private]
         model = write_merged_model(self.base, settings.recipe, final, self.out / "model")

@@ -1,57 +1,22 @@
 """A running service on loopback, and the small federation's nodes enrolled with it."""
 
-import asyncio
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry
 
+import client.app
 from coordinator.service.home import ServiceHome, ServiceSettings
-from coordinator.service.serve import Ports, Service
+from tests.service.institutions import Institutions, Make
 from tests.service.postgresql import Server, running_server
-from tests.small_federation import FEDERATION, ground, make_federation  # noqa: F401  (fixtures)
-
-
-class RunningService:
-    """A service in a thread of this process, on ports that the system gave."""
-
-    def __init__(self, home: ServiceHome) -> None:
-        self.home = home
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
-        self._service = Service(home)
-        self.ports: Ports = self._do(self._service.start())
-
-    @property
-    def address(self) -> str:
-        return f"localhost:{self.ports.exchange}"
-
-    @property
-    def pair(self) -> tuple[int, int]:
-        return self.ports.exchange, self.ports.enrolment
-
-    @property
-    def metrics(self) -> CollectorRegistry:
-        return self._service.metrics.collected
-
-    def look(self) -> None:
-        """Look at database and disk now, for the health."""
-        self._do(self._service.health.look())
-
-    def stop_serving(self) -> None:
-        """Close the ports; `stop` may still be called."""
-        self._do(self._service.stop())
-
-    def stop(self) -> None:
-        self._do(self._service.stop())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
-
-    def _do(self, coroutine: object) -> object:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(20)
+from tests.service.running import RunningService
+from tests.small_federation import (  # noqa: F401  (fixtures)
+    FEDERATION,
+    SmallFederation,
+    ground,
+    make_federation,
+)
 
 
 @pytest.fixture(scope="session")
@@ -91,3 +56,24 @@ def service(service_home: ServiceHome) -> Iterator[RunningService]:
         yield running
     finally:
         running.stop()
+
+
+@pytest.fixture
+def institutions(
+    service: RunningService,
+    make_federation: Callable[..., SmallFederation],  # noqa: F811  (the fixture)
+) -> Iterator[Make]:
+    """Build the members of the service: `step` changes the mechanism, the rest the settings."""
+    made: list[Institutions] = []
+
+    def make(step: dict[str, Any] | None = None, **changes: Any) -> Institutions:
+        federation = make_federation(
+            step, seed=None, **{"runtime": "arion-grpc", "deadline_s": 30.0, **changes}
+        )
+        made.append(Institutions(service, federation))
+        return made[0]
+
+    yield make
+    for each in made:
+        each.stop()
+    client.app.close_nodes()

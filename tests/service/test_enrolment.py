@@ -32,8 +32,8 @@ from privacy.enrolment import (
     signing_request,
 )
 from privacy.identity import IdentityKey
-from tests.service.conftest import RunningService
 from tests.service.postgresql import on_both
+from tests.service.running import RunningService
 
 
 def enrol(service: RunningService, home: Path, name: str = "north") -> Link:

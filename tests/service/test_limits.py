@@ -28,7 +28,8 @@ from privacy.enrolment import join_payload, new_connection_key, signing_request
 from privacy.identity import IdentityKey
 from protos.arion.v1 import service_pb2 as pb
 from protos.arion.v1 import service_pb2_grpc as rpc
-from tests.service.conftest import RunningService, with_settings
+from tests.service.conftest import with_settings
+from tests.service.running import RunningService
 from tests.service.test_enrolment import enrol
 from tests.service.test_operations import channel_of
 

@@ -24,7 +24,8 @@ from client.membership import collect, join
 from client.transport import Credentials, Link, LinkRefused
 from coordinator.service.home import ServiceHome
 from coordinator.service.probe import is_serving
-from tests.service.conftest import RunningService, with_settings
+from tests.service.conftest import with_settings
+from tests.service.running import RunningService
 from tests.service.test_enrolment import enrol
 
 SERVING = health.HealthCheckResponse.SERVING

@@ -1,0 +1,273 @@
+"""Runs of a coordinator's service, each in a folder of its home: made, carried on, shown, ended.
+
+A run's home appears whole or not at all. Its state is read from what its driver made durable, so
+that every command tells the truth while another process drives the run, or after it was killed.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from arion.preflight import check_liveness
+from arion.run_federation import final_vector, write_merged_model
+from arion.run_file import RunFile
+from arion.run_order import RunOrder, order_run
+from client.histories import COORDINATOR
+from coordinator.app import GridChannel
+from coordinator.cancellation import Cancellation
+from coordinator.driver import RunDriver
+from coordinator.grid import ServiceGrid
+from coordinator.outcome import Observer, observing
+from coordinator.service.home import ServiceHome
+from coordinator.settings import SETTINGS_FILE, RunError, load_settings, save_settings
+from coordinator.store import Attempt, Phase, RunStore, is_driven
+from privacy.enrolment import NAME
+from privacy.ledger.files import make_directory, replace_durably, sync_directory
+from privacy.ledger.pins import PINS_FILE, Pin, load_pins, pins_bytes
+
+RUNS_FOLDER = "runs"
+PLAN_FILE = "plan.json"
+STOPPED_FILE = "STOPPED"
+_BASE_FOLDER = "base"
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """Where a run stands.
+
+    Attributes:
+        state: "submitted" (never begun), "running", "stopped" (may be resumed), "cancelling",
+            "cancelled" or "finished".
+        round: rounds recorded.
+        rounds: rounds in all.
+        attempts: those made, the newest last.
+        reason: why it stopped, or "".
+
+    """
+
+    name: str
+    state: str
+    round: int
+    rounds: int
+    attempts: tuple[Attempt, ...]
+    reason: str
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will come of it."""
+        return self.state in {"cancelled", "finished"}
+
+
+def plan_order(service: ServiceHome, run: RunFile, name: str) -> RunOrder:
+    """Work out what a run would be, without changing anything; see `order_run`.
+
+    Raises:
+        RunError: no name for a run, or one that an earlier run has.
+
+    """
+    if not NAME.fullmatch(name):
+        raise RunError(
+            f"Expected a run's name of a-z, 0-9 and -, got {name[:80]!r}. Choose one with --name."
+        )
+    if _home(service, name).exists():
+        raise RunError(
+            f"Expected a name that no run has had, got {name!r}: nodes take part in a run once. "
+            "Choose another with --name, or go on with it: arion run resume."
+        )
+    members = {member.name: member.identity_key for member in service.registry.nodes()}
+    earlier = [_plan(home) for home in _homes(service) if _has_begun(home)]
+    return order_run(run, name, service.settings.federation, members, earlier)
+
+
+def submit(service: ServiceHome, run: RunFile, name: str) -> RunOrder:
+    """Make a run's home, whole: base model, settings, plan. No node hears of it yet.
+
+    Raises:
+        RunError, RunFileError, PreflightError: nothing was made.
+
+    """
+    order = plan_order(service, run, name)
+    settings = order.settings
+    check_liveness(settings.base_model, settings.recipe, settings.optimiser, settings.rounds)
+    _pin(service, order)
+    part = _home(service, f".{name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    make_directory(part)
+    shutil.copytree(settings.base_model, part / _BASE_FOLDER)
+    _flush(part)
+    replace_durably(part / PLAN_FILE, json.dumps(order.plan, indent=1).encode() + b"\n")
+    places = {"base_model": Path(_BASE_FOLDER), "coordinator": Path("../..")}
+    save_settings(part, settings.model_copy(update=places))
+    part.rename(_home(service, name))
+    sync_directory(part.parent)
+    return order
+
+
+def carry_on(service: ServiceHome, name: str, observer: Observer) -> RunStatus:
+    """Drive a run to its end in this process, from wherever it stands.
+
+    Args:
+        service: the coordinator's; its ports must be served, by any process.
+        name: the run's.
+        observer: called after every attempt.
+
+    Raises:
+        RunError: there is no such run, another process drives it, or it cannot go on; where it
+            could be tried again, `RunStatus.reason` says the same later.
+
+    """
+    home = find(service, name)
+    if status_of(home).is_over:
+        return status_of(home)
+    grid = ServiceGrid(name, service.registry, service.mailbox, load_settings(home).members)
+    with closing(RunDriver(home, GridChannel(grid))) as driver, closing(grid):
+        (home / STOPPED_FILE).unlink(missing_ok=True)
+        try:
+            with observing(observer):
+                driver.run()
+        except (ValueError, OSError) as error:
+            replace_durably(home / STOPPED_FILE, str(error).encode() + b"\n")
+            raise
+    return status_of(home)
+
+
+def cancel(service: ServiceHome, name: str, observer: Observer) -> RunStatus:
+    """End a run before its last round; what nodes released stays charged.
+
+    A process that drives it notices. Where none does, this one writes the end down.
+
+    Raises:
+        RunError: there is no such run, or it is finished.
+
+    """
+    home = find(service, name)
+    status = status_of(home)
+    if status.state == "finished":
+        raise RunError(f"Expected a run that goes on, got {name!r}, which is finished.")
+    Cancellation(home).ask()
+    return status_of(home) if is_driven(home) else carry_on(service, name, observer)
+
+
+def export_model(service: ServiceHome, name: str, folder: Path) -> None:
+    """Write a finished run's model, adapters merged, as a plain model folder.
+
+    Raises:
+        RunError: there is no such run, it is not finished, or the folder exists.
+
+    """
+    home = find(service, name)
+    status = status_of(home)
+    if status.state != "finished":
+        raise RunError(
+            f"Expected a run that is finished, got {name!r}: {status.state}, {status.round} of "
+            f"{status.rounds} rounds. Watch it: arion run watch."
+        )
+    if folder.exists():
+        raise RunError(f"Expected a folder that does not exist, got {folder}. Choose another.")
+    settings = load_settings(home)
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    write_merged_model(settings.base_model, settings.recipe, final_vector(home), part)
+    part.rename(folder)
+
+
+def list_runs(service: ServiceHome) -> list[RunStatus]:
+    """Return all runs, sorted by name."""
+    return [status_of(home) for home in _homes(service)]
+
+
+def find(service: ServiceHome, name: str) -> Path:
+    """Return a run's home.
+
+    Raises:
+        RunError: there is none of that name.
+
+    """
+    home = _home(service, name)
+    if not NAME.fullmatch(name) or not (home / SETTINGS_FILE).exists():
+        raise RunError(f"Expected a run's name, got {name[:80]!r}. See arion run list.")
+    return home
+
+
+def status_of(home: Path) -> RunStatus:
+    """Read where the run in a home stands."""
+    settings = load_settings(home)
+    with closing(RunStore(home)) as store:
+        attempts = tuple(store.attempts())
+    recorded = sum(attempt.phase == Phase.RECORDED for attempt in attempts)
+    reason = home / STOPPED_FILE
+    return RunStatus(
+        name=settings.run,
+        state=_state(home, attempts, is_finished=recorded == settings.rounds),
+        round=recorded,
+        rounds=settings.rounds,
+        attempts=attempts,
+        reason=reason.read_text().strip() if reason.exists() else "",
+    )
+
+
+def _state(home: Path, attempts: tuple[Attempt, ...], *, is_finished: bool) -> str:
+    driven = is_driven(home)
+    if is_finished and not driven:
+        return "finished"
+    if Cancellation(home).is_asked:
+        under_way = attempts and attempts[-1].phase in (Phase.UPLOADING, Phase.SURVIVORS)
+        return "cancelling" if driven or under_way else "cancelled"
+    if driven:
+        return "running"
+    return "stopped" if attempts or (home / STOPPED_FILE).exists() else "submitted"
+
+
+def _home(service: ServiceHome, name: str) -> Path:
+    return service.path / RUNS_FOLDER / name
+
+
+def _homes(service: ServiceHome) -> Iterator[Path]:
+    folder = service.path / RUNS_FOLDER
+    for home in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if NAME.fullmatch(home.name) and (home / SETTINGS_FILE).exists():
+            yield home
+
+
+def _plan(home: Path) -> dict[str, Any]:
+    path = home / PLAN_FILE
+    if not path.exists():
+        raise RunError(f"Expected the plan of an earlier run in {path}, got none. Restore it.")
+    plan: dict[str, Any] = json.loads(path.read_bytes())
+    return plan
+
+
+def _has_begun(home: Path) -> bool:
+    """Whether a run may have been charged, or may still be."""
+    status = status_of(home)
+    return bool(status.attempts) or not status.is_over
+
+
+def _pin(service: ServiceHome, order: RunOrder) -> None:
+    """Add the members' keys, and our own, to what `ledger verify` checks this home against."""
+    path = service.path / PINS_FILE
+    pins = load_pins(path) if path.exists() else {}
+    new = {name: Pin(public_key=key, kind="node") for name, key in order.settings.members.items()}
+    new[COORDINATOR] = Pin(public_key=service.key.public_key.hex(), kind="coordinator")
+    for name, pin in new.items():
+        if pins.get(name, pin) != pin:
+            raise RunError(
+                f"Expected the identity key that {name!r} had in earlier runs, got another. Have "
+                "the institution join from its old home, or under another name."
+            )
+    replace_durably(path, pins_bytes({**pins, **new}))
+
+
+def _flush(folder: Path) -> None:
+    """Make copied files durable."""
+    for path in (*folder.rglob("*"), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
