@@ -11,6 +11,7 @@ import client.app
 from arion.coordinator_cli import Json, print_members
 from arion.errors import user_errors
 from arion.logs import LogFormat, LogFormatOption, set_up_logs
+from arion.node_consent_cli import consent_app, members_command, pin_command
 from client.agent import Agent
 from client.config import IDENTITY_FILE
 from client.membership import MembershipFile, collect, join, rotate
@@ -20,6 +21,9 @@ from coordinator.service.status import member_rows
 from privacy.identity import IdentityKey, fingerprint
 
 node_app = typer.Typer(no_args_is_help=True, help="Institutions' nodes, and who may connect.")
+node_app.add_typer(consent_app, name="consent")
+node_app.command("members")(members_command)
+node_app.command("pin")(pin_command)
 
 Coordinator = Annotated[Path, typer.Option(help="The coordinator's home, on its machine.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The member's name.")]

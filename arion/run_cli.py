@@ -1,7 +1,6 @@
 """`arion run`: the operator's runs over the service, from a run file to the merged model."""
 
 import json
-import logging
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -11,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from arion.errors import user_errors
+from arion.logs import LogFormat, LogFormatOption, set_up_logs
 from arion.progress import Progress, make_progress
 from arion.run_file import RunFile, load_run_file
 from arion.run_words import attempt_json, print_order, status_json, status_line
@@ -87,6 +87,7 @@ def submit_command(
         bool, typer.Option("--start/--no-start", help="Carry it out, or leave it to `resume`.")
     ] = True,
     as_json: Json = False,
+    log_format: LogFormatOption = LogFormat.TEXT,
 ) -> None:
     """Make a run and carry it out over the service's members, to its end.
 
@@ -100,23 +101,35 @@ def submit_command(
         if not start:
             print_order(order, as_json)
             return
-        status = _carry_on(service, order.settings.run)
+        status = _carry_on(service, order.settings.run, log_format)
     _print_end(status, as_json)
 
 
 @run_app.command("resume")
-def resume_command(name: Name, *, coordinator: Coordinator, as_json: Json = False) -> None:
+def resume_command(
+    name: Name,
+    *,
+    coordinator: Coordinator,
+    as_json: Json = False,
+    log_format: LogFormatOption = LogFormat.TEXT,
+) -> None:
     """Carry a run on from wherever it stands: not begun, interrupted or stopped.
 
     Example: arion run resume first --coordinator srv
     """
     with user_errors(), closing(ServiceHome.open(coordinator)) as service:
-        status = _carry_on(service, name)
+        status = _carry_on(service, name, log_format)
     _print_end(status, as_json)
 
 
 @run_app.command("cancel")
-def cancel_command(name: Name, *, coordinator: Coordinator, as_json: Json = False) -> None:
+def cancel_command(
+    name: Name,
+    *,
+    coordinator: Coordinator,
+    as_json: Json = False,
+    log_format: LogFormatOption = LogFormat.TEXT,
+) -> None:
     """End a run for good; what nodes have released stays charged.
 
     Example: arion run cancel first --coordinator srv
@@ -124,7 +137,7 @@ def cancel_command(name: Name, *, coordinator: Coordinator, as_json: Json = Fals
     with (
         user_errors(),
         closing(ServiceHome.open(coordinator)) as service,
-        _telling(status_of(find(service, name)).rounds) as observer,
+        _telling(status_of(find(service, name)).rounds, log_format) as observer,
     ):
         status = cancel(service, name, observer)
     if as_json:
@@ -219,9 +232,9 @@ def _progress(rounds: int) -> Iterator[Progress]:
 
 
 @contextmanager
-def _telling(rounds: int) -> Iterator[Observer]:
+def _telling(rounds: int, log_format: LogFormat) -> Iterator[Observer]:
     """An observer that tells of every attempt, for a run that this process drives."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
+    set_up_logs(log_format)
     with _progress(rounds) as progress:
 
         def observer(outcome: RoundOutcome, _: OptimiserState) -> None:
@@ -231,8 +244,8 @@ def _telling(rounds: int) -> Iterator[Observer]:
         yield observer
 
 
-def _carry_on(service: ServiceHome, name: str) -> RunStatus:
-    with _telling(status_of(find(service, name)).rounds) as observer:
+def _carry_on(service: ServiceHome, name: str, log_format: LogFormat) -> RunStatus:
+    with _telling(status_of(find(service, name)).rounds, log_format) as observer:
         try:
             return carry_on(service, name, observer)
         except KeyboardInterrupt:

@@ -11,13 +11,14 @@ from typing import Any
 
 import grpc
 
-from privacy.enrolment import OLDEST_PROTOCOL, PROTOCOL
+from privacy.enrolment import NAME, OLDEST_PROTOCOL, PROTOCOL
 from protos.arion.v1 import service_pb2 as pb
 from protos.arion.v1 import service_pb2_grpc as rpc
 from protos.wire import LARGEST_MESSAGE_BYTES
 
 CHUNK_BYTES = 1 << 20
 _CALL_S = 60.0
+_KEY_BYTES = 32
 _LARGEST_PAYLOAD = 1 << 40
 _OPTIONS = (
     ("grpc.max_receive_message_length", LARGEST_MESSAGE_BYTES + CHUNK_BYTES),
@@ -122,6 +123,19 @@ class Link:
         """Return a certificate for a new connection key, which the identity key signed."""
         request = pb.RenewRequest(csr=csr, signature=signature)
         return bytes(_call(self._exchange.Renew, request).certificate)
+
+    def members(self) -> dict[str, bytes]:
+        """Return the identity keys of all approved nodes by name, as the coordinator relays them.
+
+        Raises:
+            LinkRefused: names or keys that are none; also as every call.
+
+        """
+        shown = _call(self._exchange.Members, pb.MembersRequest()).members
+        found = {member.name: bytes(member.identity_key) for member in shown}
+        if not all(NAME.fullmatch(name) and len(key) == _KEY_BYTES for name, key in found.items()):
+            raise LinkRefused("bad-members", "Expected names and keys of members, got others.")
+        return found
 
     def listen(self, seconds: float) -> Iterator[Any]:
         """Yield messages for this node as they come, for some time; LinkLost at its end.

@@ -114,6 +114,13 @@ class Exchange(rpc.ExchangeServicer):
             kept = await asyncio.to_thread(self._mailbox.answer, answer)
         return pb.AnswerReply(status="kept" if kept else "over")
 
+    async def Members(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Say who else was approved, for people to compare."""
+        await self._callers.admit(context, "node", "auditor", "operator")
+        found = await asyncio.to_thread(self._registry.nodes)
+        shown = [pb.MemberShown(name=m.name, identity_key=m.identity_key) for m in found]
+        return pb.MembersReply(members=shown)
+
     async def Renew(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Sign a new connection key of a member that is connected."""
         await self._callers.admit(context, *ROLES, may_be_rotated=True)

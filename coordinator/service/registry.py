@@ -22,6 +22,7 @@ from coordinator.service.members import (
     waiting_row,
 )
 from coordinator.service.pki import ROLES, Authority, Peer, Role, read_csr
+from coordinator.shared import LEDGER_NAME
 from privacy.enrolment import NAME, Invitation
 
 INVITATION_LIFE_S = 7 * 24 * 3600.0
@@ -57,11 +58,11 @@ class Registry:
             RegistryError: a name that is not one, an unknown role.
 
         """
-        if not NAME.fullmatch(name) or role not in ROLES:
+        if not NAME.fullmatch(name) or name == LEDGER_NAME or role not in ROLES:
             raise RegistryError(
                 "bad-name",
-                f"Expected a name of a-z, 0-9 and - and a role of {', '.join(ROLES)}, got "
-                f"{name[:80]!r} as {role!r}. Choose others.",
+                f"Expected a name of a-z, 0-9 and -, not {LEDGER_NAME!r}, and a role of "
+                f"{', '.join(ROLES)}, got {name[:80]!r} as {role!r}. Choose others.",
             )
         invitation = Invitation.new(self._authority.pem)
         with transaction(self._engine) as connection:

@@ -224,6 +224,11 @@ class ExchangeStub:
                 request_serializer=protos_dot_arion_dot_v1_dot_service__pb2.RenewRequest.SerializeToString,
                 response_deserializer=protos_dot_arion_dot_v1_dot_service__pb2.RenewReply.FromString,
                 _registered_method=True)
+        self.Members = channel.unary_unary(
+                '/arion.v1.Exchange/Members',
+                request_serializer=protos_dot_arion_dot_v1_dot_service__pb2.MembersRequest.SerializeToString,
+                response_deserializer=protos_dot_arion_dot_v1_dot_service__pb2.MembersReply.FromString,
+                _registered_method=True)
 
 
 class ExchangeServicer:
@@ -265,6 +270,13 @@ class ExchangeServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Members(self, request, context):
+        """Who else was approved. What is said here is to be compared out of band before it is pinned.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ExchangeServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -292,6 +304,11 @@ def add_ExchangeServicer_to_server(servicer, server):
                     servicer.Renew,
                     request_deserializer=protos_dot_arion_dot_v1_dot_service__pb2.RenewRequest.FromString,
                     response_serializer=protos_dot_arion_dot_v1_dot_service__pb2.RenewReply.SerializeToString,
+            ),
+            'Members': grpc.unary_unary_rpc_method_handler(
+                    servicer.Members,
+                    request_deserializer=protos_dot_arion_dot_v1_dot_service__pb2.MembersRequest.FromString,
+                    response_serializer=protos_dot_arion_dot_v1_dot_service__pb2.MembersReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -430,6 +447,33 @@ class Exchange:
             '/arion.v1.Exchange/Renew',
             protos_dot_arion_dot_v1_dot_service__pb2.RenewRequest.SerializeToString,
             protos_dot_arion_dot_v1_dot_service__pb2.RenewReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Members(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arion.v1.Exchange/Members',
+            protos_dot_arion_dot_v1_dot_service__pb2.MembersRequest.SerializeToString,
+            protos_dot_arion_dot_v1_dot_service__pb2.MembersReply.FromString,
             options,
             channel_credentials,
             insecure,
