@@ -61,7 +61,8 @@ class LocalGrid(CarrierGrid):
         return list(self._names)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Keep messages until their replies are pulled."""
+        """Keep messages until their replies are pulled; those of an earlier push are over."""
+        self._pending.clear()
         ids = []
         for message in messages:
             self._pending[message.metadata.message_id] = message

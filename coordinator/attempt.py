@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -57,9 +57,11 @@ class AttemptReport:
         refusals: code and detail by member.
         seconds: by phase.
         spoilt: members of groups whose sum some member of the group spoilt.
+        heard: members that answered something, be it with a refusal.
 
     """
 
+    heard: set[str] = field(default_factory=set)
     refusals: dict[str, tuple[str, str]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     spoilt: set[str] = field(default_factory=set)
@@ -128,7 +130,7 @@ class AttemptRunner:
 
         """
         asked = {name: Parcel(each.close()) for each in self._sums for name in each.committee}
-        replies = dict(self._ask("query.survivors", asked, SurvivorSignature))
+        replies = dict(self._ask("query.survivors", asked, SurvivorSignature, self._is_enough))
         self._each(lambda each: each.certify(_messages(SurvivorSignature, replies, each)))
         self._note_faults()
 
@@ -147,7 +149,7 @@ class AttemptRunner:
             for each in self._sums
             for name in each.committee
         }
-        replies = dict(self._ask("query.unmask", asked, UnmaskReply))
+        replies = dict(self._ask("query.unmask", asked, UnmaskReply, self._is_enough))
         started = time.monotonic()
         sums = self._each(lambda each: self._open(each, _messages(UnmaskReply, replies, each)))
         self.report.seconds["open"] = time.monotonic() - started
@@ -193,19 +195,47 @@ class AttemptRunner:
         except MaskError as error:
             self._note_refusal(name, str(AbortCode.BAD_UPLOAD), str(error))
 
+    def _is_enough(self, heard: Set[str], replied: Set[str]) -> bool:
+        """Whether a committee need not be waited for: all that uploaded answered, and a quorum.
+
+        Who did not upload is most likely away; each phase would wait its whole deadline for it.
+        """
+        return all(
+            len(replied & set(each.committee)) >= self._plan.quorum
+            and heard >= set(each.uploaded) & set(each.committee)
+            for each in self._sums
+        )
+
     def _ask(
-        self, action: str, requests: Mapping[str, Parcel], reply: type[WireMessage]
+        self,
+        action: str,
+        requests: Mapping[str, Parcel],
+        reply: type[WireMessage],
+        is_enough: Callable[[Set[str], Set[str]], bool] = lambda heard, replied: False,
     ) -> Iterator[tuple[str, Parcel]]:
-        """Yield replies by name; refusals are noted and left out."""
+        """Yield replies by name, until all or enough have answered; refusals are noted, left out.
+
+        Args:
+            action, requests, reply: see `Channel.exchange`; requests by name.
+            is_enough: (who answered, who of them did not refuse) -> whether to ask no longer.
+
+        """
         started = time.monotonic()
+        heard: set[str] = set()
+        replied: set[str] = set()
         by_address = {self._members.addresses[name]: parcel for name, parcel in requests.items()}
         answers = self._channel.exchange(action, by_address, reply, self._settings.deadline_s)
         for address, parcel in answers:
             name = self._members.name_at(address)
+            heard.add(name)
             if isinstance(parcel.message, Refusal):
                 self._note_refusal(name, parcel.message.code, parcel.message.detail)
             else:
+                replied.add(name)
                 yield name, parcel
+            if is_enough(heard, replied):
+                break
+        self.report.heard |= heard
         phase = action.rsplit(".", maxsplit=1)[-1]
         self.report.seconds[phase] = time.monotonic() - started
 

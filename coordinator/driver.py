@@ -145,7 +145,7 @@ class RunDriver:
         except SecAggAbort as abort:
             spoilt = tuple(sorted(runner.report.spoilt))
             attempt = self._abort(replace(attempt, spoilt=spoilt), abort)
-            self._witnesses.collect(members, self.settings.deadline_s)
+            self._witnesses.collect(members, self.settings.deadline_s, runner.report.heard)
             self._tell(attempt, runner.report, before)
             self._leave_epoch(runner.report)
             if abort.code == AbortCode.CANCELLED:
@@ -154,7 +154,7 @@ class RunDriver:
             return
         near_edge = self._apply(sum_D, attempt, plan)
         started = time.monotonic()
-        self._witnesses.collect(members, self.settings.deadline_s)
+        self._witnesses.collect(members, self.settings.deadline_s, runner.report.heard)
         runner.report.seconds["ledger"] = time.monotonic() - started
         self._tell(attempt, runner.report, before, near_edge)
         self._leave_epoch(runner.report)

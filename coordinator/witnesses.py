@@ -4,7 +4,7 @@ With its countersignature a member sends the newest head of its own ledger, whic
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 from coordinator.attempt import Members
 from coordinator.channel import Channel
@@ -46,11 +46,18 @@ class Witnesses:
         self._pins = {name: bytes.fromhex(pin) for name, pin in members.items()}
         self._held: dict[str, int] = {}
 
-    def collect(self, members: Members, deadline_s: float) -> tuple[str, ...]:
+    def collect(
+        self, members: Members, deadline_s: float, present: Set[str] | None = None
+    ) -> tuple[str, ...]:
         """Sign a head and have the members countersign it.
 
         Other runs wait meanwhile: a member takes a head that does not extend the one it holds for
         a fork, so heads and proofs must reach it in the ledger's order.
+
+        Args:
+            members: of the epoch.
+            deadline_s: how long to wait for each of two answers, 30 at most.
+            present: who is asked; None asks all. Others are shown a later head.
 
         Returns:
             Members that did; one that is away or refuses does not hold up the run.
@@ -61,22 +68,30 @@ class Witnesses:
             if self._ledger.was_changed():
                 self._held.clear()
             head = log.sign_head(self._key)
-            self._ask_held(log, members, deadline_s)
-            offers = {
-                members.addresses[name]: Parcel(HeadOffer(head, _proof(log, size)))
-                for name, size in self._held.items()
+            self._ask_held(log, members, deadline_s, present)
+            asked = [name for name in self._held if present is None or name in present]
+            offers = {  # who does not answer may hold either head afterwards
+                members.addresses[name]: Parcel(HeadOffer(head, _proof(log, self._held.pop(name))))
+                for name in asked
             }
-            self._held.clear()  # who does not answer may hold either head
+            signed = []
             for address, parcel in self._channel.exchange(
                 "query.countersign", offers, HeadCountersigned, deadline_s
             ):
                 name = members.name_at(address)
                 if self._keep(log, name, parcel):
                     self._held[name] = log.size
-        return tuple(sorted(self._held))
+                    signed.append(name)
+        return tuple(sorted(signed))
 
-    def _ask_held(self, log: LedgerLog, members: Members, deadline_s: float) -> None:
-        unknown = {name: at for name, at in members.addresses.items() if name not in self._held}
+    def _ask_held(
+        self, log: LedgerLog, members: Members, deadline_s: float, present: Set[str] | None
+    ) -> None:
+        unknown = {
+            name: at
+            for name, at in members.addresses.items()
+            if name not in self._held and (present is None or name in present)
+        }
         requests = dict.fromkeys(unknown.values(), Parcel(HeadQuery(log.name)))
         for address, parcel in self._channel.exchange("query.head", requests, HeadHeld, deadline_s):
             if isinstance(parcel.message, HeadHeld) and parcel.message.size <= log.size:
