@@ -77,6 +77,11 @@ def plan_run(run: RunFile, *, nodes: int, units_per_node: int, unit: str, target
         AccountantError: a budget that cannot be reached.
 
     """
+    if not run.privacy.enabled:
+        raise RunFileError(
+            "Expected a run with noise, got privacy.enabled = false: no epsilon holds for it. "
+            "Set privacy.enabled = true."
+        )
     if unit == INSTITUTION and units_per_node != 1:
         raise RunFileError(
             f"Expected --units-per-node 1 where the unit is the institution, got {units_per_node}. "
@@ -84,19 +89,7 @@ def plan_run(run: RunFile, *, nodes: int, units_per_node: int, unit: str, target
         )
     cohort = choose_cohort(run.federation, nodes)
     length = vector_length(run, unit)
-    if not run.privacy.enabled:
-        raise RunFileError(
-            "Expected a run with noise, got privacy.enabled = false: no epsilon holds for it. "
-            "Set privacy.enabled = true."
-        )
     step = choose_step(run, unit, nodes * units_per_node, cohort, length)
-    return outlook_of(run, cohort, step, length, target)
-
-
-def outlook_of(
-    run: RunFile, cohort: Cohort, step: PrivateStep, length: int, target: float = 1.0
-) -> Outlook:
-    """Work out what a mechanism with noise costs: see `plan_run`."""
     delta = run.privacy.delta
     rounds = sorted({math.ceil(step.releases * part / _PARTS) for part in range(1, _PARTS + 1)})
     ratio = noise_to_signal(step, cohort, length)

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from arion.mechanism import choose_cohort, choose_recipe, choose_step
-from arion.planner import outlook_of, unit_of, vector_length
+from arion.planner import unit_of, vector_length
 from arion.run_file import RunFile, RunFileError
 from coordinator.settings import RunError, RunSettings
+from privacy.dp.accountant import epsilon_after, epsilon_if_all_others_collude
 from privacy.secagg.parameters import choose_parameters
 from privacy.units import INSTITUTION
 
@@ -143,10 +144,13 @@ class _Charge:
 def _charge(run: RunFile, settings: RunSettings, length: int) -> _Charge:
     if not run.privacy.enabled:
         return _Charge(None, None, run.privacy.delta)
-    cohort = choose_cohort(run.federation, len(settings.members))
-    outlook = outlook_of(run, cohort, settings.step, length)
-    _, epsilon = outlook.epsilon[-1]
-    return _Charge(epsilon, outlook.epsilon_if_all_others_collude, run.privacy.delta)
+    step, delta = settings.step, run.privacy.delta
+    size = len(settings.members) // settings.groups
+    return _Charge(
+        epsilon_after(step, step.releases, delta, vector_length=length, contributors=size),
+        epsilon_if_all_others_collude(step, delta, vector_length=length),
+        delta,
+    )
 
 
 def _plan_json(
