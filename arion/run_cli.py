@@ -25,9 +25,9 @@ from arion.runs import (
     status_of,
     submit,
 )
+from coordinator.errors import RunError
 from coordinator.outcome import Observer, RoundOutcome
 from coordinator.service.home import ServiceHome
-from coordinator.settings import RunError
 from coordinator.store import Attempt, Phase
 from models.optimiser import OptimiserState
 

@@ -14,7 +14,8 @@ from typing import Any
 from arion.mechanism import choose_cohort, choose_recipe, choose_step
 from arion.planner import unit_of, vector_length
 from arion.run_file import RunFile, RunFileError
-from coordinator.settings import RunError, RunSettings
+from coordinator.errors import RunError
+from coordinator.settings import RunSettings
 from privacy.dp.accountant import epsilon_after, epsilon_if_all_others_collude
 from privacy.secagg.parameters import choose_parameters
 from privacy.units import INSTITUTION

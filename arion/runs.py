@@ -21,10 +21,11 @@ from client.histories import COORDINATOR
 from coordinator.app import GridChannel
 from coordinator.cancellation import Cancellation
 from coordinator.driver import RunDriver
+from coordinator.errors import RunError
 from coordinator.grid import ServiceGrid
 from coordinator.outcome import Observer, observing
 from coordinator.service.home import ServiceHome
-from coordinator.settings import SETTINGS_FILE, RunError, load_settings, save_settings
+from coordinator.settings import SETTINGS_FILE, load_settings, save_settings
 from coordinator.store import Attempt, Phase, RunStore, is_driven
 from privacy.enrolment import NAME
 from privacy.ledger.files import make_directory, replace_durably, sync_directory

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from coordinator.settings import RunError
+from coordinator.errors import RunError
 from privacy.ledger.files import make_directory, replace_durably, turn
 from privacy.ledger.log import LedgerLog
 

@@ -15,7 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
-from coordinator.settings import RunError
+from coordinator.errors import RunError
 from models.optimiser import OptimiserState
 from privacy.identity import Signed
 from privacy.ledger.files import make_directory, naming, replace_durably

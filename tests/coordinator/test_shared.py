@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.settings import RunError
+from coordinator.errors import RunError
 from coordinator.shared import EPOCHS_FILE, SharedLedger, next_epoch
 from coordinator.store import RunStore, is_driven
 from privacy.identity import IdentityKey

@@ -13,7 +13,8 @@ import pytest
 
 from arion.federation import write_toml
 from arion.runs import RUNS_FOLDER, RunStatus, carry_on
-from coordinator.settings import RunError, load_settings
+from coordinator.errors import RunError
+from coordinator.settings import load_settings
 from models.folders import open_model
 from privacy.dp.accountant import epsilon_after
 from tests.service.institutions import EXACT, Institutions, Make
