@@ -1,8 +1,15 @@
 """Files that survive a crash whole: written beside their place, synced, renamed."""
 
+import fcntl
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+
+class BusyError(ValueError):
+    """Another process is writing there."""
 
 
 def sync(path: Path) -> None:
@@ -26,6 +33,28 @@ def write_whole(path: Path, data: bytes) -> None:
     part = path.with_name(path.name + ".part")
     part.write_bytes(data)
     put(part, path)
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Hold a folder against other writers that do the same.
+
+    Raises:
+        BusyError: another process holds it.
+
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise BusyError(
+            f"Expected no other writer of {folder}, got one. Wait for it to end."
+        ) from error
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def file_digest(path: Path) -> str:

@@ -11,8 +11,6 @@ files, and last forgets the module: a crash leaves the old state or the new one,
 of the folder finishes what was begun.
 """
 
-import fcntl
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from models.checkpoint import load_model, model_digest
 from models.composition import SIDECAR, compose, ownership, save_composed
 from models.decoder import Decoder
-from models.durable import file_digest, put, sync, write_whole
+from models.durable import file_digest, only_writer, put, sync, write_whole
 from models.expert_module import (
     Card,
     Digest,
@@ -37,7 +35,7 @@ from models.expert_module import (
 from models.owned import OwnedError
 from models.tokenizer import Tokenizer
 
-_MANIFEST = "modular.json"
+MANIFEST = "modular.json"
 
 
 class ModuleEntry(BaseModel):
@@ -71,7 +69,7 @@ class Manifest(BaseModel):
 
 def is_modular(folder: Path) -> bool:
     """Tell whether a folder is a modular model."""
-    return (folder / _MANIFEST).is_file()
+    return (folder / MANIFEST).is_file()
 
 
 def create(folder: Path, base: Path) -> Manifest:
@@ -114,10 +112,10 @@ def read_manifest(folder: Path) -> Manifest:
         OwnedError: no manifest, or one that is not one.
 
     """
-    path = folder / _MANIFEST
+    path = folder / MANIFEST
     if not path.is_file():
         raise OwnedError(
-            f"Expected {_MANIFEST} in {folder}, got none. Point at a modular model, or make one "
+            f"Expected {MANIFEST} in {folder}, got none. Point at a modular model, or make one "
             "with `arion model expert add FOLDER --base BASE`."
         )
     try:
@@ -151,7 +149,7 @@ def load_base(folder: Path) -> tuple[Decoder, Tokenizer]:
     if found != manifest.base_files:
         names = sorted(dict(found.items() ^ manifest.base_files.items()))
         raise OwnedError(
-            f"Expected the base's files as {_MANIFEST} names them, got others: {names[:3]}. "
+            f"Expected the base's files as {MANIFEST} names them, got others: {names[:3]}. "
             "Restore the base from where it came."
         )
     return load_model(folder / "base")
@@ -267,16 +265,8 @@ def compose_folder(
 def _changing(folder: Path) -> Iterator[Manifest]:
     """Hold the folder against other writers."""
     read_manifest(folder)  # is it one at all?
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with only_writer(folder):
         yield read_manifest(folder)
-    except BlockingIOError as error:
-        raise OwnedError(
-            f"Expected no other writer of {folder}, got one. Wait for it to end."
-        ) from error
-    finally:
-        os.close(descriptor)
 
 
 def _finish_leaving(folder: Path, manifest: Manifest) -> Manifest:
@@ -300,4 +290,4 @@ def _weights(folder: Path, entry: ModuleEntry) -> Path:
 
 
 def _save(folder: Path, manifest: Manifest) -> None:
-    write_whole(folder / _MANIFEST, (manifest.model_dump_json(indent=2) + "\n").encode())
+    write_whole(folder / MANIFEST, (manifest.model_dump_json(indent=2) + "\n").encode())

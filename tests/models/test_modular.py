@@ -15,7 +15,7 @@ from models.checkpoint import model_digest, save_model
 from models.composition import compose, read_ownership
 from models.config import ModelConfig
 from models.decoder import Decoder
-from models.durable import file_digest
+from models.durable import BusyError, file_digest
 from models.expert_module import NOT_PRIVATE, Facts, card_path, write_module
 from models.modular import (
     add,
@@ -262,7 +262,7 @@ def test_what_does_not_belong_is_refused(
 def test_two_writers_at_once_are_refused(folder: Path, modules: dict[str, Path]) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
-    with pytest.raises(OwnedError, match="writer"):
+    with pytest.raises(BusyError, match="writer"):
         withdraw(folder, "bank")
     os.close(descriptor)
     withdraw(folder, "bank")
