@@ -15,6 +15,7 @@ from arion.generate_cli import generate_command
 from arion.import_cli import import_command
 from arion.model_facts import ModelFacts, facts_of, preset_facts
 from arion.pretrain_cli import pretrain_command
+from arion.registry_cli import receipt_command, registry_app, withdraw_command
 from models.config import preset_names
 from models.counts import weight_bytes
 
@@ -22,13 +23,16 @@ _PIPED_WIDTH = 120
 
 model_app = typer.Typer(no_args_is_help=True, help="Look at models, bring them in, run them.")
 model_app.add_typer(expert_app, name="expert")
+model_app.add_typer(registry_app, name="registry")
 
 model_app.command("evaluate")(evaluate_command)
 model_app.command("export")(export_command)
 model_app.command("generate")(generate_command)
 model_app.command("import")(import_command)
 model_app.command("pretrain")(pretrain_command)
+model_app.command("receipt")(receipt_command)
 model_app.command("verify")(verify_command)
+model_app.command("withdraw")(withdraw_command)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 

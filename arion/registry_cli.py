@@ -1,0 +1,199 @@
+"""`arion model registry`, `withdraw` and `receipt`: artefacts kept, revoked and accounted for."""
+
+import json
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from arion.errors import user_errors
+from arion.progress import make_progress
+from arion.receipt import Receipt, verify_receipt
+from arion.variant_verify import verify_variant
+from arion.withdrawal import WithdrawalOrder, withdraw_owner
+from models.variants.registry import Index, add_artefact, create_registry, fetch, read_index
+
+_PIPED_WIDTH = 120
+_SHOWN = 12
+
+registry_app = typer.Typer(
+    no_args_is_help=True, help="Artefacts with their versions and lineage: add, list, fetch."
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Registry = Annotated[Path, typer.Argument(metavar="REGISTRY", help="A registry's folder.")]
+Signer = Annotated[
+    str | None,
+    typer.Option(metavar="FINGERPRINT", help="Who must have signed, obtained out of band."),
+]
+
+
+@registry_app.command("create")
+def create_command(registry: Registry) -> None:
+    """Make an empty registry.
+
+    Example: arion model registry create registry/
+    """
+    with user_errors():
+        create_registry(registry)
+
+
+@registry_app.command("add")
+def add_command(
+    registry: Registry,
+    artefact: Annotated[Path, typer.Argument(metavar="ARTEFACT", help="An exported folder.")],
+    *,
+    signer: Signer = None,
+    unsigned: Annotated[
+        bool, typer.Option("--unsigned", help="Take an artefact that nobody signed.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Check an artefact as `arion model verify` does and take it in.
+
+    Example: arion model registry add registry/ phone/ --signer arion:0f1e2d3c-...
+    """
+    with user_errors():
+        verify_variant(artefact, signer, unsigned=unsigned)
+        entry = add_artefact(registry, artefact)
+    typer.echo(entry.model_dump_json(indent=2) if as_json else entry.digest)
+
+
+@registry_app.command("list")
+def list_command(registry: Registry, as_json: Json = False) -> None:
+    """List versions, where they came from, and their artefacts, revoked ones too.
+
+    Example: arion model registry list registry/
+    """
+    with user_errors():
+        index = read_index(registry)
+    if as_json:
+        typer.echo(index.model_dump_json(indent=2))
+    else:
+        _print_index(index)
+
+
+@registry_app.command("fetch")
+def fetch_command(
+    registry: Registry,
+    digest: Annotated[str, typer.Argument(metavar="DIGEST", help="Its beginning is enough.")],
+    *,
+    out: Annotated[Path, typer.Option(help="Where it goes; must not exist.")],
+) -> None:
+    """Copy an artefact out of the registry, every byte checked; a revoked one is refused.
+
+    Example: arion model registry fetch registry/ 3fa1c0 --out phone/
+    """
+    with user_errors():
+        entry = fetch(registry, digest, out)
+    typer.echo(f"{out}: {entry.container} {entry.number_format}, {entry.file_bytes:,} bytes")
+
+
+def withdraw_command(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A modular model's folder.")],
+    *,
+    owner: Annotated[str, typer.Option(help="Whose experts go.")],
+    key: Annotated[Path, typer.Option(help="Identity key that signs receipt and artefacts.")],
+    receipt: Annotated[Path, typer.Option(help="Where the receipt goes; must not exist.")],
+    registry: Annotated[
+        Path | None, typer.Option(help="Registry whose artefacts are revoked and made anew.")
+    ] = None,
+    heldout: Annotated[
+        list[Path] | None, typer.Option(help="Folder of public text to compare on; repeatable.")
+    ] = None,
+    canaries: Annotated[
+        Path | None,
+        typer.Option(help="secrets.json of `arion privacy plant`, planted in the owner's text."),
+    ] = None,
+    ledger: Annotated[
+        Path | None, typer.Option(help="Folder with the ledger of the owner's shared rounds.")
+    ] = None,
+    pins: Annotated[
+        Path | None, typer.Option(help="Keys of those ledgers. Default: pins.json beside them.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Remove an owner's experts, revoke and remake every artefact that held them, sign a receipt.
+
+    A withdrawal that was interrupted is finished by the same command.
+
+    Example: arion model withdraw federation/ --owner court --registry registry/
+    --key identity.key --receipt court.receipt.json
+    """
+    with user_errors(), closing(make_progress()) as progress:
+        order = WithdrawalOrder(
+            model=model,
+            owner=owner,
+            key=key,
+            receipt=receipt,
+            registry=registry,
+            heldout=tuple(heldout or ()),
+            canaries=canaries,
+            ledger=ledger,
+            pins=pins,
+        )
+        found = withdraw_owner(order, progress)
+    _print_receipt(found, as_json)
+
+
+def receipt_command(
+    path: Annotated[Path, typer.Argument(metavar="RECEIPT", help="A withdrawal's receipt.")],
+    *,
+    signer: Signer = None,
+    model: Annotated[
+        Path | None, typer.Option(help="The modular model, to be held against the receipt.")
+    ] = None,
+    registry: Annotated[
+        Path | None, typer.Option(help="The registry, to be held against the receipt.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check a withdrawal's receipt offline, and the model and the registry against it.
+
+    Example: arion model receipt court.receipt.json --model federation/ --registry registry/
+    """
+    with user_errors():
+        found, signed_by = verify_receipt(path, signer, model, registry)
+    _print_receipt(found, as_json)
+    if not as_json and signer is None:
+        typer.echo(f"Signed by {signed_by}: compare it with the signer, or give it as --signer.")
+
+
+def _print_index(index: Index) -> None:
+    table = Table("artefact", "made of", "format", "experts", "owners", "state", box=None)
+    for each in index.artefacts:
+        state = each.status if each.is_active else f"revoked: {each.because}"
+        if each.replaced_by is not None:
+            state += f"; see {each.replaced_by[:_SHOWN]}"
+        made_of = f"{each.version[:_SHOWN]}"
+        kind = f"{each.container} {each.number_format}"
+        owners = ", ".join(each.owners)
+        table.add_row(each.digest[:_SHOWN], made_of, kind, str(each.experts), owners, state)
+    console = Console()
+    (console if console.is_terminal else Console(width=_PIPED_WIDTH)).print(table)
+    for version in index.versions:
+        origin = f", from {version.derived_from[:_SHOWN]}" if version.derived_from else ""
+        typer.echo(f"{version.digest[:_SHOWN]}: {version.name}{origin} ({version.because})")
+
+
+def _print_receipt(receipt: Receipt, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(receipt.model_dump(mode="json"), indent=2, ensure_ascii=False))
+        return
+    typer.echo(f"{receipt.owner} withdrew from {receipt.model} at {receipt.created}.")
+    typer.echo(f"Removed: {', '.join(receipt.removed)}. Unchanged: {len(receipt.unchanged)} files.")
+    for each in receipt.revoked or ():
+        by = f"replaced by {each.replaced_by[:_SHOWN]}" if each.replaced_by else each.why_none
+        typer.echo(f"Revoked: {each.artefact[:_SHOWN]}, {by}")
+    if receipt.canaries is not None:
+        was, now = receipt.canaries.before, receipt.canaries.after
+        verdict = "as chance would" if now.is_chance else "MORE THAN CHANCE WOULD"
+        typer.echo(
+            f"{now.secrets} planted secrets: {was.mean_bits:.1f} bits exposed before (p = "
+            f"{was.p_value:.1e}), {now.mean_bits:.1f} after (p = {now.p_value:.2g}), {verdict}."
+        )
+    for sentence in (*receipt.remains, *receipt.not_claimed):
+        typer.echo(sentence)
