@@ -13,7 +13,7 @@ from arion.errors import user_errors
 from arion.federation import write_toml
 from arion.institutions import own_config
 from client.config import IDENTITY_FILE, NODE_FILE, NodeError, load_node_config
-from client.data import describe, detect_config
+from client.data import DataConfig, describe, detect_config, load_config
 from client.membership import MembershipFile
 from client.node import CONSENT_FILE
 from client.transport import Link
@@ -38,6 +38,9 @@ def draft_command(
     data: Annotated[Path, typer.Option(help="File or folder of records.")],
     base: Annotated[Path, typer.Option(help="Model folder that runs start from.")],
     purpose: Annotated[list[str], typer.Option(help="What the model is for; repeatable.")],
+    config: Annotated[
+        Path | None, typer.Option(help="data.toml, instead of the data's own or detection.")
+    ] = None,
     data_set: Annotated[
         str | None, typer.Option(help="Name of the data.", show_default="the file's")
     ] = None,
@@ -63,14 +66,14 @@ def draft_command(
                 )
         if not base.is_dir():
             raise NodeError(f"Expected a model folder, got none at {base}. Copy it there first.")
-        config = (own_config(data) if data.is_dir() else None) or detect_config(data)
+        fields = load_config(config) if config else _fields(data)
         draft = Draft(
             federation=membership.federation,
             name=membership.name,
             public_key=IdentityKey.load(home / IDENTITY_FILE).public_key,
             purposes=tuple(purpose),
             data_set=data_set or data.resolve().name,
-            unit=config.unit_field or RECORD,
+            unit=fields.unit_field or RECORD,
             epsilon=epsilon,
             delta=delta,
             runs=runs,
@@ -79,10 +82,10 @@ def draft_command(
         text = draft.text()
         _check_rest(text)
         node = {"name": draft.name, "data": str(data.resolve()), "base_model": str(base.resolve())}
-        write_toml(home / NODE_FILE, {**node, "fields": config.model_dump(exclude_none=True)})
+        write_toml(home / NODE_FILE, {**node, "fields": fields.model_dump(exclude_none=True)})
         load_node_config(home)
         replace_durably(home / CONSENT_FILE, text.encode())
-    typer.echo(describe(config))
+    typer.echo(describe(fields))
     typer.echo(f"drafted {home / CONSENT_FILE} and {home / NODE_FILE}; next, for every member:")
     typer.echo(f"  arion node members {home}")
     typer.echo(f"  arion node pin NAME FINGERPRINT --home {home}")
@@ -111,33 +114,46 @@ def members_command(home: Home, *, as_json: Json = False) -> None:
 
 
 def pin_command(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A member, or coordinator.")],
-    read_out: Annotated[
-        str, typer.Argument(metavar="FINGERPRINT", help="As its owner read it out.")
+    pairs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NAME FINGERPRINT ...",
+            help="A member, or coordinator; its fingerprint, as its owner read it out.",
+        ),
     ],
     *,
     home: NodeHome,
 ) -> None:
-    """Pin a member's key, or the coordinator's, in consent.toml, if the fingerprint is the same.
+    """Pin keys of members, or the coordinator's, in consent.toml, if the fingerprints are the same.
 
     Example: arion node pin city arion:01234567-… --home node
     """
     with user_errors():
-        relayed, path = _relayed(home), home / CONSENT_FILE
-        if name not in relayed:
+        if len(pairs) % 2:
             raise NodeError(
-                f"Expected an approved member or {COORDINATOR!r}, got {name[:80]!r}. See arion "
-                "node members."
+                "Expected a name and a fingerprint for each pin, got an odd number of words. Write "
+                "a fingerprint as one word."
             )
-        pin(path, name, read_out, relayed[name])
+        relayed, path = _relayed(home), home / CONSENT_FILE
+        for name, read_out in zip(pairs[::2], pairs[1::2], strict=True):
+            if name not in relayed:
+                raise NodeError(
+                    f"Expected an approved member or {COORDINATOR!r}, got {name[:80]!r}. See "
+                    "arion node members."
+                )
+            pin(path, name, read_out, relayed[name])
+            typer.echo(f"{name} is pinned in {path}")
         clauses = read_clauses(path)
         _write_pins(home, clauses)
         missing = sorted(other for other in relayed if pinned_key(clauses, other) is None)
-    typer.echo(f"{name} is pinned in {path}")
     if missing:
         typer.echo(f"not pinned yet: {', '.join(missing)}")
     else:
         typer.echo(f"all are pinned; read it once more: arion privacy consent explain {path}")
+
+
+def _fields(data: Path) -> DataConfig:
+    return (own_config(data) if data.is_dir() else None) or detect_config(data)
 
 
 def _relayed(home: Path) -> dict[str, bytes]:
