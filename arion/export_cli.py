@@ -60,7 +60,8 @@ def export_command(
         str, typer.Option(metavar="|".join(CRITERIA), help="What of the text decides.")
     ] = "reap",
     merge: Annotated[
-        bool, typer.Option("--merge", help="Average experts that go into those that stay.")
+        bool,
+        typer.Option("--merge", help="Average experts that go into those that stay; often worse."),
     ] = False,
     owner: Annotated[
         list[str] | None,
