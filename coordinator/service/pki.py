@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
@@ -184,12 +184,11 @@ def read_csr(csr_pem: bytes) -> ec.EllipticCurvePublicKey:
     """Return the key of a signing request; PkiError as `Authority.issue_member`."""
     try:
         request = x509.load_pem_x509_csr(csr_pem)
-        valid = request.is_signature_valid
-    except (ValueError, InvalidSignature) as error:
+        valid, key = request.is_signature_valid, request.public_key()
+    except (ValueError, InvalidSignature, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise PkiError(
             f"Expected a certificate signing request in PEM, got {len(csr_pem)} other bytes."
         ) from error
-    key = request.public_key()
     if not valid or not isinstance(key, ec.EllipticCurvePublicKey):
         raise PkiError("Expected a request signed by its own P-256 key, got another one.")
     if not isinstance(key.curve, ec.SECP256R1):

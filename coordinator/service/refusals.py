@@ -3,6 +3,7 @@
 import errno
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from coordinator.service.bindings import RegistryError
 from coordinator.service.blobs import BlobError
@@ -13,6 +14,7 @@ CODE_KEY = "arion-code"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _DISK_FULL = "Expected room on the coordinator's disk, got none. Call again once it has some."
 _STORAGE = "Expected the coordinator to keep this, got a failing disk or database. Call again."
+_UNREADABLE = "Expected a message of this call, got bytes that are none. Install the same version."
 _INTERNAL = "Expected an answer, got an error of the coordinator's, which is in its log."
 
 
@@ -39,6 +41,8 @@ def refusal_of(error: Exception) -> Refused:
         case NotImplementedError():
             status, code = grpc.StatusCode.UNIMPLEMENTED, "unknown-call"
             message = "Expected a call that this service has, got another."
+        case DecodeError():
+            status, code, message = grpc.StatusCode.INVALID_ARGUMENT, "bad-message", _UNREADABLE
         case RegistryError(code="revoked"):
             status, code, message = grpc.StatusCode.UNAUTHENTICATED, error.code, str(error)
         case RegistryError():

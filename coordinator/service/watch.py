@@ -41,25 +41,30 @@ class CallWatch(grpc.aio.ServerInterceptor):
             return None
         method = str(details.method).rpartition("/")[2]
         name, make = _FACTORIES[handler.request_streaming, handler.response_streaming]
+        read = handler.request_deserializer
+        if handler.request_streaming:
+            behaviour = self._watched(method, getattr(handler, name), lambda parts: parts)
+        else:  # gRPC would end a call that it cannot read without a code of ours
+            behaviour, read = self._watched(method, getattr(handler, name), read), None
         return make(
-            self._watched(method, getattr(handler, name)),
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
+            behaviour, request_deserializer=read, response_serializer=handler.response_serializer
         )
 
-    def _watched(self, method: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
+    def _watched(
+        self, method: str, behaviour: Callable[..., Any], read: Callable[[Any], Any]
+    ) -> Callable[..., Any]:
         if inspect.isasyncgenfunction(behaviour):
 
             async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
                 async with self._watching(method, context):
-                    async for response in behaviour(request, context):
+                    async for response in behaviour(read(request), context):
                         yield response
 
             return stream
 
         async def call(request: Any, context: Any) -> Any:
             async with self._watching(method, context):
-                return await behaviour(request, context)
+                return await behaviour(read(request), context)
 
         return call
 
@@ -74,6 +79,9 @@ class CallWatch(grpc.aio.ServerInterceptor):
         except grpc.aio.AbortError:
             outcome = "refused"
             raise
+        except grpc.aio.InternalError as error:  # a write to a caller that is gone
+            outcome = "cancelled"
+            raise asyncio.CancelledError from error
         except Exception as error:
             refusal = refusal_of(error)
             outcome = refusal.code
