@@ -8,6 +8,7 @@ from arion.expert_cli import expert_app
 from arion.expert_private_cli import train_private_command
 from arion.model_cli import model_app
 from arion.node_cli import node_app
+from arion.node_doctor_cli import doctor_command
 from arion.privacy_cli import privacy_app
 from arion.run_cli import run_app
 from arion.simulate_cli import simulate_command
@@ -25,6 +26,7 @@ app.add_typer(privacy_app, name="privacy")
 coordinator_app.command("migrate")(migrate_command)
 coordinator_app.command("backup")(backup_command)
 coordinator_app.command("restore")(restore_command)
+node_app.command("doctor")(doctor_command)
 app.command("simulate")(simulate_command)
 expert_app.command("train-private")(train_private_command)
 

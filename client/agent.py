@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from client.membership import Membership, MembershipFile, renew
+from client.proxy import link_to
 from client.transport import Link, LinkLost, LinkRefused
 
 _LOG = logging.getLogger("arion.node")
@@ -74,7 +75,7 @@ class Agent:
 
     def _serve(self, membership: Membership) -> None:
         """Answer over one connection, until it is lost or its certificate is due."""
-        self._link = link = Link(membership.address, membership.credentials)
+        self._link = link = link_to(self._home, membership.address, membership.credentials)
         try:
             if membership.due_in_s < 0:
                 renew(self._home, link)

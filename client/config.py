@@ -43,12 +43,14 @@ class NodeConfig(BaseModel):
         precision: "bf16" computes in bf16 under fp32 weights, in draws that are padded.
         pad_draws: process every draw in the same number of chunks, so that the time a round takes
             does not tell how many units were drawn.
+        proxy: URL of the HTTP CONNECT proxy that the node dials through; "" dials directly, and
+            without this key HTTPS_PROXY holds.
         seed: of a seeded simulation, whose noise anyone can recompute; None takes noise from the
             operating system.
 
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,63}$")]
     data: Path
@@ -63,6 +65,7 @@ class NodeConfig(BaseModel):
     device: Device = Device.CPU
     precision: Literal["fp32", "bf16"] = "fp32"
     pad_draws: bool = True
+    proxy: str | None = Field(default=None, repr=False)
     seed: int | None = Field(default=None, ge=0, lt=2**63)
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ from cryptography import x509
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from client.config import IDENTITY_FILE, NodeError
+from client.proxy import link_to
 from client.transport import Credentials, Link, LinkRefused
 from privacy.enrolment import (
     EnrolmentError,
@@ -144,7 +145,7 @@ def join(home: Path, host: str, ports: tuple[int, int], token: str) -> Membershi
     file = MembershipFile(home)
     membership = _prepared(file, host, ports, invitation)
     signed = identity.sign("join", join_payload(invitation.digest, membership.request.encode()))
-    link = Link(membership.enrolment_address, Credentials(invitation.authority_pem))
+    link = link_to(home, membership.enrolment_address, Credentials(invitation.authority_pem))
     try:
         name = link.join(
             token.strip(), membership.request.encode(), identity.public_key, signed.signature
@@ -175,7 +176,8 @@ def collect(home: Path, wait_s: float) -> Membership:
     """
     file = MembershipFile(home)
     membership = file.load()
-    link = Link(membership.enrolment_address, Credentials(membership.authority.encode()))
+    credentials = Credentials(membership.authority.encode())
+    link = link_to(home, membership.enrolment_address, credentials)
     end = time.monotonic() + wait_s
     try:
         while True:
@@ -211,7 +213,7 @@ def rotate(home: Path) -> Membership:
     """
     membership = MembershipFile(home).load()
     assert membership.due_in_s is not None, "raises where there is nothing to renew"
-    link = Link(membership.address, membership.credentials)
+    link = link_to(home, membership.address, membership.credentials)
     try:
         return renew(home, link)
     except LinkRefused as error:

@@ -76,12 +76,20 @@ class Credentials:
 
 
 class Link:
-    """A connection to the coordinator; TLS always, in both directions once the node has joined."""
+    """A connection to the coordinator; TLS always, in both directions once the node has joined.
 
-    def __init__(self, address: str, credentials: Credentials) -> None:
+    Args:
+        address: host and port.
+        credentials: what is shown and accepted.
+        proxy: URL of an HTTP CONNECT proxy; None dials directly.
+
+    """
+
+    def __init__(self, address: str, credentials: Credentials, proxy: str | None = None) -> None:
         own = (credentials.key, credentials.certificate) if credentials.certificate else ()
+        route = ("grpc.http_proxy", proxy) if proxy else ("grpc.enable_http_proxy", 0)
         self._channel = grpc.secure_channel(
-            address, grpc.ssl_channel_credentials(credentials.authority, *own), _OPTIONS
+            address, grpc.ssl_channel_credentials(credentials.authority, *own), (*_OPTIONS, route)
         )
         self._exchange = rpc.ExchangeStub(self._channel)
         self._enrolment = rpc.EnrolmentStub(self._channel)
@@ -176,6 +184,11 @@ class Link:
                 "other-payload", f"Expected {size} bytes with the digest named, got others."
             )
         return bytes(data)
+
+    def is_member(self) -> bool:
+        """Ask for nothing, as a member may; raises LinkLost or LinkRefused where it may not."""
+        reply = _call(self._exchange.Progress, pb.ProgressRequest(message="0" * 32))
+        return bool(reply.offset == 0)
 
     def answer(self, message: str, kind: str, body: bytes, payload: bytes) -> bool:
         """Send an answer; False where nobody waits for it any more."""

@@ -54,9 +54,7 @@ def test_two_operators_approve_and_one_does_not(
         assert collect(homes[name], 5).certificate
     assert "--operator HOME" in approve(service_home, "north")
     assert "waits for another operator" in approve(service_home, "north", homes["anna"])
-    assert "waits for another operator" in approve(
-        service_home, "north", homes["anna"]
-    )  # still one person
+    assert "waits for another operator" in approve(service_home, "north", homes["anna"])
     assert "active operator" in approve(service_home, "north", homes["carl"])  # he waits himself
     assert collect(north, 0).certificate == ""
     assert "may connect" in approve(service_home, "north", homes["bert"])

@@ -1,0 +1,276 @@
+"""What keeps a node from serving, found before a run does: each finding says what to do.
+
+Nothing is changed and nothing is sent but a greeting and one call that asks for nothing. What is
+said of data is a count, for whoever sits at the node.
+"""
+
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from client.config import IDENTITY_FILE, NODE_FILE, NodeConfig, load_node_config
+from client.histories import FORK_FILE, RESTORED_FILE
+from client.home_checks import check_identity, check_unit
+from client.membership import MEMBERSHIP_FILE, Membership, MembershipFile
+from client.node import CONSENT_FILE
+from client.proxy import link_to, proxy_of
+from client.training_records import training_records
+from client.transport import Credentials, LinkLost, LinkRefused
+from privacy.consent import load_consent
+from privacy.enrolment import OLDEST_PROTOCOL, PROTOCOL
+from privacy.identity import IdentityKey
+
+RUNTIME = "arion-grpc"
+_OK, _WARNING, _FAILURE = "ok", "warning", "failure"
+_SKEW_WARNING_S, _SKEW_FAILURE_S = 30.0, 240.0  # certificates begin five minutes in the past
+_LEAST_FREE, _LITTLE_FREE = 256 << 20, 2 << 30
+_COPIES = 4  # fp32 weights, gradients, the sum and an upload
+_CONNECT_S = 5.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        check: what.
+        level: "ok", "warning" or "failure".
+        says: what was found, and what to do where it is not ok.
+
+    """
+
+    check: str
+    level: str
+    says: str
+
+
+def examine(home: Path) -> list[Finding]:
+    """Look at all that a node needs; what cannot be looked at is a failure of its own."""
+    checks: dict[str, Callable[[Path], Finding]] = {
+        "settings": _settings,
+        "consent": _consent,
+        "files": _files,
+        "histories": _histories,
+        "data": _data,
+        "base model": _base_model,
+        "memory": _memory,
+        "disk": _disk,
+        "certificate": _certificate,
+        "reachability": _reachability,
+        "clock and version": _clock,
+        "membership": _membership,
+    }
+    return [_looked(name, check, home) for name, check in checks.items()]
+
+
+def _looked(name: str, check: Callable[[Path], Finding], home: Path) -> Finding:
+    try:
+        return check(home)
+    except (ValueError, OSError) as error:
+        return Finding(name, _FAILURE, " ".join(str(error).split()))
+
+
+def _settings(home: Path) -> Finding:
+    config = load_node_config(home)
+    config.device.check()
+    return Finding("settings", _OK, f"{config.name}, {config.device}, {config.precision}")
+
+
+def _consent(home: Path) -> Finding:
+    config, consent = load_node_config(home), load_consent(home / CONSENT_FILE)
+    check_identity(config, consent, IdentityKey.load(home / IDENTITY_FILE))
+    check_unit(config, consent)
+    consent.check_not_expired(date.today())
+    if RUNTIME not in consent.runtimes:
+        return Finding(
+            "consent",
+            _FAILURE,
+            f"Expected {RUNTIME!r} in the clause runtimes, got {', '.join(consent.runtimes)}. Have "
+            "a consent signed off that allows it.",
+        )
+    return Finding("consent", _OK, f"until {consent.expires}, epsilon {consent.epsilon:g}")
+
+
+def _files(home: Path) -> Finding:
+    for name in (IDENTITY_FILE, MEMBERSHIP_FILE):
+        path = home / name
+        if path.exists() and path.stat().st_mode & 0o077:
+            return Finding(
+                "files",
+                _FAILURE,
+                f"Expected {path} to be readable by its owner alone, got mode "
+                f"{path.stat().st_mode & 0o777:o}. Run chmod 600 {path}, and ask who read it.",
+            )
+    if not os.access(home, os.W_OK):
+        return Finding(
+            "files", _FAILURE, f"Expected a writable home, got {home}. Change its owner."
+        )
+    return Finding("files", _OK, "keys are readable by their owner alone")
+
+
+def _histories(home: Path) -> Finding:
+    for name in (FORK_FILE, RESTORED_FILE):
+        if (home / name).exists():
+            return Finding(
+                "histories",
+                _FAILURE,
+                f"Expected one history, got the file {name} in {home}: the node releases nothing. "
+                "An officer must settle it, then remove that file.",
+            )
+    return Finding("histories", _OK, "no fork, no restored ledger")
+
+
+def _data(home: Path) -> Finding:
+    return Finding(
+        "data", _OK, f"{len(training_records(load_node_config(home)))} records to train on"
+    )
+
+
+def _base_model(home: Path) -> Finding:
+    size = _weight_bytes(load_node_config(home))
+    return Finding("base model", _OK, f"{size:,} bytes of weights")
+
+
+def _memory(home: Path) -> Finding:
+    needed, free = _COPIES * _weight_bytes(load_node_config(home)), _available_memory()
+    if free < needed:
+        return Finding(
+            "memory",
+            _WARNING,
+            f"Expected about {needed:,} bytes of free memory for {_COPIES} copies of the weights, "
+            f"got {free:,}. Stop other programs, or train with LoRA and fewer chunk_sequences.",
+        )
+    return Finding("memory", _OK, f"{free:,} bytes are free")
+
+
+def _disk(home: Path) -> Finding:
+    free = shutil.disk_usage(home).free
+    if free < _LITTLE_FREE:
+        level = _FAILURE if free < _LEAST_FREE else _WARNING
+        return Finding(
+            "disk",
+            level,
+            f"Expected {_LITTLE_FREE:,} free bytes for ledger, outbox and models, got {free:,}. "
+            "Free the disk: a full one stops the node in the middle of a round.",
+        )
+    return Finding("disk", _OK, f"{free:,} bytes are free")
+
+
+def _certificate(home: Path) -> Finding:
+    membership = MembershipFile(home).load()
+    due = membership.due_in_s
+    when = "renewed at the next start" if due < 0 else f"renewed in {due / 3600:.1f} h"
+    return Finding("certificate", _OK, f"{membership.name} in {membership.federation!r}, {when}")
+
+
+def _reachability(home: Path) -> Finding:
+    """That something listens, or that the proxy does: what TLS and the service say comes after."""
+    for address in _addresses(MembershipFile(home).load()):
+        host, _, port = address.rpartition(":")
+        proxy = proxy_of(home, host, os.environ)
+        if proxy:
+            parts = urlsplit(proxy)
+            host, port = str(parts.hostname), str(parts.port)
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S).close()
+        except OSError as error:
+            what = "the proxy" if proxy else "the coordinator"
+            return Finding(
+                "reachability",
+                _FAILURE,
+                f"Expected {what} at {host}:{port} to accept a connection, got: {error}. Check the "
+                "name, the firewall for outgoing TCP to that port, and that it runs.",
+            )
+    return Finding(
+        "reachability", _OK, "both ports accept connections" if not proxy else "by proxy"
+    )
+
+
+def _clock(home: Path) -> Finding:
+    membership = MembershipFile(home).load()
+    credentials = Credentials(membership.authority.encode())
+    link = link_to(home, membership.enrolment_address, credentials)
+    before = time.time()
+    try:
+        hello = link.hello()
+    except LinkRefused:
+        return Finding("clock and version", _WARNING, _OLD)
+    except LinkLost as error:
+        return Finding("clock and version", _FAILURE, f"{error}. {_TLS}")
+    finally:
+        link.close()
+    if hello.oldest > PROTOCOL or hello.newest < OLDEST_PROTOCOL:
+        return Finding(
+            "clock and version",
+            _FAILURE,
+            f"Expected a coordinator that speaks version {OLDEST_PROTOCOL} to {PROTOCOL}, got "
+            f"{hello.oldest} to {hello.newest}. Install a version of Arion that speaks its.",
+        )
+    return _skew(hello.time - (before + time.time()) / 2)
+
+
+def _skew(skew_s: float) -> Finding:
+    if abs(skew_s) < _SKEW_WARNING_S:
+        return Finding("clock and version", _OK, f"clocks agree within {abs(skew_s):.1f} s")
+    level = _FAILURE if abs(skew_s) >= _SKEW_FAILURE_S else _WARNING
+    side = "behind" if skew_s > 0 else "ahead of"
+    return Finding(
+        "clock and version",
+        level,
+        f"Expected clocks that agree, got this one {abs(skew_s):.0f} s {side} the coordinator's at "
+        f"{datetime.now(UTC):%H:%M:%S} UTC. Set up NTP: certificates are refused beyond 5 minutes.",
+    )
+
+
+def _membership(home: Path) -> Finding:
+    membership = MembershipFile(home).load()
+    _ = membership.due_in_s  # raises where there is no certificate to show
+    link = link_to(home, membership.address, membership.credentials)
+    try:
+        link.is_member()
+    except LinkRefused as refusal:
+        return Finding("membership", _FAILURE, f"{refusal} ({refusal.code})")
+    except LinkLost as error:
+        return Finding("membership", _FAILURE, f"{error}. {_TLS}")
+    finally:
+        link.close()
+    return Finding("membership", _OK, "the coordinator knows this node as an active member")
+
+
+_OLD = (
+    "Expected the coordinator's time and versions, got a coordinator of version 1, which does not "
+    "tell them. Have it upgraded when that suits its operator."
+)
+_TLS = (
+    "Check that nothing on the way breaks TLS open, that the host is one of the coordinator's "
+    "names, and that it serves."
+)
+
+
+def _addresses(membership: Membership) -> tuple[str, str]:
+    return membership.address, membership.enrolment_address
+
+
+def _weight_bytes(config: NodeConfig) -> int:
+    """Bytes of the base model's weights."""
+    files = list(config.base_model.glob("*.safetensors"))
+    if not files:
+        raise OSError(
+            f"Expected a model folder at {config.base_model}, got none with weights. Copy the "
+            f"federation's base model there, or correct base_model in {NODE_FILE}."
+        )
+    return sum(path.stat().st_size for path in files)
+
+
+def _available_memory() -> int:
+    """Bytes that the system can give, as Linux says."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
