@@ -3,7 +3,7 @@
 import errno
 
 import grpc
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from coordinator.service.bindings import RegistryError
 from coordinator.service.blobs import BlobError
