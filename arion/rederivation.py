@@ -62,7 +62,31 @@ def rederive(passport: Passport, reduction: Reduction, out: Path, progress: Prog
         VariantError: it cannot be made by its own plan, said with why; or it does not pass.
 
     """
-    plan_of = passport.container, passport.number_format
+    kept = _kept(passport, reduction)
+    model, tokenizer = reduction.parent.model, reduction.parent.tokenizer
+    reduced = model if kept == everything(model.config) else prune(model, kept)
+    wanted = _wanted(passport)
+    plans = fitting_plans(reduced.config, model.config.experts, tokenizer, wanted)
+    selected = Selected(
+        source=Source(model, reduced, tokenizer),
+        kept=kept,
+        inside=kept,
+        chosen_by=words_of(passport, reduction.owner),
+        plans=tuple(plan for plan in plans if plan.number_format == passport.number_format),
+    )
+    shutil.rmtree(out, ignore_errors=True)
+    order = ExportOrder(out, out, wanted)
+    prepared = Prepared(reduction.parent, selected, reduction.heldout, None, (), reduction.key)
+    return export(order, prepared, progress)
+
+
+def _kept(passport: Passport, reduction: Reduction) -> Kept:
+    """The reduced model's experts that the artefact keeps.
+
+    Raises:
+        VariantError: its own plan cannot be carried out again.
+
+    """
     if passport.parent_digest != reduction.before:
         raise VariantError(
             "Expected an artefact of the model as it was, got one of another version. Export anew."
@@ -78,20 +102,14 @@ def rederive(passport: Passport, reduction: Reduction, out: Path, progress: Prog
             "Expected as many experts left in every layer, got other numbers. Export anew, with "
             "the text that its experts are chosen by."
         )
-    model, tokenizer = reduction.parent.model, reduction.parent.tokenizer
-    reduced = model if kept == everything(model.config) else prune(model, kept)
-    bits = next(b for b, f in KINDS[plan_of[0]].number_formats.items() if plan_of[1] in f)
-    context = None if isinstance(passport.verification, Missing) else passport.verification.context
-    wanted = Wanted(next(t for t in TIERS if t == passport.tier), passport.container, bits, context)
-    plans = fitting_plans(reduced.config, model.config.experts, tokenizer, wanted)
-    selected = Selected(
-        source=Source(model, reduced, tokenizer),
-        kept=kept,
-        inside=kept,
-        chosen_by=words_of(passport, reduction.owner),
-        plans=tuple(plan for plan in plans if plan.number_format == passport.number_format),
-    )
-    shutil.rmtree(out, ignore_errors=True)
-    order = ExportOrder(out, out, wanted)
-    prepared = Prepared(reduction.parent, selected, reduction.heldout, None, (), reduction.key)
-    return export(order, prepared, progress)
+    return kept
+
+
+def _wanted(passport: Passport) -> Wanted:
+    """What the artefact was asked to be."""
+    formats = KINDS[passport.container].number_formats
+    bits = next(width for width, found in formats.items() if passport.number_format in found)
+    ran = passport.verification
+    context = None if isinstance(ran, Missing) else ran.context
+    tier = next(each for each in TIERS if each == passport.tier)
+    return Wanted(tier, passport.container, bits, context)

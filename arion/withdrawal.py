@@ -117,25 +117,38 @@ def withdraw_owner(order: WithdrawalOrder, progress: Progress) -> Receipt:
             reduced, order.owner, before.model_digest, before.ownership, heldout, key
         )
         revoked = tuple(_replace(order, order.registry, before, changed, progress))  # 4
+    after = _exposures(reduced, secrets)
+    receipt = _receipt(order, before, reduced.digest, revoked=revoked, claim=claim, after=after)
+    write_whole(order.receipt, signed_receipt(receipt, key))  # 5
+    _journal(order).unlink()
+    return receipt
+
+
+def _receipt(
+    order: WithdrawalOrder,
+    before: _Before,
+    digest: str,
+    *,
+    revoked: tuple[Revoked, ...] | None,
+    claim: LedgerClaim | None,
+    after: Exposures | None,
+) -> Receipt:
     made = stamp()
-    receipt = Receipt(
+    return Receipt(
         owner=order.owner,
         created=made["created"],
         version=made["version"],
         model=order.model.resolve().name,
         model_before=before.model_digest,
-        model_after=reduced.digest,
+        model_after=digest,
         base_digest=before.base_digest,
         removed=before.removed,
         unchanged=_unchanged(order.model, before),
         revoked=revoked,
-        canaries=_canaries(before.exposures, _exposures(reduced, secrets)),
+        canaries=_canaries(before.exposures, after),
         ledger=claim,
         remains=tuple(_remains(order.owner, claim)),
     )
-    write_whole(order.receipt, signed_receipt(receipt, key))  # 5
-    _journal(order).unlink()
-    return receipt
 
 
 def _before(order: WithdrawalOrder, secrets: Sequence[PlantedSecret]) -> _Before:
