@@ -10,6 +10,7 @@ from rich.table import Table
 from arion.errors import user_errors
 from arion.evaluate_cli import evaluate_command
 from arion.expert_cli import expert_app
+from arion.expert_private_cli import train_private_command
 from arion.export_cli import export_command, verify_command
 from arion.generate_cli import generate_command
 from arion.import_cli import import_command
@@ -22,6 +23,7 @@ from models.counts import weight_bytes
 _PIPED_WIDTH = 120
 
 model_app = typer.Typer(no_args_is_help=True, help="Look at models, bring them in, run them.")
+expert_app.command("train-private")(train_private_command)
 model_app.add_typer(expert_app, name="expert")
 model_app.add_typer(registry_app, name="registry")
 
