@@ -50,10 +50,18 @@ Question = tuple[str, bytes, bytes]
 
 def open_node(context: Context) -> Node:
     """Return the node whose home the context names, opened once in this process."""
-    home = Path(str(context.node_config["home"])).resolve()
+    home = _home(context)
     if home not in _NODES:
         _NODES[home] = Node(home, str(context.node_config.get("runtime", "flower")))
     return _NODES[home]
+
+
+def _home(context: Context) -> Path:
+    """The node's home: its own setting, or, in Flower's simulation, one of the run's nodes."""
+    if "home" in context.node_config:
+        return Path(str(context.node_config["home"])).resolve()
+    homes = sorted(Path(str(context.run_config["nodes"])).iterdir())
+    return homes[int(str(context.node_config["partition-id"]))].resolve()
 
 
 def close_nodes() -> None:
