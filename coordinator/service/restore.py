@@ -2,7 +2,8 @@
 
 What a backup cannot know is what came after it. Invitations that were open are dropped, as they may
 have been used since; members that were revoked since are active again, and the operator is told to
-look; a run whose members countersigned more than the backup holds is refused when it starts.
+look. A ledger that is older than what members countersigned is not refused here or at the start of
+a run: those members leave its heads without their signature, and verification exposes it.
 """
 
 import shutil
