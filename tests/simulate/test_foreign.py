@@ -54,7 +54,7 @@ def base_with_the_runs_adapters(out: Path, names: tuple[str, ...]) -> ForeignMod
     homes = Homes(out, names)
     model, _ = open_model(out / "base")
     prepare(model, load_settings(homes.coordinator).recipe)
-    write_vector(model, final_vector(homes))
+    write_vector(model, final_vector(homes.coordinator))
     assert isinstance(model, ForeignModel)
     return model
 
