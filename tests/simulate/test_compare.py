@@ -137,6 +137,7 @@ def test_local_models_are_evaluated_at_home_and_away_on_average(make_run: MakeRu
     assert found["court"] == pytest.approx(sum(e["court"] for e in each.values()) / 3)
 
 
+@pytest.mark.slow
 def test_a_comparison_in_small(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run(
         training={"rounds": 1, "expected_batch": 6.0},

@@ -61,6 +61,7 @@ def test_a_member_that_spoils_sums_costs_its_groups_and_is_named(
     assert all(found.epsilon_micro <= 8e6 for found in reports if found.kind == "node")
 
 
+@pytest.mark.slow
 def test_honest_groups_all_count(make_run: Callable[..., RunFile], tmp_path: Path) -> None:
     report = Simulation(make_run(federation=SIX, data=SPLIT), tmp_path / "run", Silent()).run()
     assert [len(attempt["survivors"]) for attempt in report["attempts"]] == [6, 6, 6]

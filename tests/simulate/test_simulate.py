@@ -116,6 +116,7 @@ def test_drop_outs_are_survived_and_shown(make_run: MakeRun, tmp_path: Path) -> 
     assert report["ledger"]["ok"]
 
 
+@pytest.mark.slow
 def test_kill_9_and_resume_give_the_undisturbed_model(
     run_values: dict[str, Any], make_run: MakeRun, tmp_path: Path
 ) -> None:
