@@ -117,7 +117,7 @@ class Calls:
             return lambda: self.exchange.stream_unary(path, **plain)(iter(parts), timeout=10)
         if name in ("Listen", "Fetch"):
             stream = self.exchange.unary_stream(path, **plain)
-            return lambda: first(stream(fuzzer.message(), timeout=10))
+            return lambda: first(stream(fuzzer.message(), timeout=0.3))
         return lambda: self.exchange.unary_unary(path, **plain)(fuzzer.message(), timeout=10)
 
     def close(self) -> None:
