@@ -68,7 +68,11 @@ def each_operation(
 
 @FAILURES
 @pytest.mark.parametrize(
-    ("accountant", "opens"), [("schedule", "run-reserved"), ("filter", "filter-opened")]
+    ("accountant", "opens"),
+    [
+        ("schedule", "run-reserved"),
+        pytest.param("filter", "filter-opened", marks=pytest.mark.slow),
+    ],
 )
 def test_an_upload_at_every_write(
     hands: Hands, tmp_path: Path, fail: Any, accountant: str, opens: str
