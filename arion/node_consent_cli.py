@@ -16,7 +16,7 @@ from client.config import IDENTITY_FILE, NODE_FILE, NodeError, load_node_config
 from client.data import DataConfig, describe, detect_config, load_config
 from client.membership import MembershipFile
 from client.node import CONSENT_FILE
-from client.transport import Link
+from client.proxy import link_to
 from privacy.consent import parse_consent
 from privacy.consent_draft import Draft
 from privacy.consent_pins import COORDINATOR, pin, pinned_key, read_clauses
@@ -59,8 +59,9 @@ def draft_command(
         membership = MembershipFile(home).load()
         if not membership.certificate:
             raise NodeError("Expected a node that was approved, got one that waits: node join.")
+        proxy = _proxy_alone(home)
         for name in (CONSENT_FILE, NODE_FILE):
-            if (home / name).exists():
+            if (home / name).exists() and not (name == NODE_FILE and proxy):
                 raise NodeError(
                     f"Expected no {name} in {home}, got one. Change that, or move it away first."
                 )
@@ -82,7 +83,8 @@ def draft_command(
         text = draft.text()
         _check_rest(text)
         node = {"name": draft.name, "data": str(data.resolve()), "base_model": str(base.resolve())}
-        write_toml(home / NODE_FILE, {**node, "fields": fields.model_dump(exclude_none=True)})
+        described = {"fields": fields.model_dump(exclude_none=True)}
+        write_toml(home / NODE_FILE, {**node, **proxy, **described})
         load_node_config(home)
         replace_durably(home / CONSENT_FILE, text.encode())
     typer.echo(describe(fields))
@@ -156,12 +158,21 @@ def _fields(data: Path) -> DataConfig:
     return (own_config(data) if data.is_dir() else None) or detect_config(data)
 
 
+def _proxy_alone(home: Path) -> dict[str, str]:
+    """The proxy of a node.toml that holds nothing else: of a node that joined through one."""
+    try:
+        found = tomllib.loads((home / NODE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {"proxy": str(found["proxy"])} if found.keys() == {"proxy"} else {}
+
+
 def _relayed(home: Path) -> dict[str, bytes]:
     """The keys of all members and of the coordinator, as the coordinator says them now."""
     membership = MembershipFile(home).load()
     if not membership.certificate:
         raise NodeError("Expected a node that was approved, got one that waits: node join.")
-    link = Link(membership.address, membership.credentials)
+    link = link_to(home, membership.address, membership.credentials)
     try:
         members = link.members()
     finally:

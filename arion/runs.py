@@ -5,7 +5,6 @@ that every command tells the truth while another process drives the run, or afte
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
@@ -27,8 +26,9 @@ from coordinator.outcome import Observer, observing
 from coordinator.service.home import ServiceHome
 from coordinator.settings import SETTINGS_FILE, load_settings, save_settings
 from coordinator.store import Attempt, Phase, RunStore, is_driven
+from models.durable import put, sync
 from privacy.enrolment import NAME
-from privacy.ledger.files import make_directory, replace_durably, sync_directory
+from privacy.ledger.files import make_directory, replace_durably
 from privacy.ledger.pins import PINS_FILE, Pin, load_pins, pins_bytes
 
 RUNS_FOLDER = "runs"
@@ -100,12 +100,12 @@ def submit(service: ServiceHome, run: RunFile, name: str) -> RunOrder:
     shutil.rmtree(part, ignore_errors=True)
     make_directory(part)
     shutil.copytree(settings.base_model, part / _BASE_FOLDER)
-    _flush(part)
+    for path in (*part.rglob("*"), part):
+        sync(path)
     replace_durably(part / PLAN_FILE, json.dumps(order.plan, indent=1).encode() + b"\n")
     places = {"base_model": Path(_BASE_FOLDER), "coordinator": Path("../..")}
     save_settings(part, settings.model_copy(update=places))
-    part.rename(_home(service, name))
-    sync_directory(part.parent)
+    put(part, _home(service, name))
     return order
 
 
@@ -174,7 +174,7 @@ def export_model(service: ServiceHome, name: str, folder: Path) -> None:
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     write_merged_model(settings.base_model, settings.recipe, final_vector(home), part)
-    part.rename(folder)
+    put(part, folder)
 
 
 def list_runs(service: ServiceHome) -> list[RunStatus]:
@@ -262,13 +262,3 @@ def _pin(service: ServiceHome, order: RunOrder) -> None:
                 "the institution join from its old home, or under another name."
             )
     replace_durably(path, pins_bytes({**pins, **new}))
-
-
-def _flush(folder: Path) -> None:
-    """Make copied files durable."""
-    for path in (*folder.rglob("*"), folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -64,24 +64,29 @@ class Membership(BaseModel):
         """Seconds until two thirds of the certificate's life are over; below 0 where they are.
 
         Raises:
-            NodeError: no certificate yet, or one that has expired: no longer to be renewed.
+            NodeError: as `check_renewable`.
 
         """
+        self.check_renewable()
+        found = self._certificate()
+        life = found.not_valid_after_utc - found.not_valid_before_utc
+        due = found.not_valid_before_utc + life * _RENEW_AFTER
+        return (due - datetime.now(UTC)).total_seconds()
+
+    def check_renewable(self) -> None:
+        """Refuse to go on without a certificate, or with one that has expired; NodeError."""
         if not self.certificate:
             raise NodeError(
                 "Expected a node that was approved, got one that waits. Have the operator approve "
                 "it, then give the command arion node join again."
             )
-        found = self._certificate()
         if self.is_expired:
+            ended = self._certificate().not_valid_after_utc
             raise NodeError(
                 f"Expected a certificate that has not expired, got one that ended at "
-                f"{found.not_valid_after_utc:%Y-%m-%d %H:%M} UTC: the node was away too long. Ask "
+                f"{ended:%Y-%m-%d %H:%M} UTC: the node was away too long. Ask "
                 "the operator for a new invitation, and give arion node join again with this home."
             )
-        life = found.not_valid_after_utc - found.not_valid_before_utc
-        due = found.not_valid_before_utc + life * _RENEW_AFTER
-        return (due - datetime.now(UTC)).total_seconds()
 
     @property
     def is_expired(self) -> bool:
@@ -212,7 +217,7 @@ def rotate(home: Path) -> Membership:
 
     """
     membership = MembershipFile(home).load()
-    assert membership.due_in_s is not None, "raises where there is nothing to renew"
+    membership.check_renewable()
     link = link_to(home, membership.address, membership.credentials)
     try:
         return renew(home, link)

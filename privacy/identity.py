@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
     Ed25519PublicKey,
 )
 
+from models.durable import sync
 from protos.signed import Signed
 
 __all__ = [
@@ -108,7 +109,7 @@ class IdentityKey:
                 path.hardlink_to(part)  # as a rename, but it never replaces
             finally:
                 part.unlink()
-            _sync_directory(path.parent)
+            sync(path.parent)
         except OSError as error:
             raise IdentityError(
                 f"Expected to create the key file {path.name}, got {error.strerror}. "
@@ -226,11 +227,3 @@ def _write_new(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,15 +1,20 @@
 """Nodes behind an HTTP CONNECT proxy: joining, serving and renewing through it, and only so."""
 
 import base64
+import json
 import socket
 import threading
 import time
+import tomllib
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from arion.cli import app
+from arion.federation import write_toml
 from client.agent import Agent
 from client.config import NodeError
 from client.membership import collect, join, rotate
@@ -17,6 +22,7 @@ from client.proxy import proxy_of
 from client.transport import LinkLost
 from coordinator.service.home import ServiceHome
 from tests.service.conftest import RunningService, with_settings
+from tests.small_federation import Ground
 
 HOST = "coordinator.example.invalid"  # a name that only the proxy can reach
 
@@ -122,6 +128,28 @@ def test_all_a_node_does_goes_through_the_proxy(
     assert len(proxy.seen) > 2 * len(payload)
     assert payload[:29] not in proxy.seen
     assert b"UploadRequest" not in proxy.seen
+
+
+def test_an_officer_behind_a_proxy_drafts_and_compares(
+    far_service: RunningService, proxy: Proxy, tmp_path: Path, ground: Ground
+) -> None:
+    home = tmp_path / "node"
+    home.mkdir()
+    setting = {"proxy": f"http://127.0.0.1:{proxy.port}"}
+    write_toml(home / "node.toml", setting)
+    joined(far_service, home)
+    asked = len(proxy.asked)
+    runner, data = CliRunner(), str(ground.data / "north.jsonl")
+    draft = ["node", "consent", "draft", str(home), "--data", data, "--purpose", "triage"]
+    drafted = runner.invoke(app, [*draft, "--base", str(ground.base_model)])
+    assert drafted.exit_code == 0, drafted.output
+    assert setting.items() <= tomllib.loads((home / "node.toml").read_text()).items()
+    shown = runner.invoke(app, ["node", "members", str(home), "--json"])
+    assert shown.exit_code == 0, shown.output
+    assert {row["name"] for row in json.loads(shown.output)} == {"north", "coordinator"}
+    assert len(proxy.asked) > asked
+    again = runner.invoke(app, [*draft, "--base", str(ground.base_model)])
+    assert (again.exit_code, "Change that" in again.stderr) == (2, True)
 
 
 def test_the_environment_names_a_proxy_too(
