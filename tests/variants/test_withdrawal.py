@@ -207,6 +207,8 @@ def test_a_withdrawal_goes_on_after_a_crash(
          "has a module of 'court'"),
         (lambda h: shutil.copytree(h / "all", artefact_path(h / "registry", court_artefact(h))),
          "still lies there"),
+        (lambda h: edit_index(h, 0, status="active"), "is not revoked"),
+        (lambda h: edit_index(h, -1, owners=["court"]), "is unknown or holds"),
     ],
 )  # fmt: skip
 def test_what_is_undone_after_a_withdrawal_is_seen(
@@ -216,6 +218,13 @@ def test_what_is_undone_after_a_withdrawal_is_seen(
     spoil(here)
     with pytest.raises(ReceiptError, match=said):
         verify_receipt(here / "receipt.json", None, here / "model", here / "registry")
+
+
+def edit_index(here: Path, place: int, **changes: object) -> None:
+    path = here / "registry" / "registry.json"
+    index = json.loads(path.read_text())
+    index["artefacts"][place] |= changes
+    path.write_text(json.dumps(index))
 
 
 def court_artefact(here: Path) -> str:
