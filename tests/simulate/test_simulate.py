@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 import tomli_w
+from typer.testing import CliRunner
 
+from arion.cli import app
 from arion.progress import Silent
 from arion.run_file import RunFile, RunFileError
 from arion.simulate import Simulation
@@ -159,16 +161,14 @@ def test_kill_9_and_resume_give_the_undisturbed_model(
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_code_2(
-    arguments: list[str], message: str, tmp_path: Path
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "bad.toml").write_text("[training\n")
     (tmp_path / "unknown.toml").write_text("[trainingg]\nrounds = 1\n")
-    done = (
-        arion("simulate", *arguments, "--out", "out", cwd=tmp_path)
-        if ("--out" not in arguments)
-        else arion("simulate", *arguments, cwd=tmp_path)
-    )
-    assert done.returncode == 2, done.stderr
+    monkeypatch.chdir(tmp_path)
+    out = [] if "--out" in arguments else ["--out", "out"]
+    done = CliRunner().invoke(app, ["simulate", *arguments, *out])
+    assert done.exit_code == 2, done.stderr  # an exception that nobody catches would be 1
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ")
     assert message in last
