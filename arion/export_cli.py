@@ -15,7 +15,7 @@ from arion.variant_export import ExportOrder, Prepared, export, prepare
 from arion.variant_selection import CRITERIA, Choice
 from arion.variant_verify import Verdict, verify_variant
 from models.variants.extras import VariantError
-from models.variants.kinds import CONTAINERS
+from models.variants.names import CONTAINERS
 from models.variants.passport import Missing, Passport
 from models.variants.plan import BITS, TIERS, Target, Wanted
 

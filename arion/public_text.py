@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from arion.institutions import own_config, read_public
 from client.shards import PUBLIC_NAME, DataError, data_files
 from models.durable import file_digest
-from models.expert_module import Statement
+from models.names import Statement
 
 
 class _Declaration(BaseModel):

@@ -11,10 +11,10 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from models.durable import file_digest
-from models.expert_module import Digest, OwnerName
 from models.modular import read_manifest
+from models.names import Digest, OwnerName
+from models.variants.index import artefact_path, read_index
 from models.variants.passport import LedgerClaim
-from models.variants.registry import artefact_path, read_index
 from privacy.attestation import attest, verify_attestation
 from privacy.identity import IdentityKey
 

@@ -14,10 +14,10 @@ from arion.progress import make_progress
 from arion.receipt import Receipt, verify_receipt
 from arion.variant_verify import verify_variant
 from arion.withdrawal import WithdrawalOrder, withdraw_owner
-from models.variants.registry import Index, add_artefact, create_registry, fetch, read_index
+from models.variants.index import SHOWN, Index, read_index
+from models.variants.registry import add_artefact, create_registry, fetch
 
 _PIPED_WIDTH = 120
-_SHOWN = 12
 
 registry_app = typer.Typer(
     no_args_is_help=True, help="Artefacts with their versions and lineage: add, list, fetch."
@@ -167,16 +167,16 @@ def _print_index(index: Index) -> None:
     for each in index.artefacts:
         state = each.status if each.is_active else f"revoked: {each.because}"
         if each.replaced_by is not None:
-            state += f"; see {each.replaced_by[:_SHOWN]}"
-        made_of = f"{each.version[:_SHOWN]}"
+            state += f"; see {each.replaced_by[:SHOWN]}"
+        made_of = f"{each.version[:SHOWN]}"
         kind = f"{each.container} {each.number_format}"
         owners = ", ".join(each.owners)
-        table.add_row(each.digest[:_SHOWN], made_of, kind, str(each.experts), owners, state)
+        table.add_row(each.digest[:SHOWN], made_of, kind, str(each.experts), owners, state)
     console = Console()
     (console if console.is_terminal else Console(width=_PIPED_WIDTH)).print(table)
     for version in index.versions:
-        origin = f", from {version.derived_from[:_SHOWN]}" if version.derived_from else ""
-        typer.echo(f"{version.digest[:_SHOWN]}: {version.name}{origin} ({version.because})")
+        origin = f", from {version.derived_from[:SHOWN]}" if version.derived_from else ""
+        typer.echo(f"{version.digest[:SHOWN]}: {version.name}{origin} ({version.because})")
 
 
 def _print_receipt(receipt: Receipt, as_json: bool) -> None:
@@ -186,8 +186,8 @@ def _print_receipt(receipt: Receipt, as_json: bool) -> None:
     typer.echo(f"{receipt.owner} withdrew from {receipt.model} at {receipt.created}.")
     typer.echo(f"Removed: {', '.join(receipt.removed)}. Unchanged: {len(receipt.unchanged)} files.")
     for each in receipt.revoked or ():
-        by = f"replaced by {each.replaced_by[:_SHOWN]}" if each.replaced_by else each.why_none
-        typer.echo(f"Revoked: {each.artefact[:_SHOWN]}, {by}")
+        by = f"replaced by {each.replaced_by[:SHOWN]}" if each.replaced_by else each.why_none
+        typer.echo(f"Revoked: {each.artefact[:SHOWN]}, {by}")
     if receipt.canaries is not None:
         was, now = receipt.canaries.before, receipt.canaries.after
         verdict = "as chance would" if now.is_chance else "MORE THAN CHANCE WOULD"

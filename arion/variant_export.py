@@ -20,11 +20,9 @@ from models.durable import file_digest, put, sync, write_whole
 from models.variants.check import Checked, failures, run_artefact
 from models.variants.extras import MissingExtraError, VariantError
 from models.variants.kinds import KINDS, files_of
+from models.variants.names import ATTESTATION, CARD, PASSPORT
 from models.variants.parent import Parent, open_parent
 from models.variants.passport import (
-    ATTESTATION,
-    CARD,
-    PASSPORT,
     LedgerClaim,
     Missing,
     Passport,

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from arion.variant_export import PREDICATE
 from models.durable import file_digest
-from models.variants.passport import ATTESTATION, PASSPORT, Passport, verify_artefact
+from models.variants.names import ATTESTATION, PASSPORT
+from models.variants.passport import Passport, verify_artefact
 from privacy.attestation import AttestationError, verify_attestation
 from privacy.canonical import canonical_bytes
 

@@ -33,20 +33,14 @@ from arion.variant_claims import ledger_claims
 from client.entropy import Entropy
 from models.composition import Ownership
 from models.durable import write_whole
-from models.expert_module import Digest, OwnerName
 from models.modular import MANIFEST, ModuleEntry, read_manifest, withdraw
+from models.names import Digest, OwnerName
 from models.owned import OwnedError
 from models.variants.extras import VariantError
+from models.variants.index import Version, read_index
 from models.variants.parent import Parent, open_parent
 from models.variants.passport import LedgerClaim, Passport
-from models.variants.registry import (
-    Version,
-    add_artefact,
-    add_version,
-    passport_of,
-    read_index,
-    revoke,
-)
+from models.variants.registry import add_artefact, add_version, passport_of, revoke
 from privacy.identity import IdentityKey
 from privacy.ledger.entries import EPSILON_UNITS
 

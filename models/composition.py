@@ -22,7 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from models.checkpoint import save_model
 from models.decoder import Decoder
 from models.durable import put, write_whole
-from models.expert_module import PUBLIC, Digest, ExpertModule, PrivacyClaim
+from models.expert_module import PUBLIC, ExpertModule, PrivacyClaim
+from models.names import Digest
 from models.owned import OwnedError
 from models.tokenizer import Tokenizer
 

@@ -23,15 +23,12 @@ from torch import Tensor
 from models.config import ModelConfig
 from models.durable import file_digest, put, write_whole
 from models.experts import ExpertBank
+from models.names import Digest, OwnerName, Statement
 from models.owned import OwnedError, module_views
 
 PUBLIC = "public"  # the owner of experts that came with the base
 NOT_PRIVATE: Final = "not private"
 _SUFFIX = ".safetensors"
-
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-OwnerName = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,63}$")]
-Statement = Annotated[str, Field(min_length=1, max_length=4000)]
 
 
 class PrivacyClaim(BaseModel):

@@ -25,13 +25,12 @@ from models.decoder import Decoder
 from models.durable import file_digest, only_writer, put, sync, write_whole
 from models.expert_module import (
     Card,
-    Digest,
     ExpertModule,
-    OwnerName,
     card_path,
     read_card,
     read_module,
 )
+from models.names import Digest, OwnerName
 from models.owned import OwnedError
 from models.tokenizer import Tokenizer
 

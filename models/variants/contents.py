@@ -12,8 +12,8 @@ from tokenizers import Tokenizer as Backend
 from models.checkpoint import inspect_model
 from models.config import ModelConfig
 from models.decoder import Decoder
-from models.expert_module import Digest
 from models.formats.files import CheckpointError
+from models.names import Digest
 from models.tokenizer import Tokenizer
 from models.variants.extras import VariantError, need
 from models.variants.gguf_tensors import HEAD, ROPE, tensors

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, get_args
+from typing import Protocol
 
 import torch
 
@@ -23,6 +23,7 @@ from models.variants.gguf_tokenizer import vocabulary
 from models.variants.gguf_types import GGUF_FORMATS, GgufFormat, type_bytes, type_of
 from models.variants.hf_read import read_hf
 from models.variants.llama_runtime import LlamaRuntime
+from models.variants.names import Container
 from models.variants.onnx_file import ONNX_FILE, onnx_bytes, read_onnx, write_onnx
 from models.variants.onnx_runtime import OnnxRuntime
 from models.variants.onnx_tensors import ONNX_FORMATS, OnnxFormat
@@ -30,8 +31,6 @@ from models.variants.readback import Readback
 from models.variants.runtime import Runtime
 from models.variants.transformers_runtime import TransformersRuntime
 
-Container = Literal["gguf", "hf", "onnx"]
-CONTAINERS: tuple[Container, ...] = get_args(Container)
 GGUF_FILE = "model.gguf"
 
 _HF_TYPES = {"f32": torch.float32, "bf16": torch.bfloat16}

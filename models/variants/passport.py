@@ -10,15 +10,15 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from models.durable import file_digest
-from models.expert_module import Digest, OwnerName, PrivacyClaim, Statement
+from models.expert_module import PrivacyClaim
 from models.formats.files import CheckpointError, inside
+from models.names import Digest, OwnerName, Statement
 from models.variants.check import Checked
 from models.variants.compare import Difference
 from models.variants.contents import Contents
 from models.variants.extras import VariantError
-from models.variants.kinds import KINDS, Container
-
-PASSPORT, CARD, ATTESTATION = "variant.json", "MODEL_CARD.md", "variant.intoto.json"
+from models.variants.kinds import KINDS
+from models.variants.names import ATTESTATION, PASSPORT, Container
 
 
 class _Frozen(BaseModel):

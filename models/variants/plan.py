@@ -10,7 +10,8 @@ from typing import Literal, get_args
 from models.config import ModelConfig
 from models.tokenizer import Tokenizer
 from models.variants.extras import VariantError
-from models.variants.kinds import KINDS, Container
+from models.variants.kinds import KINDS
+from models.variants.names import Container
 
 Tier = Literal["edge", "mobile", "cluster"]
 TIERS: tuple[Tier, ...] = get_args(Tier)

@@ -18,7 +18,8 @@ from typing import TypeVar
 import torch
 
 from models.variants.extras import VariantError, need
-from models.variants.kinds import KINDS, Container, Opening
+from models.variants.kinds import KINDS, Opening
+from models.variants.names import Container
 
 _Number = TypeVar("_Number", int, float)
 _POWER = Path("/sys/class/powercap")

@@ -1,8 +1,4 @@
-"""A registry: a folder of versions, where each came from, and the artefacts made of them.
-
-    registry.json             the index; replacing it is the one step by which anything changes
-    artefacts/<digest>/       each artefact's folder as `arion model export` wrote it, named by the
-                              SHA-256 of its passport
+"""Changes of a registry, whose files are described in `models.variants.index`.
 
 What the index does not call active is not there: a revoked artefact's files are removed after the
 index says so, and the next change of the registry finishes what a crash left.
@@ -12,92 +8,24 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
-
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from models.durable import file_digest, only_writer, put, sync, write_whole
-from models.expert_module import Digest, OwnerName, Statement
 from models.variants.extras import VariantError
-from models.variants.kinds import Container, files_of
-from models.variants.passport import PASSPORT, Passport, read_passport, verify_artefact
-
-_INDEX, _ARTEFACTS = "registry.json", "artefacts"
-_SHOWN = 12  # digits of a digest that tell artefacts apart in messages
-
-
-class RegistryError(VariantError):
-    """A registry that cannot be read or changed as asked."""
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Version(_Frozen):
-    """A model that artefacts are made of.
-
-    Attributes:
-        digest: `model_digest`. derived_from: the version before it. because: how it came about.
-
-    """
-
-    digest: Digest
-    name: str
-    derived_from: Digest | None = None
-    because: Statement
-
-
-class Entry(_Frozen):
-    """An artefact.
-
-    Attributes:
-        digest: SHA-256 of its passport. version: digest of the model it was made of.
-        owners: whose experts are inside. because: why it was revoked. replaced_by: by which.
-
-    """
-
-    digest: Digest
-    version: Digest
-    owners: tuple[OwnerName, ...]
-    tier: str
-    container: Container
-    number_format: str
-    experts: int
-    file_bytes: int
-    status: Literal["active", "revoked"] = "active"
-    because: str | None = None
-    replaced_by: Digest | None = None
-
-    @property
-    def is_active(self) -> bool:
-        """Whether it may be fetched."""
-        return self.status == "active"
-
-
-class Index(_Frozen):
-    """Everything that a registry knows."""
-
-    format: Literal[1] = 1
-    versions: tuple[Version, ...] = ()
-    artefacts: tuple[Entry, ...] = ()
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "Index":
-        versions, artefacts = (
-            {each.digest for each in part} for part in (self.versions, self.artefacts)
-        )
-        if len(versions) != len(self.versions) or len(artefacts) != len(self.artefacts):
-            raise ValueError("every version and every artefact stands there once")
-        if {each.version for each in self.artefacts} - versions:
-            raise ValueError("every artefact's version stands there")
-        if {each.derived_from for each in self.versions} - {None} - versions:
-            raise ValueError("every version's origin stands there")
-        return self
-
-    def active(self) -> Iterator[Entry]:
-        """Yield what may be fetched."""
-        return (entry for entry in self.artefacts if entry.is_active)
+from models.variants.index import (
+    ARTEFACTS_FOLDER,
+    INDEX_FILE,
+    SHOWN,
+    Entry,
+    Index,
+    RegistryError,
+    Version,
+    artefact_path,
+    find_entry,
+    read_index,
+)
+from models.variants.kinds import files_of
+from models.variants.names import PASSPORT
+from models.variants.passport import Passport, read_passport, verify_artefact
 
 
 def create_registry(folder: Path) -> None:
@@ -111,37 +39,9 @@ def create_registry(folder: Path) -> None:
         raise RegistryError(f"Expected no {folder} yet, got one. Choose another place.")
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    (part / _ARTEFACTS).mkdir(parents=True)
+    (part / ARTEFACTS_FOLDER).mkdir(parents=True)
     _save(part, Index())
     put(part, folder)
-
-
-def read_index(folder: Path) -> Index:
-    """Read a registry's index; no artefact is looked at.
-
-    Raises:
-        RegistryError: none there, or not one.
-
-    """
-    path = folder / _INDEX
-    if not path.is_file():
-        raise RegistryError(
-            f"Expected {_INDEX} in {folder}, got none. Make a registry with `arion model registry "
-            "create`."
-        )
-    try:
-        return Index.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise RegistryError(
-            f"Expected a registry's index at {path}, got {first['loc']}: {first['msg']}. Restore "
-            "the file."
-        ) from error
-
-
-def artefact_path(folder: Path, digest: str) -> Path:
-    """Where an artefact's files lie."""
-    return folder / _ARTEFACTS / digest
 
 
 def add_artefact(folder: Path, artefact: Path) -> Entry:
@@ -160,7 +60,7 @@ def add_artefact(folder: Path, artefact: Path) -> Entry:
             if known[entry.digest].is_active:
                 return known[entry.digest]
             raise RegistryError(
-                f"Expected an artefact that may be served, got {entry.digest[:_SHOWN]}, which was "
+                f"Expected an artefact that may be served, got {entry.digest[:SHOWN]}, which was "
                 f"revoked: {known[entry.digest].because}. Export another."
             )
         _copy(artefact, artefact_path(folder, entry.digest))
@@ -230,13 +130,13 @@ def fetch(folder: Path, digest: str, out: Path) -> Entry:
     """
     if out.exists():
         raise RegistryError(f"Expected no {out} yet, got one. Choose another place.")
-    entry = _one(read_index(folder), digest)
+    entry = find_entry(read_index(folder), digest)
     _copy(artefact_path(folder, entry.digest), out)
     try:
         verify_artefact(out)
         if file_digest(out / PASSPORT) != entry.digest:
             raise RegistryError(
-                f"Expected the passport {entry.digest[:_SHOWN]}, got another. Restore the registry."
+                f"Expected the passport {entry.digest[:SHOWN]}, got another. Restore the registry."
             )
     except VariantError:
         shutil.rmtree(out)
@@ -247,23 +147,6 @@ def fetch(folder: Path, digest: str, out: Path) -> Entry:
 def passport_of(folder: Path, entry: Entry) -> Passport:
     """Read the passport of an active artefact."""
     return read_passport(artefact_path(folder, entry.digest))
-
-
-def _one(index: Index, digest: str) -> Entry:
-    found = [each for each in index.artefacts if each.digest.startswith(digest)]
-    if len(found) != 1:
-        raise RegistryError(
-            f"Expected the digest of one artefact, got {digest!r}, which {len(found)} have. "
-            "`arion model registry list` shows them."
-        )
-    if not found[0].is_active:
-        other = found[0].replaced_by
-        hint = f"Take {other[:_SHOWN]}." if other else "None takes its place."
-        raise RegistryError(
-            f"Expected an artefact that may be served, got a revoked one: {found[0].because}. "
-            f"{hint}"
-        )
-    return found[0]
 
 
 def _entry(digest: str, passport: Passport) -> Entry:
@@ -282,7 +165,7 @@ def _entry(digest: str, passport: Passport) -> Entry:
 def _check_known(index: Index, digests: Mapping[str, str | None]) -> None:
     if unknown := sorted(digests.keys() - {each.digest for each in index.artefacts}):
         raise RegistryError(
-            f"Expected artefacts of this registry, got {unknown[0][:_SHOWN]}. `arion model "
+            f"Expected artefacts of this registry, got {unknown[0][:SHOWN]}. `arion model "
             "registry list` shows them."
         )
 
@@ -300,10 +183,10 @@ def _changing(folder: Path) -> Iterator[Index]:
 def _sweep(folder: Path, index: Index) -> None:
     """Remove every artefact's files that the index does not call active."""
     active = {each.digest for each in index.active()}
-    for path in sorted((folder / _ARTEFACTS).iterdir()):
+    for path in sorted((folder / ARTEFACTS_FOLDER).iterdir()):
         if path.name not in active:
             shutil.rmtree(path)
-    sync(folder / _ARTEFACTS)
+    sync(folder / ARTEFACTS_FOLDER)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -319,4 +202,4 @@ def _copy(source: Path, target: Path) -> None:
 def _save(folder: Path, index: Index) -> None:
     # Validated anew: a copy with changes was not.
     whole = Index.model_validate(index.model_dump())
-    write_whole(folder / _INDEX, (whole.model_dump_json(indent=2) + "\n").encode())
+    write_whole(folder / INDEX_FILE, (whole.model_dump_json(indent=2) + "\n").encode())

@@ -9,15 +9,12 @@ import pytest
 from models.checkpoint import save_model
 from models.durable import BusyError, only_writer
 from models.variants.extras import VariantError
+from models.variants.index import RegistryError, Version, artefact_path, read_index
 from models.variants.registry import (
-    RegistryError,
-    Version,
     add_artefact,
     add_version,
-    artefact_path,
     create_registry,
     fetch,
-    read_index,
     revoke,
 )
 from tests.variants.models import decoder, tokenizer

@@ -27,10 +27,11 @@ from models.owner_training import OwnerRecipe, train_owner
 from models.pretrain import WarmUp, token_stream, warm_up
 from models.variants import check
 from models.variants.extras import VariantError
+from models.variants.index import artefact_path, read_index
 from models.variants.parent import open_parent
 from models.variants.passport import read_passport
 from models.variants.probe import Probe
-from models.variants.registry import artefact_path, passport_of, read_index
+from models.variants.registry import passport_of
 from privacy.attestation import AttestationError
 from privacy.identity import IdentityKey, fingerprint
 from tests.variants.models import TEXTS, decoder, tokenizer
