@@ -14,9 +14,8 @@ from arion.federation import write_toml
 from arion.institutions import own_config
 from client.config import IDENTITY_FILE, NODE_FILE, NodeError, load_node_config
 from client.data import DataConfig, describe, detect_config, load_config
-from client.membership import MembershipFile
+from client.membership import MembershipFile, dialled
 from client.node import CONSENT_FILE
-from client.proxy import link_to
 from privacy.consent import parse_consent
 from privacy.consent_draft import Draft
 from privacy.consent_pins import COORDINATOR, pin, pinned_key, read_clauses
@@ -169,15 +168,10 @@ def _proxy_alone(home: Path) -> dict[str, str]:
 
 def _relayed(home: Path) -> dict[str, bytes]:
     """The keys of all members and of the coordinator, as the coordinator says them now."""
-    membership = MembershipFile(home).load()
-    if not membership.certificate:
-        raise NodeError("Expected a node that was approved, got one that waits: node join.")
-    link = link_to(home, membership.address, membership.credentials)
-    try:
+    with dialled(home) as link:
         members = link.members()
-    finally:
-        link.close()
-    return {**members, COORDINATOR: bytes.fromhex(membership.coordinator_key)}
+    key = MembershipFile(home).load().coordinator_key
+    return {**members, COORDINATOR: bytes.fromhex(key)}
 
 
 def _pin_word(clauses: dict[str, Any], name: str, key: bytes) -> str:

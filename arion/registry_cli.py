@@ -1,6 +1,7 @@
 """`arion model registry`, `withdraw` and `receipt`: artefacts kept, revoked and accounted for."""
 
 import json
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated
@@ -14,10 +15,13 @@ from arion.progress import make_progress
 from arion.receipt import Receipt, verify_receipt
 from arion.variant_verify import verify_variant
 from arion.withdrawal import WithdrawalOrder, withdraw_owner
-from models.variants.index import SHOWN, Index, read_index
+from client.artefacts import Fetch, fetch_served, served_index
+from client.membership import MEMBERSHIP_FILE, dialled
+from models.variants.index import SHOWN, Entry, Index, read_index
 from models.variants.registry import add_artefact, create_registry, fetch
 
 _PIPED_WIDTH = 120
+_MB = 10**6
 
 registry_app = typer.Typer(
     no_args_is_help=True, help="Artefacts with their versions and lineage: add, list, fetch."
@@ -25,6 +29,13 @@ registry_app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Registry = Annotated[Path, typer.Argument(metavar="REGISTRY", help="A registry's folder.")]
+Source = Annotated[
+    Path,
+    typer.Argument(
+        metavar="SOURCE",
+        help="A registry's folder, or a member's home: then what its coordinator serves.",
+    ),
+]
 Signer = Annotated[
     str | None,
     typer.Option(metavar="FINGERPRINT", help="Who must have signed, obtained out of band."),
@@ -63,13 +74,17 @@ def add_command(
 
 
 @registry_app.command("list")
-def list_command(registry: Registry, as_json: Json = False) -> None:
+def list_command(source: Source, as_json: Json = False) -> None:
     """List versions, where they came from, and their artefacts, revoked ones too.
 
-    Example: arion model registry list registry/
+    Example: arion model registry list node/
     """
     with user_errors():
-        index = read_index(registry)
+        if _is_home(source):
+            with dialled(source) as link:
+                index = served_index(link)
+        else:
+            index = read_index(source)
     if as_json:
         typer.echo(index.model_dump_json(indent=2))
     else:
@@ -78,17 +93,30 @@ def list_command(registry: Registry, as_json: Json = False) -> None:
 
 @registry_app.command("fetch")
 def fetch_command(
-    registry: Registry,
+    source: Source,
     digest: Annotated[str, typer.Argument(metavar="DIGEST", help="Its beginning is enough.")],
     *,
     out: Annotated[Path, typer.Option(help="Where it goes; must not exist.")],
+    signer: Signer = None,
+    unsigned: Annotated[
+        bool, typer.Option("--unsigned", help="Take an artefact that nobody signed.")
+    ] = False,
 ) -> None:
-    """Copy an artefact out of the registry, every byte checked; a revoked one is refused.
+    """Fetch an artefact, every byte and its signature checked; a revoked one is refused.
 
-    Example: arion model registry fetch registry/ 3fa1c0 --out phone/
+    From a coordinator, the same command after a stop goes on where it was.
+
+    Example: arion model registry fetch node/ 3fa1c0 --out phone/ --signer arion:0f1e2d3c-...
     """
+
+    def check(folder: Path) -> None:
+        verify_variant(folder, signer, unsigned=unsigned)
+
     with user_errors():
-        entry = fetch(registry, digest, out)
+        if _is_home(source):
+            entry = _fetch_served(source, digest, out, check)
+        else:
+            entry = fetch(source, digest, out, check)
     typer.echo(f"{out}: {entry.container} {entry.number_format}, {entry.file_bytes:,} bytes")
 
 
@@ -160,6 +188,23 @@ def receipt_command(
     _print_receipt(found, as_json)
     if not as_json and signer is None:
         typer.echo(f"Signed by {signed_by}: compare it with the signer, or give it as --signer.")
+
+
+def _is_home(source: Path) -> bool:
+    return (source / MEMBERSHIP_FILE).is_file()
+
+
+def _fetch_served(home: Path, digest: str, out: Path, check: Callable[[Path], None]) -> Entry:
+    with closing(make_progress()) as progress, dialled(home) as link:
+        begun: list[int] = []
+
+        def told(done: int, total: int) -> None:
+            if not begun:
+                progress.stage("fetching, MB", total // _MB)
+                begun.append(total)
+            progress.step(done // _MB, "")
+
+        return fetch_served(link, Fetch(digest, out, check, told))
 
 
 def _print_index(index: Index) -> None:

@@ -1,6 +1,8 @@
 """What a node keeps of its membership: where the coordinator is, and the keys of its connection."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -202,6 +204,27 @@ def collect(home: Path, wait_s: float) -> Membership:
             if time.monotonic() >= end:
                 return membership
             time.sleep(_POLL_S)
+    except LinkRefused as error:
+        raise NodeError(str(error)) from error
+    finally:
+        link.close()
+
+
+@contextmanager
+def dialled(home: Path) -> Iterator[Link]:
+    """Dial the coordinator for one command of a member, renewing its certificate where it is due.
+
+    Raises:
+        NodeError: as `rotate`; also where the coordinator refuses a call in the block.
+        LinkLost: the coordinator cannot be reached.
+
+    """
+    membership = MembershipFile(home).load()
+    if membership.due_in_s < 0:
+        membership = rotate(home)
+    link = link_to(home, membership.address, membership.credentials)
+    try:
+        yield link
     except LinkRefused as error:
         raise NodeError(str(error)) from error
     finally:

@@ -93,6 +93,7 @@ class Link:
         )
         self._exchange = rpc.ExchangeStub(self._channel)
         self._enrolment = rpc.EnrolmentStub(self._channel)
+        self._artefacts = rpc.ArtefactsStub(self._channel)
 
     def close(self) -> None:
         """Close the connection."""
@@ -184,6 +185,19 @@ class Link:
                 "other-payload", f"Expected {size} bytes with the digest named, got others."
             )
         return bytes(data)
+
+    def index(self) -> bytes:
+        """Return the index of the artefacts that the coordinator serves, JSON."""
+        return bytes(_call(self._artefacts.List, pb.ListRequest()).index)
+
+    def pull(self, artefact: bytes, file: str, offset: int) -> Iterator[bytes]:
+        """Yield a file of an artefact from an offset on; nothing of it is checked."""
+        request = pb.PullRequest(artefact=artefact, file=file, offset=offset)
+        try:
+            for chunk in self._artefacts.Pull(request):
+                yield chunk.data
+        except grpc.RpcError as error:
+            raise _outcome(error) from error
 
     def is_member(self) -> bool:
         """Ask for nothing, as a member may; raises LinkLost or LinkRefused where it may not."""

@@ -17,6 +17,7 @@ from coordinator.service.mailbox import Mailbox, Post
 from coordinator.service.pki import ROLES
 from coordinator.service.refusals import Refused
 from coordinator.service.registry import Registry
+from coordinator.service.sending import Sender, too_slow
 from protos.arion.v1 import service_pb2 as pb
 from protos.arion.v1 import service_pb2_grpc as rpc
 
@@ -57,12 +58,13 @@ class Exchange(rpc.ExchangeServicer):
         with self._streams.take(member.name), self._arrivals.bell(member.address) as bell:
             await asyncio.to_thread(self._registry.note_seen, member.name)
             told: set[str] = set()
+            sender = Sender(context, self._limits)
             while True:
                 bell.clear()
                 posts = await asyncio.to_thread(self._mailbox.waiting, member.address)
                 for post in posts:
                     if post.message not in told:
-                        await self._send(context, _envelope(post), self._limits.idle_s)
+                        await sender.send(_envelope(post))
                 told = {post.message for post in posts}
                 try:
                     await asyncio.wait_for(bell.wait(), _RECHECK_S)
@@ -80,11 +82,11 @@ class Exchange(rpc.ExchangeServicer):
                 "Expected the payload of a message for this node, got another digest.",
             )
         size = await asyncio.to_thread(blobs.size, digest) or 0
-        end = asyncio.get_running_loop().time() + self._limits.transfer_s(size)
+        sender = Sender(context, self._limits, size)
         with self._transfers.take(member.name):
             chunks = blobs.chunks(digest, min(request.offset, size))
             while chunk := await asyncio.to_thread(next, chunks, b""):
-                await self._send(context, pb.Chunk(data=chunk), self._left(end))
+                await sender.send(pb.Chunk(data=chunk))
 
     async def Progress(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Say how much of an answer's payload is on the disk."""
@@ -173,14 +175,7 @@ class Exchange(rpc.ExchangeServicer):
         except StopAsyncIteration:
             raise BlobError("Expected the rest of an answer, got its end.") from None
         except TimeoutError:
-            raise _too_slow() from None
-
-    @staticmethod
-    async def _send(context: Any, message: Any, seconds: float) -> None:
-        try:
-            await asyncio.wait_for(context.write(message), seconds)
-        except TimeoutError:
-            raise _too_slow() from None
+            raise too_slow() from None
 
 
 def _envelope(post: Post) -> Any:
@@ -203,11 +198,3 @@ def _checked_head(part: Any) -> Any:
     if len(head.payload_digest) != digest_bytes or not 0 < len(head.kind) <= _LARGEST_NAME:
         raise BlobError("Expected a head with a kind and a SHA-256 of its payload, got another.")
     return head
-
-
-def _too_slow() -> Refused:
-    return Refused(
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-        "too-slow",
-        "Expected a transfer that goes on, got none in time. Call again: it goes on where it was.",
-    )

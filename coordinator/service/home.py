@@ -14,7 +14,7 @@ from coordinator.service.blobs import Blobs
 from coordinator.service.database import check_database_url, open_database
 from coordinator.service.limits import Limits
 from coordinator.service.mailbox import Mailbox
-from coordinator.service.pki import Authority
+from coordinator.service.pki import Authority, Role
 from coordinator.service.registry import Registry
 from privacy.enrolment import key_pem, new_connection_key
 from privacy.identity import IdentityKey
@@ -39,6 +39,7 @@ class ServiceSettings(BaseModel):
         reflection: answer gRPC reflection of operators on the exchange's port.
         limits: what a member may use.
         approvals: operators that must approve a member.
+        artefact_roles: who may have the weights of artefacts in the home's registry.
 
     """
 
@@ -54,6 +55,7 @@ class ServiceSettings(BaseModel):
     reflection: bool = False
     limits: Limits = Limits()
     approvals: Literal[1, 2] = 1
+    artefact_roles: tuple[Role, ...] = ("node", "operator")
 
     @field_validator("database")
     @classmethod

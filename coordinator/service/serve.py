@@ -11,6 +11,7 @@ from grpc_health.v1 import health_pb2_grpc as health_rpc
 
 from coordinator.service import reflection
 from coordinator.service.arrivals import Arrivals
+from coordinator.service.artefacts import REGISTRY_FOLDER, Artefacts
 from coordinator.service.callers import Callers
 from coordinator.service.enrolment import Enrolment, Identity
 from coordinator.service.exchange import Exchange
@@ -140,6 +141,10 @@ class Service:
         callers = Callers(home.registry, limits)
         exchange = Exchange(callers, home.registry, home.mailbox, arrivals, limits)
         rpc.add_ExchangeServicer_to_server(exchange, server)
+        artefacts = Artefacts(
+            callers, home.path / REGISTRY_FOLDER, home.settings.artefact_roles, limits
+        )
+        rpc.add_ArtefactsServicer_to_server(artefacts, server)
         if home.settings.reflection:
             reflection.add_to_server(reflection.OperatorsReflection(callers), server)
         return server

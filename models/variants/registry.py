@@ -5,12 +5,11 @@ index says so, and the next change of the registry finishes what a crash left.
 """
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from models.durable import file_digest, only_writer, put, sync, write_whole
-from models.variants.extras import VariantError
 from models.variants.index import (
     ARTEFACTS_FOLDER,
     INDEX_FILE,
@@ -63,7 +62,8 @@ def add_artefact(folder: Path, artefact: Path) -> Entry:
                 f"Expected an artefact that may be served, got {entry.digest[:SHOWN]}, which was "
                 f"revoked: {known[entry.digest].because}. Export another."
             )
-        _copy(artefact, artefact_path(folder, entry.digest))
+        place = artefact_path(folder, entry.digest)
+        put(_copied(artefact, place), place)
         versions = index.versions
         if entry.version not in {each.digest for each in versions}:
             new = Version(digest=entry.version, name=passport.parent, because="exported from")
@@ -117,11 +117,12 @@ def revoke(folder: Path, digests: Mapping[str, str | None], because: str) -> Non
         _sweep(folder, left)
 
 
-def fetch(folder: Path, digest: str, out: Path) -> Entry:
-    """Copy an active artefact out of the registry, checked; `out` appears whole or not at all.
+def fetch(folder: Path, digest: str, out: Path, check: Callable[[Path], object]) -> Entry:
+    """Copy an active artefact out of the registry; `out` appears whole or not at all.
 
     Args:
         digest: the beginning of its passport's digest, enough to tell it apart.
+        check: called with the copy; raises to refuse it.
 
     Raises:
         RegistryError: none of that digest, several, or a revoked one; or `out` exists.
@@ -131,16 +132,17 @@ def fetch(folder: Path, digest: str, out: Path) -> Entry:
     if out.exists():
         raise RegistryError(f"Expected no {out} yet, got one. Choose another place.")
     entry = find_entry(read_index(folder), digest)
-    _copy(artefact_path(folder, entry.digest), out)
+    part = _copied(artefact_path(folder, entry.digest), out)
     try:
-        verify_artefact(out)
-        if file_digest(out / PASSPORT) != entry.digest:
+        verify_artefact(part)
+        if file_digest(part / PASSPORT) != entry.digest:
             raise RegistryError(
                 f"Expected the passport {entry.digest[:SHOWN]}, got another. Restore the registry."
             )
-    except VariantError:
-        shutil.rmtree(out)
-        raise
+        check(part)
+        put(part, out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     return entry
 
 
@@ -189,14 +191,15 @@ def _sweep(folder: Path, index: Index) -> None:
     sync(folder / ARTEFACTS_FOLDER)
 
 
-def _copy(source: Path, target: Path) -> None:
+def _copied(source: Path, target: Path) -> Path:
+    """Copy a folder beside its place; return where it is."""
     part = target.with_name(target.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     for path in files_of(source):
         shutil.copyfile(path, part / path.name)
         sync(part / path.name)
-    put(part, target)
+    return part
 
 
 def _save(folder: Path, index: Index) -> None:

@@ -50,7 +50,7 @@ def test_an_artefact_comes_out_as_it_went_in(registry: Path, made: Path, tmp_pat
     other = add_artefact(registry, made / "b")
     assert [each.digest for each in read_index(registry).active()] == [entry.digest, other.digest]
     assert len(read_index(registry).versions) == 1  # both of one model
-    assert fetch(registry, entry.digest[:10], tmp_path / "out") == entry
+    assert fetch(registry, entry.digest[:10], tmp_path / "out", lambda folder: None) == entry
     files = {path.name: path.read_bytes() for path in (made / "a").iterdir()}
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == files
 
@@ -62,12 +62,12 @@ def test_a_revoked_artefact_is_gone_and_stays_so(
     revoke(registry, {entry.digest: other.digest}, "a reason")
     assert not artefact_path(registry, entry.digest).exists()
     with pytest.raises(RegistryError, match=f"a reason. Take {other.digest[:12]}"):
-        fetch(registry, entry.digest, tmp_path / "out")
+        fetch(registry, entry.digest, tmp_path / "out", lambda folder: None)
     with pytest.raises(RegistryError, match="which was revoked: a reason"):
         add_artefact(registry, made / "a")
     revoke(registry, {entry.digest: None}, "a reason")  # again: the replacement stays named
     assert read_index(registry).artefacts[0].replaced_by == other.digest
-    assert fetch(registry, other.digest, tmp_path / "out") == other
+    assert fetch(registry, other.digest, tmp_path / "out", lambda folder: None) == other
 
 
 def test_what_a_crash_left_is_swept_by_the_next_change(registry: Path, made: Path) -> None:
@@ -85,11 +85,11 @@ def test_damage_in_the_registry_is_not_handed_out(
     card = artefact_path(registry, entry.digest) / "MODEL_CARD.md"
     card.write_text("other words")
     with pytest.raises(VariantError, match="MODEL_CARD"):
-        fetch(registry, entry.digest, tmp_path / "out")
+        fetch(registry, entry.digest, tmp_path / "out", lambda folder: None)
     shutil.rmtree(artefact_path(registry, entry.digest))
     shutil.copytree(artefact_path(registry, other.digest), artefact_path(registry, entry.digest))
     with pytest.raises(VariantError, match="Expected the passport"):
-        fetch(registry, entry.digest, tmp_path / "out")
+        fetch(registry, entry.digest, tmp_path / "out", lambda folder: None)
     assert not (tmp_path / "out").exists()
 
 
@@ -132,7 +132,7 @@ def test_mistakes_are_one_line(registry: Path, made: Path, tmp_path: Path) -> No
     with pytest.raises(RegistryError, match=r"registry\.json"):
         read_index(made)
     with pytest.raises(RegistryError, match="which 0 have"):
-        fetch(registry, "abc", tmp_path / "out")
+        fetch(registry, "abc", tmp_path / "out", lambda folder: None)
     with pytest.raises(RegistryError, match="artefacts of this registry"):
         revoke(registry, {"1" * 64: None}, "why")
     with only_writer(registry), pytest.raises(BusyError, match="no other writer"):

@@ -483,3 +483,123 @@ class Exchange:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class ArtefactsStub:
+    """With a client certificate: artefacts of merged models that the coordinator serves.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.List = channel.unary_unary(
+                '/arion.v1.Artefacts/List',
+                request_serializer=protos_dot_arion_dot_v1_dot_service__pb2.ListRequest.SerializeToString,
+                response_deserializer=protos_dot_arion_dot_v1_dot_service__pb2.ListReply.FromString,
+                _registered_method=True)
+        self.Pull = channel.unary_stream(
+                '/arion.v1.Artefacts/Pull',
+                request_serializer=protos_dot_arion_dot_v1_dot_service__pb2.PullRequest.SerializeToString,
+                response_deserializer=protos_dot_arion_dot_v1_dot_service__pb2.Chunk.FromString,
+                _registered_method=True)
+
+
+class ArtefactsServicer:
+    """With a client certificate: artefacts of merged models that the coordinator serves.
+    """
+
+    def List(self, request, context):
+        """What there is, revoked artefacts too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Pull(self, request, context):
+        """A file of an artefact that is not revoked, from an offset.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_ArtefactsServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'List': grpc.unary_unary_rpc_method_handler(
+                    servicer.List,
+                    request_deserializer=protos_dot_arion_dot_v1_dot_service__pb2.ListRequest.FromString,
+                    response_serializer=protos_dot_arion_dot_v1_dot_service__pb2.ListReply.SerializeToString,
+            ),
+            'Pull': grpc.unary_stream_rpc_method_handler(
+                    servicer.Pull,
+                    request_deserializer=protos_dot_arion_dot_v1_dot_service__pb2.PullRequest.FromString,
+                    response_serializer=protos_dot_arion_dot_v1_dot_service__pb2.Chunk.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'arion.v1.Artefacts', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('arion.v1.Artefacts', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Artefacts:
+    """With a client certificate: artefacts of merged models that the coordinator serves.
+    """
+
+    @staticmethod
+    def List(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arion.v1.Artefacts/List',
+            protos_dot_arion_dot_v1_dot_service__pb2.ListRequest.SerializeToString,
+            protos_dot_arion_dot_v1_dot_service__pb2.ListReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Pull(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/arion.v1.Artefacts/Pull',
+            protos_dot_arion_dot_v1_dot_service__pb2.PullRequest.SerializeToString,
+            protos_dot_arion_dot_v1_dot_service__pb2.Chunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
