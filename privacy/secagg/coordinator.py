@@ -249,9 +249,7 @@ class StreamingSum:
             )
         apply_masks(self._words, masks, threads=threads)
         reduce_words(self._words, self._plan.step.ring_bits)
-        self._opened = OpenedSum(
-            self._words, tuple(survivors.headers), frozenset(recovery.wrong_shares)
-        )
+        self._opened = OpenedSum(self._words, tuple(survivors.headers), recovery.wrong_shares())
         return self._opened
 
     def _checked(self, upload: Upload, words: Words) -> tuple[Header, MerkleTree]:

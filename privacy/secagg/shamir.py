@@ -7,10 +7,12 @@ f the polynomial of degree t - 1 with f(0) = secret, w_i Lagrange's weights at a
 import secrets
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from operator import mul
 
 PRIME = 2**256 - 189
 SHARE_BYTES = 32
 _LARGEST_POINT = 65_535
+_FACTOR_BITS = 128
 
 
 class ShamirError(ValueError):
@@ -106,6 +108,33 @@ def wrong_shares(shares: Mapping[int, bytes], trusted: Sequence[int], threshold:
     basis = {x: shares[x] for x in trusted}
     others = sorted(set(shares) - set(trusted))
     return [x for x in others if shares[x] != evaluate(basis, threshold, x)]
+
+
+def suspect_points(
+    many: Sequence[Mapping[int, bytes]], trusted: Sequence[int], threshold: int
+) -> list[int]:
+    """Name the points at which a share of any of many secrets is wrong, at the price of one.
+
+    The shares of each point are added up, each secret times a random factor of 128 bits; sums off
+    the polynomial of sums name their point. A wrong share is overlooked with probability 2^-128.
+
+    Args:
+        many: shares by point, the same points for each secret.
+        trusted: `threshold` points whose combination was verified for each secret.
+        threshold: t.
+
+    Returns:
+        Points, sorted; `wrong_shares` tells of which secrets.
+
+    """
+    factors = [secrets.randbits(_FACTOR_BITS) for _ in many]
+    columns = {x: [int.from_bytes(shares[x], "big") for shares in many] for x in many[0]}
+    sums = {
+        x: (sum(map(mul, factors, values)) % PRIME).to_bytes(SHARE_BYTES, "big")
+        for x, values in columns.items()
+    }
+    outside = {x for x, values in columns.items() if max(values) >= PRIME}
+    return sorted(outside.union(wrong_shares(sums, trusted, threshold)))
 
 
 @lru_cache(maxsize=1024)

@@ -12,6 +12,7 @@ from privacy.secagg.shamir import (
     random_secret,
     reduce_to_field,
     split,
+    suspect_points,
     wrong_shares,
 )
 
@@ -41,6 +42,32 @@ def test_shares_at_the_largest_cohort() -> None:
     assert wrong_shares(shares, list(shares)[:26], 26) == []
     wrong = {**shares, 40: bytes(32), 50: b"\xff" * 32}
     assert wrong_shares(wrong, list(shares)[:26], 26) == [40, 50]
+
+
+@pytest.mark.parametrize("wrong_at", [(), (9,), (6, 8)])
+def test_wrong_shares_among_many_secrets(wrong_at: tuple[int, ...]) -> None:
+    """One of 20 secrets is off at these points, as checking each secret by itself says too."""
+    many = [dict(enumerate(split(random_secret(), 5, 9), start=1)) for _ in range(20)]
+    for x in wrong_at:
+        value = int.from_bytes(many[7][x], "big")
+        many[7][x] = ((value + 1) % PRIME).to_bytes(32, "big")
+    trusted = [1, 2, 3, 4, 5]
+    assert suspect_points(many, trusted, 5) == list(wrong_at)
+    assert sorted({x for each in many for x in wrong_shares(each, trusted, 5)}) == list(wrong_at)
+
+
+def test_wrong_shares_that_cancel_in_a_plain_sum_are_found() -> None:
+    many = [dict(enumerate(split(random_secret(), 2, 3), start=1)) for _ in range(2)]
+    for shares, change in zip(many, (1, -1), strict=True):
+        shares[3] = ((int.from_bytes(shares[3], "big") + change) % PRIME).to_bytes(32, "big")
+    assert suspect_points(many, [1, 2], 2) == [3]
+
+
+def test_a_share_outside_the_field_is_wrong_though_it_fits() -> None:
+    """Its residue is right: only the number itself is not one of the field."""
+    many = [{x: bytes(32) for x in (1, 2, 3)}]
+    many[0][3] = PRIME.to_bytes(32, "big")
+    assert suspect_points(many, [1, 2], 2) == [3]
 
 
 @pytest.mark.parametrize(("threshold", "count"), [(0, 3), (4, 3), (1, 65_536)])

@@ -168,9 +168,10 @@ class Product:
         given = self.given["uploads"][u]
         drawn = [given["own_seed"]]  # the product draws coefficients from the highest power down
         drawn += [each for secret in given["coefficients"] for each in reversed(secret)]
-        self.patch.setattr(shamir, "secrets", SimpleNamespace(randbelow=queue(drawn)))
         words = np.array(given["words"], word_type(self.plan.step.ring_bits))
-        return self.nodes[u].seal_upload(words, self.plan), words
+        with self.patch.context() as drawing:
+            drawing.setattr(shamir, "secrets", SimpleNamespace(randbelow=queue(drawn)))
+            return self.nodes[u].seal_upload(words, self.plan), words
 
     def transcript(self) -> Json:
         coordinator = IdentityKey.from_bytes(bytes.fromhex(self.given["coordinator"]))
