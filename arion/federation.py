@@ -1,5 +1,6 @@
 """A federation's homes for simulation: keys, consents, settings; as officers would set them up."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -9,6 +10,7 @@ from typing import Any
 import tomli_w
 
 from arion.institutions import Institution
+from arion.run_file import RunFileError
 from client.config import IDENTITY_FILE as NODE_IDENTITY_FILE
 from client.config import NODE_FILE
 from client.data import DataConfig, DataError
@@ -22,6 +24,7 @@ from privacy.dp.plan import PrivateStep
 from privacy.identity import IdentityKey
 from privacy.ledger.files import make_directory, replace_durably
 from privacy.ledger.pins import PINS_FILE, Pin, pins_bytes
+from privacy.secagg.parameters import LARGEST_COMPLETE
 from privacy.units import RECORD
 
 FEDERATION = "simulated"
@@ -185,6 +188,7 @@ def _consent_toml(
         "expires": (datetime.now(UTC) + timedelta(days=_LIFE_DAYS)).date().isoformat(),
         "allow_unprotected_release": budget.epsilon is None,
         "allow_seeded_simulation": seed is not None,
+        "sparse_graph": len(run.members) > LARGEST_COMPLETE,
         "members": dict(run.members),
     }
 
@@ -193,6 +197,12 @@ def _collusion(step: PrivateStep, budget: Budget, vector_length: int) -> float:
     if budget.epsilon is None:
         return 1.0
     value = epsilon_if_all_others_collude(step, budget.delta, vector_length=vector_length)
+    if math.isinf(value):
+        raise RunFileError(
+            "Expected noise of which one member's share bounds something by itself, got none: no "
+            f"consent can say what happens if all others collude. Lower privacy.epsilon (it is "
+            f"{budget.epsilon:g}), or have fewer nodes or a larger training.expected_batch."
+        )
     return max(value, budget.epsilon) * _ROOM
 
 

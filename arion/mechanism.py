@@ -10,7 +10,13 @@ from models.folders import is_ours
 from models.recipe import Recipe
 from privacy.dp.accountant import calibrate_noise_multiplier
 from privacy.dp.plan import PrivateStep
-from privacy.secagg.parameters import SMALLEST_COHORT, quorum_for
+from privacy.secagg.parameters import (
+    FAILURE,
+    LARGEST_COMPLETE,
+    SMALLEST_COHORT,
+    choose_parameters,
+    quorum_for,
+)
 from privacy.units import INSTITUTION, RECORD
 
 _SEQUENCES_PER_UNIT = 4
@@ -39,6 +45,16 @@ class Cohort:
         """Members of all groups."""
         return self.nodes * self.groups
 
+    @property
+    def is_sparse(self) -> bool:
+        """Whether a sum is over a random graph."""
+        return self.nodes > LARGEST_COMPLETE
+
+    @property
+    def failure(self) -> float:
+        """Part of delta that is for a graph or a committee that fails."""
+        return FAILURE if self.is_sparse else 0.0
+
 
 def choose_cohort(section: FederationSection, nodes: int) -> Cohort:
     """Take n_min from the run file, or the largest that drop-outs will rarely miss.
@@ -51,8 +67,9 @@ def choose_cohort(section: FederationSection, nodes: int) -> Cohort:
         The cohort of one sum: a group's, where there are several.
 
     Raises:
-        RunFileError: n_min out of range, more drop-outs than a quorum can bear, or groups that do
-            not divide the nodes.
+        RunFileError: n_min out of range, more drop-outs than a quorum can bear, groups that do not
+            divide the nodes, or larger ones than the run file allows.
+        ParameterError: no random graph that keeps its bound.
 
     """
     nodes, uneven = divmod(nodes, section.groups)
@@ -60,6 +77,12 @@ def choose_cohort(section: FederationSection, nodes: int) -> Cohort:
         raise RunFileError(
             f"Expected federation.groups that divide the nodes into equal groups of at least "
             f"{SMALLEST_COHORT}, got {section.groups}. Change [federation]."
+        )
+    if nodes > LARGEST_COMPLETE and not section.sparse_graph:
+        raise RunFileError(
+            f"Expected at most {LARGEST_COMPLETE} members in a group, got {nodes}. Make groups "
+            "(federation.groups), or allow a sum over a random graph, whose privacy fails with "
+            "probability 2^-40 (federation.sparse_graph = true)."
         )
     colluders = section.colluders
     n_min = section.n_min
@@ -73,6 +96,7 @@ def choose_cohort(section: FederationSection, nodes: int) -> Cohort:
             f"Expected colluders < n_min <= {nodes} nodes, got colluders {colluders} and n_min "
             f"{n_min}. Change [federation]."
         )
+    choose_parameters(nodes, colluders, nodes - n_min)  # there are some
     return Cohort(nodes, n_min, colluders, section.groups)
 
 
@@ -129,7 +153,7 @@ def choose_step(
     if run.privacy.enabled:
         noise_multiplier = calibrate_noise_multiplier(
             run.privacy.epsilon,
-            run.privacy.delta,
+            run.privacy.delta - cohort.failure,
             probability,
             releases,
             vector_length=vector_length,

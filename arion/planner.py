@@ -204,6 +204,11 @@ def consider(outlook: Outlook, consent: Consent) -> Verdict:
             outlook.cohort.colluders >= consent.tolerated_colluders,
             f"the noise bears {outlook.cohort.colluders} colluders",
         ),
+        (
+            "sparse_graph",
+            consent.sparse_graph or not outlook.cohort.is_sparse,
+            f"a sum is over a random graph of {outlook.cohort.nodes} members",
+        ),
         *by_accountant,
     )
     refused = tuple(
@@ -276,6 +281,7 @@ def _adapter(shape: Sequence[int], recipe: Recipe) -> int:
 
 
 def _epsilon(step: PrivateStep, rounds: int, delta: float, length: int, cohort: Cohort) -> float:
+    delta -= cohort.failure
     return epsilon_after(step, rounds, delta, vector_length=length, contributors=cohort.nodes)
 
 

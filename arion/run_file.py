@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from models.optimiser import OptimiserSettings
 from models.pretrain import WarmUp
 from privacy.dp.plan import SMALLEST_CLIPPING_NORM, Clipping
+from privacy.secagg.parameters import LARGEST_SPARSE
 
 Arm = Literal["local", "local_dp", "federated", "central", "federated_dp", "central_dp"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
@@ -127,6 +128,8 @@ class FederationSection(_Section):
         nodes: None makes one node for each institution.
         colluders: members that may conspire with the coordinator, c.
         groups: random groups of each attempt, every one summed for itself.
+        sparse_graph: whether more than 50 members of a group may be summed over a random graph,
+            which fails with probability 2^-40, taken from delta.
         n_min: least members in a group's sum; None is all of them without drop-outs.
         drop: chance that a node drops out of a round.
         ring_bits: width of the ring of masked words; without noise it is 32.
@@ -134,9 +137,10 @@ class FederationSection(_Section):
 
     """
 
-    nodes: int | None = Field(default=None, ge=3, le=50)
+    nodes: int | None = Field(default=None, ge=3, le=LARGEST_SPARSE)
     colluders: int = Field(default=1, ge=1)
     groups: int = Field(default=1, ge=1, le=16)
+    sparse_graph: bool = False
     n_min: int | None = Field(default=None, ge=2)
     drop: float = Field(default=0.0, ge=0, lt=0.5)
     ring_bits: Literal[8, 12, 16] = 16

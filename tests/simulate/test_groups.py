@@ -14,6 +14,10 @@ from arion.run_file import FederationSection, RunFile, RunFileError
 from arion.simulate import Simulation
 from privacy.ledger.pins import load_pins
 from privacy.ledger.verify import verify_tree
+from privacy.secagg.parameters import ParameterError
+from tests.small_federation import ground, make_federation
+
+__all__ = ["ground", "make_federation"]  # fixtures
 
 SIX = {"nodes": 6, "groups": 2}
 GUILTY = "hospital"
@@ -73,3 +77,21 @@ def test_honest_groups_all_count(make_run: Callable[..., RunFile], tmp_path: Pat
 def test_groups_that_do_not_fit(nodes: int, groups: int) -> None:
     with pytest.raises(RunFileError, match="equal groups of at least 3"):
         choose_cohort(FederationSection(groups=groups), nodes)
+
+
+def test_more_than_fifty_in_a_group_are_an_option_of_their_own() -> None:
+    with pytest.raises(RunFileError, match=r"2\^-40 .federation.sparse_graph = true"):
+        choose_cohort(FederationSection(colluders=6), 60)
+    cohort = choose_cohort(FederationSection(colluders=6, sparse_graph=True), 60)
+    assert cohort.is_sparse
+    assert cohort.failure == 2.0**-40
+    assert choose_cohort(FederationSection(groups=2), 60).failure == 0  # 30 in each
+    with pytest.raises(ParameterError, match=r"below 2.-40"):  # half of them may conspire
+        choose_cohort(FederationSection(colluders=30, n_min=31, sparse_graph=True), 60)
+
+
+def test_noise_of_which_a_share_bounds_nothing_is_refused_in_words(
+    make_federation: Callable[..., Any],
+) -> None:
+    with pytest.raises(RunFileError, match=r"all others collude. Lower privacy\.epsilon"):
+        make_federation({"noise_multiplier": 0.05, "sampling_probability": 0.02})

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,13 @@ def test_the_clause_that_would_refuse_is_named(
     clause = next(iter(changes)).replace("delta", "epsilon_per_run")
     refused = consider(outlook, consent_with(**changes)).refused
     assert any(reason.startswith(clause) for reason in refused)
+
+
+def test_a_random_graph_wants_a_clause_of_its_own(outlook: Outlook) -> None:
+    wide = replace(outlook, cohort=Cohort(60, 54, 6))
+    (reason,) = consider(wide, consent_with()).refused
+    assert reason == "sparse_graph = False: a sum is over a random graph of 60 members"
+    assert consider(wide, consent_with(sparse_graph=True)).refused == ()
 
 
 def test_a_run_without_noise_has_no_outlook() -> None:
