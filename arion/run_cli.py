@@ -13,7 +13,7 @@ from arion.errors import user_errors
 from arion.logs import LogFormat, LogFormatOption, set_up_logs
 from arion.progress import Progress, make_progress
 from arion.run_file import RunFile, load_run_file
-from arion.run_words import attempt_json, print_order, status_json, status_line
+from arion.run_words import attempt_json, print_order, status_json, status_line, waiting_words
 from arion.runs import (
     RunStatus,
     cancel,
@@ -22,6 +22,7 @@ from arion.runs import (
     find,
     list_runs,
     plan_order,
+    status_now,
     status_of,
     submit,
 )
@@ -178,10 +179,12 @@ def watch_command(name: Name, *, coordinator: Coordinator, as_json: Json = False
         with _progress(status_of(home).rounds) as progress:
             told: set[tuple[int, int]] = set()
             while True:
-                status = status_of(home)
+                status = status_now(service, home)
                 for attempt in status.attempts:
                     if _is_news(attempt, told):
                         _tell(progress, attempt, as_json)
+                if status.waiting and not as_json:
+                    progress.step(status.round, waiting_words(status.waiting))
                 if status.is_over or status.state == "stopped":
                     break
                 time.sleep(_POLL_S)

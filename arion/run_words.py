@@ -6,9 +6,22 @@ from typing import Any
 import typer
 
 from arion.run_order import RunOrder
-from arion.runs import RunStatus
+from arion.runs import RunStatus, Waiting
 from coordinator.store import Attempt
 from privacy.figures import at_most
+
+ACTIONS = {
+    "query.recall": "heads of the ledger",
+    "query.keys": "keys of an epoch",
+    "train.upload": "training",
+    "query.survivors": "who is in the sum",
+    "query.unmask": "opening the sum",
+    "query.head": "heads of the ledger",
+    "query.countersign": "signatures of the ledger",
+    "query.close": "closing the run",
+}
+"""What members are asked in a run, for people."""
+_NAMED = 3
 
 
 def attempt_json(attempt: Attempt) -> dict[str, Any]:
@@ -25,13 +38,26 @@ def attempt_json(attempt: Attempt) -> dict[str, Any]:
 def status_json(status: RunStatus) -> dict[str, Any]:
     """What programs are told of a run."""
     attempts = [attempt_json(attempt) for attempt in status.attempts]
-    return {**vars(status), "attempts": attempts}
+    waiting = status.waiting and {**vars(status.waiting), "missing": list(status.waiting.missing)}
+    return {**vars(status), "attempts": attempts, "waiting": waiting}
 
 
 def status_line(status: RunStatus) -> str:
     """A run in one line, for people."""
     reason = f"  {status.reason}" if status.state == "stopped" else ""
+    reason = f"  {waiting_words(status.waiting)}" if status.waiting else reason
     return f"{status.name:<24} {status.state:<10} {status.round}/{status.rounds} rounds{reason}"
+
+
+def waiting_words(waiting: Waiting) -> str:
+    """What members are asked and who is still to answer, for people."""
+    what = ACTIONS.get(waiting.action, waiting.action)
+    if not waiting.missing:
+        return f"{what}: all {waiting.asked} answered"
+    some, more = waiting.missing[:_NAMED], len(waiting.missing) - _NAMED
+    names = ", ".join(some) + (f" and {more} more" if more > 0 else "")
+    answered = waiting.asked - len(waiting.missing)
+    return f"{what}: {answered} of {waiting.asked} answered, waits for {names}"
 
 
 def print_order(order: RunOrder, as_json: bool) -> None:

@@ -8,7 +8,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,22 @@ _BASE_FOLDER = "base"
 
 
 @dataclass(frozen=True)
+class Waiting:
+    """What a run that is driven asks members now.
+
+    Attributes:
+        action: as in `ACTIONS`.
+        asked: how many members.
+        missing: those that did not answer yet.
+
+    """
+
+    action: str
+    asked: int
+    missing: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class RunStatus:
     """Where a run stands.
 
@@ -48,6 +64,7 @@ class RunStatus:
         rounds: rounds in all.
         attempts: those made, the newest last.
         reason: why it stopped, or "".
+        waiting: what members are asked, where that is known and they are.
 
     """
 
@@ -57,6 +74,7 @@ class RunStatus:
     rounds: int
     attempts: tuple[Attempt, ...]
     reason: str
+    waiting: Waiting | None = None
 
     @property
     def is_over(self) -> bool:
@@ -179,7 +197,7 @@ def export_model(service: ServiceHome, name: str, folder: Path) -> None:
 
 def list_runs(service: ServiceHome) -> list[RunStatus]:
     """Return all runs, sorted by name."""
-    return [status_of(home) for home in _homes(service)]
+    return [status_now(service, home) for home in _homes(service)]
 
 
 def find(service: ServiceHome, name: str) -> Path:
@@ -210,6 +228,18 @@ def status_of(home: Path) -> RunStatus:
         attempts=attempts,
         reason=reason.read_text().strip() if reason.exists() else "",
     )
+
+
+def status_now(service: ServiceHome, home: Path) -> RunStatus:
+    """Read where a run stands, and what it waits for."""
+    status = status_of(home)
+    asked = service.mailbox.asked(status.name)
+    if status.state not in ("running", "cancelling") or asked is None:
+        return status
+    names = {member.address: member.name for member in service.registry.members()}
+    action, count, missing = asked
+    waiting = Waiting(action, count, tuple(sorted(names[address] for address in missing)))
+    return replace(status, waiting=waiting)
 
 
 def _state(home: Path, attempts: tuple[Attempt, ...], *, is_finished: bool) -> str:

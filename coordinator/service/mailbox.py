@@ -106,6 +106,20 @@ class Mailbox:
                 for row in connection.execute(query)
             ]
 
+    def asked(self, run: str) -> tuple[str, int, list[int]] | None:
+        """Return what a run asks nodes now, of how many, and who did not answer; None: nothing.
+
+        Messages of an earlier phase are cleared when the next is posted.
+        """
+        query = select(MESSAGES.c.action, MESSAGES.c.address, MESSAGES.c.state).where(
+            MESSAGES.c.run == run
+        )
+        with transaction(self._engine, only_reads=True) as connection:
+            found = connection.execute(query.order_by(MESSAGES.c.posted)).all()
+        if not found:
+            return None
+        return found[-1].action, len(found), [m.address for m in found if m.state == "waiting"]
+
     def newest(self) -> dict[int, tuple[int, float]]:
         """Return by node how many messages wait and when the newest came: what changes is news."""
         query = (

@@ -173,8 +173,11 @@ def test_a_run_that_is_cancelled_while_it_waits(institutions: Make) -> None:
     there.start(*NAMES)
     thread, ends = in_thread(there, "small")
     there.wait_for("west", "train.upload")
-    while len(there.bodies("north", "release-debited")) == 0:
-        time.sleep(0.02)
+    waiting = {"action": "train.upload", "asked": 4, "missing": ["west"]}
+    end = time.monotonic() + 60
+    while there.status()["waiting"] != waiting:
+        assert time.monotonic() < end, there.status()
+    assert "training: 3 of 4 answered, waits for west" in there.command("list").stdout
     with pytest.raises(RunError, match="nobody drives"):
         carry_on(there.service.home, "small", lambda outcome, state: None)
     assert there.command("watch", "none").exit_code == 2
@@ -191,7 +194,7 @@ def test_a_run_that_is_cancelled_while_it_waits(institutions: Make) -> None:
     assert [body["run"] for body in there.bodies("north", "run-closed")] == ["small"]
     there.verified()
     assert there.command("resume", "small").exit_code == 1
-    assert there.status()["state"] == "cancelled"
+    assert (there.status()["state"], there.status()["waiting"]) == ("cancelled", None)
     assert "Expected a run that is finished" in there.command("model", "small", "--out", "x").stderr
 
 
