@@ -33,6 +33,10 @@ def init_command(
     port: Annotated[int, typer.Option(help="Port of members, under mutual TLS.")] = 7443,
     enrolment_port: Annotated[int, typer.Option(help="Port of joining, under TLS.")] = 7444,
     database: Annotated[str | None, typer.Option(help="URL of another database.")] = None,
+    payloads: Annotated[
+        str | None,
+        typer.Option(help="URL of an object store for payloads, such as s3://bucket/arion."),
+    ] = None,
     metrics_port: Annotated[int | None, typer.Option(help="Loopback port of metrics.")] = None,
     approvals: Annotated[
         int, typer.Option(min=1, max=2, help="Operators that must approve a member.")
@@ -52,6 +56,7 @@ def init_command(
             port=port,
             enrolment_port=enrolment_port,
             database=database,
+            payloads=payloads,
             metrics_port=metrics_port,
             approvals=2 if approvals == 2 else 1,
         )

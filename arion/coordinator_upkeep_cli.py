@@ -57,6 +57,7 @@ def restore_command(
     *,
     passphrase_file: PassphraseFile,
     database: Annotated[str | None, typer.Option(help="URL of an empty database.")] = None,
+    payloads: Annotated[str | None, typer.Option(help="URL of an empty object store.")] = None,
 ) -> None:
     """Make a new home from a backup, whole or not at all.
 
@@ -65,7 +66,7 @@ def restore_command(
     with user_errors():
         if database is not None:
             check_database_url(database)
-        restored = restore(file, home, _passphrase(passphrase_file), database)
+        restored = restore(file, home, _passphrase(passphrase_file), database, payloads)
     made = restored.manifest.made
     typer.echo(f"{restored.manifest.federation} as of {made} is in {home}")
     typer.echo(f"{restored.dropped} open invitations were dropped: invite again who has not joined")

@@ -130,8 +130,7 @@ def _database(home: ServiceHome, staging: Path) -> dict[str, Source]:
         try:
             found = {
                 f"{BLOBS_FOLDER}/{digest}": replace(
-                    _second_name(home.path / BLOBS_FOLDER / digest, staging / digest),
-                    sha256=digest,
+                    _payload(home, digest, staging / digest), sha256=digest
                 )
                 for digest in digests
             }
@@ -142,6 +141,12 @@ def _database(home: ServiceHome, staging: Path) -> dict[str, Source]:
         "Expected the payloads that waiting messages name, got some that are missing. Stop the "
         "runs, and give the command again."
     )
+
+
+def _payload(home: ServiceHome, digest: str, staged: Path) -> Source:
+    if not staged.exists():
+        home.mailbox.blobs.copy(bytes.fromhex(digest), staged)
+    return _whole(staged)
 
 
 def _named_payloads(engine: Engine) -> list[str]:

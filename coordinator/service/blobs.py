@@ -1,22 +1,20 @@
-"""Payloads on the disk: files named by their SHA-256, and uploads that go on where they stopped.
+"""Payloads named by their SHA-256, and uploads that go on where they stopped.
 
-An upload is written to a part file, flushed, checked and renamed; its offset is what is on the
-disk, so that neither a lost connection nor a crash sends more than a chunk again.
+An upload is written to a part file, flushed, checked and given its name; its offset is what is on
+the disk, so that neither a lost connection nor a crash sends more than a chunk again.
 """
 
 import hashlib
 import os
 import shutil
-import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
-from privacy.ledger.files import make_directory, naming, replace_durably, sync_directory, write_all
+from coordinator.service.stores import FolderStore, Store
+from privacy.ledger.files import make_directory, naming, sync_directory, write_all
 
 CHUNK_BYTES = 1 << 20
 DIGEST_BYTES = 32
-_BEING_WRITTEN_S = 3600.0
 
 
 class BlobError(ValueError):
@@ -27,25 +25,26 @@ class Blobs:
     """Payloads of one coordinator.
 
     Args:
-        folder: created if it is missing.
+        folder: of uploads that come in, and of payloads; created if it is missing.
+        store: where payloads lie instead.
 
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._parts = folder, folder / "parts"
+    def __init__(self, folder: Path, store: Store | None = None) -> None:
+        self._parts = folder / "parts"
         make_directory(self._parts)
+        self._store = store or FolderStore(folder)
 
     def put(self, data: bytes) -> bytes:
         """Keep a payload durably, once; return its digest."""
         digest = hashlib.sha256(data).digest()
-        if data and not self._path(digest).exists():
-            replace_durably(self._path(digest), data)
+        if data and self.size(digest) is None:
+            self._store.write(digest.hex(), data)
         return digest
 
     def size(self, digest: bytes) -> int | None:
         """Bytes of a payload, or None where it is not kept."""
-        path = self._path(digest)
-        return path.stat().st_size if path.exists() else None
+        return self._store.size(_name(digest))
 
     def read(self, digest: bytes) -> bytes:
         """Return a payload.
@@ -55,7 +54,8 @@ class Blobs:
 
         """
         try:
-            data = self._path(digest).read_bytes()
+            with self._store.open(_name(digest)) as file:
+                data = file.read()
         except FileNotFoundError:
             data = None
         if data is None or hashlib.sha256(data).digest() != digest:
@@ -67,7 +67,7 @@ class Blobs:
 
     def chunks(self, digest: bytes, offset: int) -> Iterator[bytes]:
         """Yield a payload in chunks, from an offset."""
-        with self._path(digest).open("rb") as file:
+        with self._store.open(_name(digest)) as file:
             file.seek(offset)
             while chunk := file.read(CHUNK_BYTES):
                 yield chunk
@@ -99,16 +99,14 @@ class Blobs:
 
         """
         part = self._part(upload)
-        if self._path(digest).exists() and not part.exists():
+        if not part.exists() and self.size(digest) is not None:
             return
         with part.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").digest()
         if found != digest:
             part.unlink()
             raise BlobError("Expected the bytes that the answer's head names, got others.")
-        with naming(part):
-            part.replace(self._path(digest))
-            sync_directory(self._folder)
+        self._store.take(part, _name(digest))
 
     def forget(self, upload: str) -> None:
         """Delete what came of an upload that nobody waits for."""
@@ -116,46 +114,42 @@ class Blobs:
 
     def delete(self, digest: bytes) -> None:
         """Delete a payload."""
-        self._path(digest).unlink(missing_ok=True)
+        self._store.delete(_name(digest))
+
+    def copy(self, digest: bytes, target: Path) -> None:
+        """Put a payload at a place on the disk; FileNotFoundError where it is not kept."""
+        self._store.copy(_name(digest), target)
+
+    def adopt(self, path: Path) -> None:
+        """Move a file that bears its payload's name into the store."""
+        self._store.take(path, path.name)
 
     def free_bytes(self) -> int:
         """Bytes that the disk has left."""
-        return shutil.disk_usage(self._folder).free
+        return shutil.disk_usage(self._parts).free
 
     def kept_bytes(self) -> int:
         """Bytes of all payloads and uploads."""
-        total = 0
-        for folder in (self._folder, self._parts):
-            for path in folder.iterdir():
-                with suppress(FileNotFoundError):  # cleared in between
-                    total += path.stat().st_size if path.is_file() else 0
-        return total
+        uploads = FolderStore(self._parts).sizes()
+        return sum(self._store.sizes().values()) + sum(uploads.values())
 
     def names(self) -> list[str]:
         """Names of all payloads and uploads, but those that a process may be writing now."""
-        folders = (self._folder, self._parts)
-        return [path.name for folder in folders for path in folder.iterdir() if _is_settled(path)]
+        return [*self._store.names(), *FolderStore(self._parts).names()]
 
     def discard(self, name: str) -> None:
         """Delete what `names` named."""
-        for folder in (self._folder, self._parts):
-            (folder / name).unlink(missing_ok=True)
-
-    def _path(self, digest: bytes) -> Path:
-        assert len(digest) == DIGEST_BYTES, "payloads are named by SHA-256"
-        return self._folder / digest.hex()
+        self._store.delete(name)
+        (self._parts / name).unlink(missing_ok=True)
 
     def _part(self, upload: str) -> Path:
         assert upload.isalnum(), "uploads are named by the mailbox"
         return self._parts / upload
 
 
-def _is_settled(path: Path) -> bool:
-    try:
-        is_new = path.stat().st_mtime > time.time() - _BEING_WRITTEN_S
-    except FileNotFoundError:  # cleared in between
-        return False
-    return path.is_file() and not (path.suffix == ".part" and is_new)
+def _name(digest: bytes) -> str:
+    assert len(digest) == DIGEST_BYTES, "payloads are named by SHA-256"
+    return digest.hex()
 
 
 class Incoming:

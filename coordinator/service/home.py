@@ -16,6 +16,7 @@ from coordinator.service.limits import Limits
 from coordinator.service.mailbox import Mailbox
 from coordinator.service.pki import Authority, Role
 from coordinator.service.registry import Registry
+from coordinator.service.stores import ObjectStore
 from privacy.enrolment import key_pem, new_connection_key
 from privacy.identity import IdentityKey
 from privacy.ledger.files import make_directory, replace_durably
@@ -35,6 +36,7 @@ class ServiceSettings(BaseModel):
         port: of the exchange, under mutual TLS.
         enrolment_port: of joining, under server TLS.
         database: URL of another database than the home's SQLite file.
+        payloads: URL of an object store that payloads lie in, instead of the home's folder.
         metrics_port: of Prometheus metrics on the loopback address; None serves none.
         reflection: answer gRPC reflection of operators on the exchange's port.
         limits: what a member may use.
@@ -51,6 +53,7 @@ class ServiceSettings(BaseModel):
     port: int = Field(default=7443, ge=0, lt=65536)
     enrolment_port: int = Field(default=7444, ge=0, lt=65536)
     database: str | None = Field(default=None, repr=False)
+    payloads: str | None = Field(default=None, repr=False)
     metrics_port: int | None = Field(default=None, ge=0, lt=65536)
     reflection: bool = False
     limits: Limits = Limits()
@@ -99,6 +102,7 @@ class ServiceHome:
                 f"Expected a folder without a coordinator, got one in {path}. Choose another, or "
                 "use the one that is there."
             )
+        _open_store(path, settings)
         make_directory(path)
         if not (path / IDENTITY_FILE).exists():
             IdentityKey.generate().save(path / IDENTITY_FILE)
@@ -129,7 +133,7 @@ class ServiceHome:
             IdentityKey.load(path / IDENTITY_FILE),
             engine,
             Registry(engine, authority, settings.federation, settings.approvals),
-            Mailbox(engine, Blobs(path / BLOBS_FOLDER)),
+            Mailbox(engine, open_blobs(path, settings)),
         )
 
     def new_server_pair(self) -> tuple[bytes, bytes]:
@@ -142,6 +146,23 @@ class ServiceHome:
     def close(self) -> None:
         """Give the database back."""
         self.engine.dispose()
+
+
+def open_blobs(path: Path, settings: ServiceSettings) -> Blobs:
+    """Open the payloads of a home.
+
+    Raises:
+        RunError: the settings name a store that cannot be reached from here.
+
+    """
+    return Blobs(path / BLOBS_FOLDER, _open_store(path, settings))
+
+
+def _open_store(path: Path, settings: ServiceSettings) -> ObjectStore | None:
+    try:
+        return None if settings.payloads is None else ObjectStore(settings.payloads)
+    except ValueError as error:
+        raise RunError(f"{path / SERVICE_FILE}: payloads: {error}") from None
 
 
 def load_service_settings(home: Path) -> ServiceSettings:

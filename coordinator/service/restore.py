@@ -15,6 +15,7 @@ from sqlalchemy import inspect
 from coordinator.service import schema
 from coordinator.service.archive import BackupError, Manifest, read_archive
 from coordinator.service.backup import copy_rows
+from coordinator.service.blobs import Blobs
 from coordinator.service.database import (
     DATABASE_FILE,
     INVITATIONS,
@@ -22,7 +23,12 @@ from coordinator.service.database import (
     open_sqlite,
     transaction,
 )
-from coordinator.service.home import SERVICE_FILE, load_service_settings
+from coordinator.service.home import (
+    BLOBS_FOLDER,
+    SERVICE_FILE,
+    load_service_settings,
+    open_blobs,
+)
 from privacy.ledger.files import naming, replace_durably, sync_directory
 
 _RESTORING = ".restoring"
@@ -42,7 +48,13 @@ class Restored:
     dropped: int
 
 
-def restore(source: Path, home: Path, passphrase: bytes, database: str | None) -> Restored:
+def restore(
+    source: Path,
+    home: Path,
+    passphrase: bytes,
+    database: str | None,
+    payloads: str | None = None,
+) -> Restored:
     """Make a home from a backup.
 
     Args:
@@ -51,6 +63,8 @@ def restore(source: Path, home: Path, passphrase: bytes, database: str | None) -
         passphrase: that the backup was made with.
         database: URL of an empty database; None is SQLite in the home. The URL that the backup's
             home had is not used: its database may be the one that is served.
+        payloads: URL of an object store with nothing in it; None is a folder of the home. As with
+            the database, the backup's is not used.
 
     Raises:
         BackupError: the home or the database is not empty, or the backup is not whole.
@@ -67,10 +81,14 @@ def restore(source: Path, home: Path, passphrase: bytes, database: str | None) -
         folder.mkdir(mode=0o700)
     try:
         manifest = read_archive(source, folder, passphrase)
-        settings = load_service_settings(folder).model_copy(update={"database": database})
+        settings = load_service_settings(folder).model_copy(
+            update={"database": database, "payloads": payloads}
+        )
         dropped = _prepare(folder)
         if database is not None:
             _fill(folder, database)
+        if payloads is not None:
+            _hand_over(folder, open_blobs(folder, settings))
         replace_durably(folder / SERVICE_FILE, settings.model_dump_json(indent=2).encode() + b"\n")
         with naming(home):
             for path in (*folder.rglob("*"), folder):
@@ -94,6 +112,18 @@ def _prepare(folder: Path) -> int:
             ).rowcount
     finally:
         engine.dispose()
+
+
+def _hand_over(folder: Path, blobs: Blobs) -> None:
+    """Move the payloads into an empty object store."""
+    if blobs.names():
+        raise BackupError(
+            "Expected an object store that holds nothing, got one that does: another coordinator "
+            "may use it. Give a place of its own."
+        )
+    for path in sorted((folder / BLOBS_FOLDER).iterdir()):
+        if path.is_file():
+            blobs.adopt(path)
 
 
 def _fill(folder: Path, database: str) -> None:
