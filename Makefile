@@ -33,7 +33,7 @@ compare: install ## Compare all arms on the invented text.
 
 test: install ## Run the tests (under 15 minutes on 2 cores).
 	@echo "==> Running the tests"
-	@$(VENV)/bin/python -m pytest -m "not slow"
+	@$(VENV)/bin/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 crash-test: install ## Walk the whole crash matrix (about 5 minutes; wants strace).
 	@$(VENV)/bin/python -m pytest -s -rs tests/crash

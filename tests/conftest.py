@@ -1,6 +1,7 @@
 """Fixtures every test package shares."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,13 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """After each test: a command that ran in this process may have set another number."""
+    yield
     torch.set_num_threads(1)
 
 

@@ -17,7 +17,11 @@ from privacy.secagg.shamir import (
 )
 
 
-@pytest.mark.parametrize("secret", [random_secret(), bytes(32), (PRIME - 1).to_bytes(32, "big")])
+@pytest.mark.parametrize(
+    "secret",
+    [random_secret(), bytes(32), (PRIME - 1).to_bytes(32, "big")],
+    ids=["drawn", "least", "largest"],
+)
 def test_any_quorum_recovers_the_secret_and_fewer_do_not(secret: bytes) -> None:
     shares = dict(enumerate(split(secret, 3, 5), start=1))
     for points in combinations(shares, 3):
