@@ -14,10 +14,15 @@ from arion.logs import LogFormat, LogFormatOption, set_up_logs
 from arion.node_consent_cli import consent_app, members_command, pin_command
 from client.agent import Agent
 from client.config import IDENTITY_FILE
+from client.doctor import RUNTIME
 from client.membership import MembershipFile, collect, join, rotate
+from client.node import CONSENT_FILE, Node
+from client.seats import serve
 from coordinator.service.approvals import Approval, sign_approval
 from coordinator.service.home import ServiceHome
 from coordinator.service.status import member_rows
+from models.parallel import StoppedElsewhereError, World, processes
+from privacy.consent import load_consent
 from privacy.identity import IdentityKey, fingerprint
 
 node_app = typer.Typer(no_args_is_help=True, help="Institutions' nodes, and who may connect.")
@@ -156,19 +161,35 @@ def run_command(
     """Serve the coordinator's requests within the consent, until stopped. For institutions.
 
     Example: arion node run node
+
+    Example: torchrun --nproc-per-node 2 -m arion node run node   (processes that share training)
     """
     set_up_logs(log_format)
-
-    def answer(action: str, kind: str, body: bytes, payload: bytes) -> client.app.Question:
-        return client.app.answer(home, "arion-grpc", action, (kind, body, payload))
-
     with user_errors():
         try:
-            Agent(home, answer).run()
+            with processes() as world:
+                if world.is_first:
+                    _serve(home, world)
+                else:
+                    serve(home, load_consent(home / CONSENT_FILE), world)
+        except StoppedElsewhereError as error:  # that process has told the user
+            raise typer.Exit(2) from error
         except KeyboardInterrupt:
             typer.echo("stopped")
-        finally:
-            client.app.close_nodes()
+
+
+def _serve(home: Path, world: World) -> None:
+    """Answer the coordinator: alone, or for all processes of the node."""
+
+    def answer(action: str, kind: str, body: bytes, payload: bytes) -> client.app.Question:
+        return client.app.answer(home, RUNTIME, action, (kind, body, payload))
+
+    try:
+        if world.size > 1:
+            client.app.keep(Node(home, RUNTIME, world))
+        Agent(home, answer).run()
+    finally:
+        client.app.close_nodes()
 
 
 def _approval(operator: Path | None, home: ServiceHome, waiting: Any) -> Approval | None:

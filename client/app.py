@@ -56,6 +56,11 @@ def open_node(context: Context) -> Node:
     return _NODES[home]
 
 
+def keep(node: Node) -> None:
+    """Have messages for a node's home answered by this node, which `close_nodes` closes."""
+    _NODES[node.home.resolve()] = node
+
+
 def _home(context: Context) -> Path:
     """The node's home: its own setting, or, in Flower's simulation, one of the run's nodes."""
     if "home" in context.node_config:

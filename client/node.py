@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from client.budget import NodeBooks
-from client.compute import place
 from client.config import IDENTITY_FILE, load_node_config
 from client.epoch import EpochKeeper
 from client.gate import ExpertsTrainer, Gate
@@ -18,15 +17,14 @@ from client.histories import Histories
 from client.home_checks import check_identity, check_unit
 from client.module_outbox import ModuleOutbox, SealedModule
 from client.outbox import Outbox, SealedUpload
-from client.plans import epoch_of, parse_recipe, refuse_plan
+from client.plans import epoch_of, refuse_plan
 from client.preflight import PreflightError, check_private_gradients
-from client.training import LocalTrainer, unit_rows
-from client.training_records import training_records
+from client.seats import Seat, Seats
+from client.training import LocalTrainer
 from client.unit_keys import open_unit_keys
 from models.checkpoint import model_digest
-from models.folders import open_model
-from models.recipe import prepare
-from models.vector import trainable_layout, write_vector
+from models.parallel import ALONE, World
+from models.vector import trainable_layout
 from privacy.canonical import sha256_hex
 from privacy.consent import load_consent
 from privacy.dp.clipping import ClippingError
@@ -37,7 +35,6 @@ from privacy.rounds import PlanCode, PlanRefused, RoundPlan
 from privacy.secagg.header import RefusalCode, SecAggRefused
 from privacy.secagg.node import SecAggNode
 from privacy.secagg.store import SqliteRoundStore
-from privacy.units import INSTITUTION
 from protos.messages import SurvivorSignature, SurvivorsRequest, UnmaskReply, UnmaskRequest
 from protos.round_messages import HeadCountersigned, HeadOffer, UploadRequest
 
@@ -56,13 +53,14 @@ class Node:
     Args:
         home: holds node.toml, identity.key, consent.toml; ledger, outbox and memory live there too.
         runtime: where the node runs: "simulate", "arion-grpc" or "flower".
+        world: processes that share its training; this is rank 0 of them.
 
     Raises:
         NodeError, ConsentError, IdentityError, LedgerError, DataError: as each file's reader says.
 
     """
 
-    def __init__(self, home: Path, runtime: str) -> None:
+    def __init__(self, home: Path, runtime: str, world: World = ALONE) -> None:
         self.home = home
         self.config = load_node_config(home)
         self.config.device.check()
@@ -70,6 +68,7 @@ class Node:
         self._identity = IdentityKey.load(home / IDENTITY_FILE)
         check_identity(self.config, self.consent, self._identity)
         check_unit(self.config, self.consent)
+        self._seats = Seats(self.config, self.consent, world)
         self._lock = threading.Lock()
         self._ledger = LedgerLog(home / LEDGER_FOLDER, self.config.name)
         try:
@@ -108,8 +107,7 @@ class Node:
         )
         self._members: dict[int, SecAggNode] = {}
         self._plans: dict[str, RoundPlan] = {}
-        self._trainer: tuple[str, LocalTrainer] | None = None
-        self._checked: LocalTrainer | None = None
+        self._checked: Seat | None = None
 
     @property
     def name(self) -> str:
@@ -117,9 +115,10 @@ class Node:
         return self.config.name
 
     def close(self) -> None:
-        """Give files and locks back."""
+        """Give files and locks back; other processes of the node end."""
         self._ledger.close()
         self._store.close()
+        self._seats.close()
 
     def publish_keys(self, federation: str, epoch: int) -> Signed:
         """Return this node's signed bundle of an epoch, making keys if they are new."""
@@ -229,57 +228,28 @@ class Node:
         """Set the model to the plan's parameters, after checking what the plan says of them."""
         if sha256_hex(recipe_json) != plan.recipe_digest:
             refuse_plan(PlanCode.WRONG_RECIPE, "", "the recipe that the plan names, got another")
-        trainer = self._trainer_for(recipe_json)
-        if trainable_layout(trainer.model) != plan.trainable:
+        seat = self._seats.of(recipe_json, self._unit_keys)
+        if trainable_layout(seat.model) != plan.trainable:
             refuse_plan(
                 PlanCode.NOT_TRAINABLE, "trainable", "the recipe's trainable tensors, got others"
             )
         if len(vector) != 4 * plan.vector_length:
             refuse_plan(PlanCode.WRONG_MODEL, "", "a vector of the plan's length, got another")
-        write_vector(trainer.model, torch.from_numpy(np.frombuffer(vector, "<f4").copy()))
-        if model_digest(trainer.model) != plan.model_digest:
+        seat.write(torch.from_numpy(np.frombuffer(vector, "<f4").copy()))
+        if model_digest(seat.model) != plan.model_digest:
             refuse_plan(PlanCode.WRONG_MODEL, "", "the model that the plan names, got another")
-        self._check_first(trainer)
-        return trainer
+        self._check_first(seat)
+        seat.take_up()
+        return seat.trainer
 
-    def _check_first(self, trainer: LocalTrainer) -> None:
+    def _check_first(self, seat: Seat) -> None:
         """Look once at what a recipe trains, before anything is reserved for it."""
-        if self._checked is not trainer:
+        if self._checked is not seat:
             try:
-                check_private_gradients(trainer.model, trainer.recipe)
+                check_private_gradients(seat.model, seat.trainer.recipe)
             except (PreflightError, ClippingError) as error:
                 raise PlanRefused(PlanCode.NOT_TRAINABLE, "", str(error)) from error
-            self._checked = trainer
-
-    def _trainer_for(self, recipe_json: bytes) -> LocalTrainer:
-        """The trainer of a recipe: model and data are read once and stay in memory."""
-        digest = sha256_hex(recipe_json)
-        if self._trainer is None or self._trainer[0] != digest:
-            recipe = parse_recipe(recipe_json)
-            model, tokenizer = open_model(self.config.base_model)
-            try:
-                prepare(model, recipe)
-            except ValueError:
-                refuse_plan(
-                    PlanCode.WRONG_RECIPE, "", "a recipe that fits this node's model, got another"
-                )
-            place(model, self.config)
-            records = training_records(self.config)
-            if self._unit_keys is not None:
-                records = self._unit_keys.own(self.consent.data_set, records)
-            units = unit_rows(records, tokenizer, recipe)
-            if self.consent.unit == INSTITUTION:
-                units = units.as_one()
-            trainer = LocalTrainer(
-                model,
-                units,
-                recipe,
-                chunk_sequences=self.config.chunk_sequences,
-                two_passes=self.config.two_passes,
-                pad_draws=self.config.pad_draws,
-            )
-            self._trainer = (digest, trainer)
-        return self._trainer[1]
+            self._checked = seat
 
     def _in_epoch(self, epoch: int | None) -> SecAggNode:
         """The member of an epoch; of any where a plan names none, for the gate to refuse it."""

@@ -85,7 +85,7 @@ def test_an_upload_at_every_write(
     folder, first_head = Folder(home, tmp_path / "pristine"), hands.heads["north"]
     pins = load_pins(federation.homes.root / PINS_FILE)
     hands.release("north", plan)
-    trainer = hands.nodes["north"]._trainer  # model and data are only read
+    seats = hands.nodes["north"]._seats  # model and data are only read
     hands.nodes["north"].close()
     operations = []
 
@@ -96,7 +96,7 @@ def test_an_upload_at_every_write(
         start()
 
     def start() -> None:
-        hands.reopen("north")._trainer = trainer
+        hands.reopen("north")._seats = seats
 
     for operation in each_operation(lambda: hands.release("north", plan), reset, fail):
         operations.append(operation.split(" ", 1)[1])

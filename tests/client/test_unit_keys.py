@@ -173,9 +173,9 @@ def refusal(hands: Hands, run: str) -> tuple[PlanCode, str]:
 
 
 def trainer_of(hands: Hands) -> LocalTrainer:
-    held = hands.nodes["north"]._trainer
+    held = hands.nodes["north"]._seats._newest
     assert held is not None
-    return held[1]
+    return held[1].trainer
 
 
 def test_another_data_set_has_a_budget_of_its_own(first: Hands) -> None:

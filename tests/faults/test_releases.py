@@ -117,9 +117,9 @@ def test_the_number_of_units_stays_at_home(
         other = Ground(ground.base_model, lay_ground(folder).data)
         hands = take(build(other, tmp_path / f"run-{persons}"))
         seen.append(what_leaves(hands))
-        opened = hands.nodes["north"]._trainer
+        opened = hands.nodes["north"]._seats._newest
         assert opened is not None
-        assert opened[1].unit_count == persons
+        assert opened[1].trainer.unit_count == persons
     assert seen[0] == seen[1]
 
 
