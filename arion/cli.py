@@ -51,6 +51,7 @@ PARTS = {
         },
     ),
     "node": Part("arion.node_cli:node_app", {"doctor": "arion.node_doctor_cli:doctor_command"}),
+    "auditor": Part("arion.auditor_cli:auditor_app"),
     "run": Part("arion.run_cli:run_app"),
     "model": Part("arion.model_cli:model_app"),
     "privacy": Part("arion.privacy_cli:privacy_app"),

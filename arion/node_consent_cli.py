@@ -100,7 +100,7 @@ def members_command(home: Home, *, as_json: Json = False) -> None:
     Example: arion node members node
     """
     with user_errors():
-        relayed = _relayed(home)
+        relayed = relayed_keys(home)
         path = home / CONSENT_FILE
         clauses = read_clauses(path) if path.exists() else {}
     rows = [
@@ -135,7 +135,7 @@ def pin_command(
                 "Expected a name and a fingerprint for each pin, got an odd number of words. Write "
                 "a fingerprint as one word."
             )
-        relayed, path = _relayed(home), home / CONSENT_FILE
+        relayed, path = relayed_keys(home), home / CONSENT_FILE
         for name, read_out in zip(pairs[::2], pairs[1::2], strict=True):
             if name not in relayed:
                 raise NodeError(
@@ -166,7 +166,7 @@ def _proxy_alone(home: Path) -> dict[str, str]:
     return {"proxy": str(found["proxy"])} if found.keys() == {"proxy"} else {}
 
 
-def _relayed(home: Path) -> dict[str, bytes]:
+def relayed_keys(home: Path) -> dict[str, bytes]:
     """The keys of all members and of the coordinator, as the coordinator says them now."""
     with dialled(home) as link:
         members = link.members()

@@ -18,6 +18,7 @@ from protos.wire import LARGEST_MESSAGE_BYTES
 
 CHUNK_BYTES = 1 << 20
 _CALL_S = 60.0
+_TRANSFER_S = 600.0
 _KEY_BYTES = 32
 _LARGEST_PAYLOAD = 1 << 40
 _OPTIONS = (
@@ -94,6 +95,7 @@ class Link:
         self._exchange = rpc.ExchangeStub(self._channel)
         self._enrolment = rpc.EnrolmentStub(self._channel)
         self._artefacts = rpc.ArtefactsStub(self._channel)
+        self._audit = rpc.AuditStub(self._channel)
 
     def close(self) -> None:
         """Close the connection."""
@@ -199,6 +201,14 @@ class Link:
         except grpc.RpcError as error:
             raise _outcome(error) from error
 
+    def ledgers(self) -> Iterator[bytes]:
+        """Yield the bundle of the coordinator's ledgers; nothing of it is checked."""
+        try:
+            for chunk in self._audit.Ledgers(pb.LedgersRequest(), timeout=_TRANSFER_S):
+                yield chunk.data
+        except grpc.RpcError as error:
+            raise _outcome(error) from error
+
     def is_member(self) -> bool:
         """Ask for nothing, as a member may; raises LinkLost or LinkRefused where it may not."""
         reply = _call(self._exchange.Progress, pb.ProgressRequest(message="0" * 32))
@@ -251,4 +261,6 @@ def _outcome(error: Any) -> LinkLost | LinkRefused:
     code = dict(error.trailing_metadata() or ()).get("arion-code")
     if code in _PASSING or (code is None and status in _LOST):
         return LinkLost(f"Expected an answer of the coordinator, got {code or status.name}: {text}")
+    if code is None and status == grpc.StatusCode.UNIMPLEMENTED:
+        code = "unknown-call"  # of a coordinator that does not have this service at all
     return LinkRefused(str(code or status.name.lower()), text)

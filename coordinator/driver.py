@@ -23,7 +23,7 @@ from coordinator.outcome import RoundOutcome, tell_observer
 from coordinator.planning import check_reachable, make_plan
 from coordinator.records import RunRecords
 from coordinator.settings import load_settings
-from coordinator.shared import SharedLedger, next_epoch
+from coordinator.shared import MEMBERS_FOLDER, SharedLedger, next_epoch
 from coordinator.store import Attempt, Phase, RunStore
 from coordinator.suspicion import suspects
 from coordinator.witnesses import LONGEST_TURN_S, Witnesses
@@ -42,7 +42,6 @@ from protos.round_messages import Done, RunClose
 from protos.wire import Parcel
 
 IDENTITY_FILE = "identity.key"
-MEMBERS_FOLDER = "members"
 _NEAR_THE_EDGE = 7 / 8
 _LOG = logging.getLogger("arion.coordinator")
 

@@ -14,6 +14,7 @@ from privacy.ledger.log import LedgerLog
 
 LEDGER_FOLDER = "ledger"
 LEDGER_NAME = "coordinator"
+MEMBERS_FOLDER = "members"
 EPOCHS_FILE = "epochs"
 _TURN = ".turn"
 

@@ -31,24 +31,28 @@ def pin(path: Path, name: str, read_out: str, relayed: bytes) -> None:
             nothing was written.
 
     """
-    clause = "coordinator_key" if name == COORDINATOR else "members"
-    if _digits(read_out) != _digits(fingerprint(relayed)):
-        raise ConsentError(
-            clause,
-            f"Expected the fingerprint of {name!r} that the coordinator relays, "
-            f"{fingerprint(relayed)}, got another or a mistyped one. Read it again, digit by "
-            "digit, with its owner. If it stays another, someone is between you: pin nothing.",
-        )
+    check_read_out(name, read_out, relayed)
     text, clauses = _read(path)
     pinned = pinned_key(clauses, name)
     if pinned not in (None, relayed.hex()):
         raise ConsentError(
-            clause,
+            _clause(name),
             f"Expected {name!r} not to be pinned yet, or by this key, got another one. If its "
             f"owner has a new key, remove the old line from {path.name} first.",
         )
     if pinned is None:
         replace_durably(path, _with(text, clauses, name, relayed.hex()).encode())
+
+
+def check_read_out(name: str, read_out: str, relayed: bytes) -> None:
+    """Refuse a relayed key that has another fingerprint than the one read out; ConsentError."""
+    if _digits(read_out) != _digits(fingerprint(relayed)):
+        raise ConsentError(
+            _clause(name),
+            f"Expected the fingerprint of {name!r} that the coordinator relays, "
+            f"{fingerprint(relayed)}, got another or a mistyped one. Read it again, digit by "
+            "digit, with its owner. If it stays another, someone is between you: pin nothing.",
+        )
 
 
 def pinned_key(clauses: dict[str, Any], name: str) -> str | None:
@@ -103,6 +107,10 @@ def _with(text: str, clauses: dict[str, Any], name: str, key: str) -> str:
 def _members(clauses: dict[str, Any]) -> dict[str, Any]:
     members = clauses.get("members")
     return members if isinstance(members, dict) else {}
+
+
+def _clause(name: str) -> str:
+    return "coordinator_key" if name == COORDINATOR else "members"
 
 
 def _digits(text: str) -> str:

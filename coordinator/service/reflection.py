@@ -8,7 +8,12 @@ from grpc_reflection.v1alpha._async import ReflectionServicer
 
 from coordinator.service.callers import Callers
 
-SERVICES = ("arion.v1.Exchange", "arion.v1.Artefacts", "grpc.reflection.v1alpha.ServerReflection")
+SERVICES = (
+    "arion.v1.Exchange",
+    "arion.v1.Artefacts",
+    "arion.v1.Audit",
+    "grpc.reflection.v1alpha.ServerReflection",
+)
 
 
 class OperatorsReflection(ReflectionServicer):

@@ -12,6 +12,7 @@ from grpc_health.v1 import health_pb2_grpc as health_rpc
 from coordinator.service import reflection
 from coordinator.service.arrivals import Arrivals
 from coordinator.service.artefacts import REGISTRY_FOLDER, Artefacts
+from coordinator.service.audit import Audit
 from coordinator.service.callers import Callers
 from coordinator.service.enrolment import Enrolment, Identity
 from coordinator.service.exchange import Exchange
@@ -145,6 +146,7 @@ class Service:
             callers, home.path / REGISTRY_FOLDER, home.settings.artefact_roles, limits
         )
         rpc.add_ArtefactsServicer_to_server(artefacts, server)
+        rpc.add_AuditServicer_to_server(Audit(callers, home.path, limits), server)
         if home.settings.reflection:
             reflection.add_to_server(reflection.OperatorsReflection(callers), server)
         return server

@@ -6,6 +6,7 @@ folder. Equal ledgers give equal bytes. Reading trusts nothing: names and sizes 
 byte is written.
 """
 
+import io
 import re
 import tempfile
 import zipfile
@@ -22,13 +23,12 @@ from privacy.ledger.verify import WITNESS_SUFFIX
 _LEDGER_FILES = (ENTRIES_FILE, HEADS_FILE, COUNTERSIGNATURES_FILE)
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest time a zip can hold
 _PLAIN = re.compile(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]{0,254}")
-_MOST_BYTES = 2**30
+LARGEST_BUNDLE_BYTES = 2**30
+"""Of its files before they were packed."""
 
 
 def export_bundle(root_dir: Path, out: Path) -> tuple[str, ...]:
     """Write every ledger below a folder into one file.
-
-    Half a last line, which a node that writes or crashed may leave, is left out.
 
     Args:
         root_dir: folder of a node, of a coordinator or of a whole run.
@@ -38,23 +38,43 @@ def export_bundle(root_dir: Path, out: Path) -> tuple[str, ...]:
         Names of the files in the bundle, in order.
 
     Raises:
+        LedgerError: as `bundle`.
+
+    """
+    data, names = bundle(root_dir)
+    replace_durably(out, data)
+    return names
+
+
+def bundle(root_dir: Path, folders: Sequence[str] = ("",)) -> tuple[bytes, tuple[str, ...]]:
+    """Put the ledgers below a folder together, also while others write to them.
+
+    Half a last line, which a node that writes or crashed may leave, is left out; entries are read
+    last, so that those of every head are there.
+
+    Args:
+        root_dir: as `export_bundle`.
+        folders: the folders in it that are looked through; all by default.
+
+    Returns:
+        The bundle, and the names of its files, in order.
+
+    Raises:
         LedgerError: no ledger below the folder, or a name that no bundle can hold.
 
     """
-    found = dict(_exported(root_dir))
+    found = dict(_exported(root_dir, folders))
     if not any(name.endswith(ENTRIES_FILE) for name in found):
         raise LedgerError(
             f"Expected a folder that holds {ENTRIES_FILE}, got {root_dir} without one below it. "
             "Give the folder of a node, of a coordinator or of a whole run."
         )
     _check_names(root_dir, sorted(found))
-    with tempfile.TemporaryFile() as file:
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as bundle:
-            for name in sorted(found):
-                bundle.writestr(zipfile.ZipInfo(name, _EPOCH), found[name])
-        file.seek(0)
-        replace_durably(out, file.read())
-    return tuple(sorted(found))
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as made:
+        for name in sorted(found):
+            made.writestr(zipfile.ZipInfo(name, _EPOCH), found[name])
+    return file.getvalue(), tuple(sorted(found))
 
 
 @contextmanager
@@ -67,9 +87,9 @@ def opened_bundle(path: Path) -> Iterator[Path]:
     """
     with tempfile.TemporaryDirectory(prefix="arion-ledgers-") as folder:
         try:
-            with zipfile.ZipFile(path) as bundle:
-                _check(path, bundle.infolist())
-                bundle.extractall(folder)
+            with zipfile.ZipFile(path) as opened:
+                _check(path, opened.infolist())
+                opened.extractall(folder)
         except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:
             raise LedgerError(
                 f"Expected a bundle of ledgers at {path}, got: {error}. Export it again."
@@ -77,8 +97,10 @@ def opened_bundle(path: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _exported(root_dir: Path) -> Iterator[tuple[str, bytes]]:
-    for path in sorted(root_dir.rglob("*")):
+def _exported(root_dir: Path, folders: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+    found = {path for folder in folders for path in (root_dir / folder).rglob("*")}
+    found |= {path for path in [root_dir / PINS_FILE] if path.is_file()}
+    for path in sorted(found, key=lambda path: (path.name == ENTRIES_FILE, path)):
         name = path.relative_to(root_dir).as_posix()
         if path.name in _LEDGER_FILES:
             yield name, b"".join(line + b"\n" for line in read_lines(path).complete)
@@ -87,10 +109,10 @@ def _exported(root_dir: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _check(path: Path, members: list[zipfile.ZipInfo]) -> None:
-    if sum(member.file_size for member in members) > _MOST_BYTES:
+    if sum(member.file_size for member in members) > LARGEST_BUNDLE_BYTES:
         raise LedgerError(
-            f"Expected a bundle of at most {_MOST_BYTES} bytes, got more in {path}. Export fewer "
-            "ledgers at once."
+            f"Expected a bundle of at most {LARGEST_BUNDLE_BYTES} bytes, got more in {path}. "
+            "Export fewer ledgers at once."
         )
     _check_names(path, [member.filename for member in members])
 

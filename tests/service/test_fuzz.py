@@ -103,6 +103,7 @@ class Calls:
             "Progress": [pb.ProgressRequest(message=message, payload_digest=digest)],
             "Renew": [pb.RenewRequest(csr=csr)],
             "List": [pb.FetchRequest(digest=digest)],  # its own has no fields to alter
+            "Ledgers": [pb.FetchRequest(digest=digest)],
             "Pull": [pb.PullRequest(artefact=bytes(32), file="variant.json", offset=5)],
             "Answer": [head(message), head(message, b""), pb.AnswerPart(data=PAYLOAD[:5000])],
         }  # fmt: skip
@@ -113,12 +114,13 @@ class Calls:
         if name in ("Join", "Collect"):
             join = self.enrolment.unary_unary(f"/arion.v1.Enrolment/{name}", **plain)
             return lambda: join(fuzzer.message(), timeout=10)
-        service = "Artefacts" if name in ("List", "Pull") else "Exchange"
+        places = {"List": "Artefacts", "Pull": "Artefacts", "Ledgers": "Audit"}
+        service = places.get(name, "Exchange")
         path = f"/arion.v1.{service}/{name}"
         if name == "Answer":
             parts = fuzzer.messages()
             return lambda: self.exchange.stream_unary(path, **plain)(iter(parts), timeout=10)
-        if name in ("Listen", "Fetch", "Pull"):
+        if name in ("Listen", "Fetch", "Pull", "Ledgers"):
             stream = self.exchange.unary_stream(path, **plain)
             return lambda: first(stream(fuzzer.message(), timeout=0.3))
         return lambda: self.exchange.unary_unary(path, **plain)(fuzzer.message(), timeout=10)

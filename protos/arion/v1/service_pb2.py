@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dprotos/arion/v1/service.proto\x12\x08\x61rion.v1\"\x0e\n\x0cHelloRequest\":\n\nHelloReply\x12\x0e\n\x06newest\x18\x01 \x01(\r\x12\x0e\n\x06oldest\x18\x02 \x01(\r\x12\x0c\n\x04time\x18\x03 \x01(\x01\"d\n\x0bJoinRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\r\n\x05token\x18\x02 \x01(\t\x12\x0b\n\x03\x63sr\x18\x03 \x01(\x0c\x12\x14\n\x0cidentity_key\x18\x04 \x01(\x0c\x12\x11\n\tsignature\x18\x05 \x01(\x0c\"\x19\n\tJoinReply\x12\x0c\n\x04name\x18\x01 \x01(\t\"$\n\x0e\x43ollectRequest\x12\x12\n\ncsr_digest\x18\x01 \x01(\x0c\"`\n\x0c\x43ollectReply\x12\x0e\n\x06status\x18\x01 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0c\x12\x12\n\nfederation\x18\x03 \x01(\t\x12\x17\n\x0f\x63oordinator_key\x18\x04 \x01(\x0c\"!\n\rListenRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\"v\n\x08\x45nvelope\x12\x0f\n\x07message\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x0c\n\x04\x62ody\x18\x04 \x01(\x0c\x12\x16\n\x0epayload_digest\x18\x05 \x01(\x0c\x12\x15\n\rpayload_bytes\x18\x06 \x01(\x04\".\n\x0c\x46\x65tchRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"\x15\n\x05\x43hunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\":\n\x0fProgressRequest\x12\x0f\n\x07message\x18\x01 \x01(\t\x12\x16\n\x0epayload_digest\x18\x02 \x01(\x0c\"\x1f\n\rProgressReply\x12\x0e\n\x06offset\x18\x01 \x01(\x04\"x\n\nAnswerHead\x12\x0f\n\x07message\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0c\n\x04\x62ody\x18\x03 \x01(\x0c\x12\x16\n\x0epayload_digest\x18\x04 \x01(\x0c\x12\x15\n\rpayload_bytes\x18\x05 \x01(\x04\x12\x0e\n\x06offset\x18\x06 \x01(\x04\"J\n\nAnswerPart\x12$\n\x04head\x18\x01 \x01(\x0b\x32\x14.arion.v1.AnswerHeadH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\x1d\n\x0b\x41nswerReply\x12\x0e\n\x06status\x18\x01 \x01(\t\"\r\n\x0bListRequest\"\x1a\n\tListReply\x12\r\n\x05index\x18\x01 \x01(\x0c\"=\n\x0bPullRequest\x12\x10\n\x08\x61rtefact\x18\x01 \x01(\x0c\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\".\n\x0cRenewRequest\x12\x0b\n\x03\x63sr\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"!\n\nRenewReply\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\"\x10\n\x0eMembersRequest\"1\n\x0bMemberShown\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0cidentity_key\x18\x02 \x01(\x0c\"6\n\x0cMembersReply\x12&\n\x07members\x18\x01 \x03(\x0b\x32\x15.arion.v1.MemberShown2\xb3\x01\n\tEnrolment\x12\x35\n\x05Hello\x12\x16.arion.v1.HelloRequest\x1a\x14.arion.v1.HelloReply\x12\x32\n\x04Join\x12\x15.arion.v1.JoinRequest\x1a\x13.arion.v1.JoinReply\x12;\n\x07\x43ollect\x12\x18.arion.v1.CollectRequest\x1a\x16.arion.v1.CollectReply2\xe4\x02\n\x08\x45xchange\x12\x37\n\x06Listen\x12\x17.arion.v1.ListenRequest\x1a\x12.arion.v1.Envelope0\x01\x12\x32\n\x05\x46\x65tch\x12\x16.arion.v1.FetchRequest\x1a\x0f.arion.v1.Chunk0\x01\x12>\n\x08Progress\x12\x19.arion.v1.ProgressRequest\x1a\x17.arion.v1.ProgressReply\x12\x37\n\x06\x41nswer\x12\x14.arion.v1.AnswerPart\x1a\x15.arion.v1.AnswerReply(\x01\x12\x35\n\x05Renew\x12\x16.arion.v1.RenewRequest\x1a\x14.arion.v1.RenewReply\x12;\n\x07Members\x12\x18.arion.v1.MembersRequest\x1a\x16.arion.v1.MembersReply2q\n\tArtefacts\x12\x32\n\x04List\x12\x15.arion.v1.ListRequest\x1a\x13.arion.v1.ListReply\x12\x30\n\x04Pull\x12\x15.arion.v1.PullRequest\x1a\x0f.arion.v1.Chunk0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dprotos/arion/v1/service.proto\x12\x08\x61rion.v1\"\x0e\n\x0cHelloRequest\":\n\nHelloReply\x12\x0e\n\x06newest\x18\x01 \x01(\r\x12\x0e\n\x06oldest\x18\x02 \x01(\r\x12\x0c\n\x04time\x18\x03 \x01(\x01\"d\n\x0bJoinRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\r\n\x05token\x18\x02 \x01(\t\x12\x0b\n\x03\x63sr\x18\x03 \x01(\x0c\x12\x14\n\x0cidentity_key\x18\x04 \x01(\x0c\x12\x11\n\tsignature\x18\x05 \x01(\x0c\"\x19\n\tJoinReply\x12\x0c\n\x04name\x18\x01 \x01(\t\"$\n\x0e\x43ollectRequest\x12\x12\n\ncsr_digest\x18\x01 \x01(\x0c\"`\n\x0c\x43ollectReply\x12\x0e\n\x06status\x18\x01 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0c\x12\x12\n\nfederation\x18\x03 \x01(\t\x12\x17\n\x0f\x63oordinator_key\x18\x04 \x01(\x0c\"!\n\rListenRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\"v\n\x08\x45nvelope\x12\x0f\n\x07message\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x0c\n\x04\x62ody\x18\x04 \x01(\x0c\x12\x16\n\x0epayload_digest\x18\x05 \x01(\x0c\x12\x15\n\rpayload_bytes\x18\x06 \x01(\x04\".\n\x0c\x46\x65tchRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"\x15\n\x05\x43hunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\":\n\x0fProgressRequest\x12\x0f\n\x07message\x18\x01 \x01(\t\x12\x16\n\x0epayload_digest\x18\x02 \x01(\x0c\"\x1f\n\rProgressReply\x12\x0e\n\x06offset\x18\x01 \x01(\x04\"x\n\nAnswerHead\x12\x0f\n\x07message\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0c\n\x04\x62ody\x18\x03 \x01(\x0c\x12\x16\n\x0epayload_digest\x18\x04 \x01(\x0c\x12\x15\n\rpayload_bytes\x18\x05 \x01(\x04\x12\x0e\n\x06offset\x18\x06 \x01(\x04\"J\n\nAnswerPart\x12$\n\x04head\x18\x01 \x01(\x0b\x32\x14.arion.v1.AnswerHeadH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\x1d\n\x0b\x41nswerReply\x12\x0e\n\x06status\x18\x01 \x01(\t\"\r\n\x0bListRequest\"\x1a\n\tListReply\x12\r\n\x05index\x18\x01 \x01(\x0c\"=\n\x0bPullRequest\x12\x10\n\x08\x61rtefact\x18\x01 \x01(\x0c\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"\x10\n\x0eLedgersRequest\".\n\x0cRenewRequest\x12\x0b\n\x03\x63sr\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"!\n\nRenewReply\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\"\x10\n\x0eMembersRequest\"1\n\x0bMemberShown\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0cidentity_key\x18\x02 \x01(\x0c\"6\n\x0cMembersReply\x12&\n\x07members\x18\x01 \x03(\x0b\x32\x15.arion.v1.MemberShown2\xb3\x01\n\tEnrolment\x12\x35\n\x05Hello\x12\x16.arion.v1.HelloRequest\x1a\x14.arion.v1.HelloReply\x12\x32\n\x04Join\x12\x15.arion.v1.JoinRequest\x1a\x13.arion.v1.JoinReply\x12;\n\x07\x43ollect\x12\x18.arion.v1.CollectRequest\x1a\x16.arion.v1.CollectReply2\xe4\x02\n\x08\x45xchange\x12\x37\n\x06Listen\x12\x17.arion.v1.ListenRequest\x1a\x12.arion.v1.Envelope0\x01\x12\x32\n\x05\x46\x65tch\x12\x16.arion.v1.FetchRequest\x1a\x0f.arion.v1.Chunk0\x01\x12>\n\x08Progress\x12\x19.arion.v1.ProgressRequest\x1a\x17.arion.v1.ProgressReply\x12\x37\n\x06\x41nswer\x12\x14.arion.v1.AnswerPart\x1a\x15.arion.v1.AnswerReply(\x01\x12\x35\n\x05Renew\x12\x16.arion.v1.RenewRequest\x1a\x14.arion.v1.RenewReply\x12;\n\x07Members\x12\x18.arion.v1.MembersRequest\x1a\x16.arion.v1.MembersReply2q\n\tArtefacts\x12\x32\n\x04List\x12\x15.arion.v1.ListRequest\x1a\x13.arion.v1.ListReply\x12\x30\n\x04Pull\x12\x15.arion.v1.PullRequest\x1a\x0f.arion.v1.Chunk0\x01\x32?\n\x05\x41udit\x12\x36\n\x07Ledgers\x12\x18.arion.v1.LedgersRequest\x1a\x0f.arion.v1.Chunk0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -67,20 +67,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTREPLY']._serialized_end=973
   _globals['_PULLREQUEST']._serialized_start=975
   _globals['_PULLREQUEST']._serialized_end=1036
-  _globals['_RENEWREQUEST']._serialized_start=1038
-  _globals['_RENEWREQUEST']._serialized_end=1084
-  _globals['_RENEWREPLY']._serialized_start=1086
-  _globals['_RENEWREPLY']._serialized_end=1119
-  _globals['_MEMBERSREQUEST']._serialized_start=1121
-  _globals['_MEMBERSREQUEST']._serialized_end=1137
-  _globals['_MEMBERSHOWN']._serialized_start=1139
-  _globals['_MEMBERSHOWN']._serialized_end=1188
-  _globals['_MEMBERSREPLY']._serialized_start=1190
-  _globals['_MEMBERSREPLY']._serialized_end=1244
-  _globals['_ENROLMENT']._serialized_start=1247
-  _globals['_ENROLMENT']._serialized_end=1426
-  _globals['_EXCHANGE']._serialized_start=1429
-  _globals['_EXCHANGE']._serialized_end=1785
-  _globals['_ARTEFACTS']._serialized_start=1787
-  _globals['_ARTEFACTS']._serialized_end=1900
+  _globals['_LEDGERSREQUEST']._serialized_start=1038
+  _globals['_LEDGERSREQUEST']._serialized_end=1054
+  _globals['_RENEWREQUEST']._serialized_start=1056
+  _globals['_RENEWREQUEST']._serialized_end=1102
+  _globals['_RENEWREPLY']._serialized_start=1104
+  _globals['_RENEWREPLY']._serialized_end=1137
+  _globals['_MEMBERSREQUEST']._serialized_start=1139
+  _globals['_MEMBERSREQUEST']._serialized_end=1155
+  _globals['_MEMBERSHOWN']._serialized_start=1157
+  _globals['_MEMBERSHOWN']._serialized_end=1206
+  _globals['_MEMBERSREPLY']._serialized_start=1208
+  _globals['_MEMBERSREPLY']._serialized_end=1262
+  _globals['_ENROLMENT']._serialized_start=1265
+  _globals['_ENROLMENT']._serialized_end=1444
+  _globals['_EXCHANGE']._serialized_start=1447
+  _globals['_EXCHANGE']._serialized_end=1803
+  _globals['_ARTEFACTS']._serialized_start=1805
+  _globals['_ARTEFACTS']._serialized_end=1918
+  _globals['_AUDIT']._serialized_start=1920
+  _globals['_AUDIT']._serialized_end=1983
 # @@protoc_insertion_point(module_scope)

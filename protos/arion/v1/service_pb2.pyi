@@ -158,6 +158,10 @@ class PullRequest(_message.Message):
     offset: int
     def __init__(self, artefact: _Optional[bytes] = ..., file: _Optional[str] = ..., offset: _Optional[int] = ...) -> None: ...
 
+class LedgersRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class RenewRequest(_message.Message):
     __slots__ = ("csr", "signature")
     CSR_FIELD_NUMBER: _ClassVar[int]

@@ -603,3 +603,80 @@ class Artefacts:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class AuditStub:
+    """With a client certificate of an auditor or an operator.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Ledgers = channel.unary_stream(
+                '/arion.v1.Audit/Ledgers',
+                request_serializer=protos_dot_arion_dot_v1_dot_service__pb2.LedgersRequest.SerializeToString,
+                response_deserializer=protos_dot_arion_dot_v1_dot_service__pb2.Chunk.FromString,
+                _registered_method=True)
+
+
+class AuditServicer:
+    """With a client certificate of an auditor or an operator.
+    """
+
+    def Ledgers(self, request, context):
+        """The coordinator's ledger, the newest heads of the members' own and the signed plans of all
+        runs, as the bundle that `arion privacy ledger verify` checks.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_AuditServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Ledgers': grpc.unary_stream_rpc_method_handler(
+                    servicer.Ledgers,
+                    request_deserializer=protos_dot_arion_dot_v1_dot_service__pb2.LedgersRequest.FromString,
+                    response_serializer=protos_dot_arion_dot_v1_dot_service__pb2.Chunk.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'arion.v1.Audit', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('arion.v1.Audit', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Audit:
+    """With a client certificate of an auditor or an operator.
+    """
+
+    @staticmethod
+    def Ledgers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/arion.v1.Audit/Ledgers',
+            protos_dot_arion_dot_v1_dot_service__pb2.LedgersRequest.SerializeToString,
+            protos_dot_arion_dot_v1_dot_service__pb2.Chunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

@@ -1,0 +1,58 @@
+"""What the coordinator wrote down, for auditors and operators: ledgers as one bundle.
+
+Nothing in it is private: entries, signed heads and countersignatures of the coordinator's ledger,
+the newest heads of the members' own, and the keys that runs were made with. It is read while runs
+go on, without their turn at the ledger.
+"""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from coordinator.service.callers import Callers
+from coordinator.service.limits import Limits, Slots
+from coordinator.service.refusals import Refused
+from coordinator.service.sending import Sender
+from coordinator.shared import LEDGER_FOLDER, MEMBERS_FOLDER
+from privacy.ledger.bundle import bundle
+from privacy.ledger.entries import LedgerError
+from protos.arion.v1 import service_pb2 as pb
+from protos.arion.v1 import service_pb2_grpc as rpc
+
+_CHUNK_BYTES = 1 << 20
+
+
+class Audit(rpc.AuditServicer):
+    """Shows the ledgers in a coordinator's home.
+
+    Args:
+        callers: admits members.
+        home: the coordinator's.
+        limits: of a member.
+
+    """
+
+    def __init__(self, callers: Callers, home: Path, limits: Limits) -> None:
+        self._callers, self._home, self._limits = callers, home, limits
+        self._transfers = Slots(1, "too-many-transfers", "transfers")
+
+    async def Ledgers(self, request: Any, context: Any) -> None:  # noqa: N802
+        """Send the bundle."""
+        member = await self._callers.admit(context, "auditor", "operator")
+        with self._transfers.take(member.name):
+            data = await asyncio.to_thread(self._bundle)
+            sender = Sender(context, self._limits, len(data))
+            for start in range(0, len(data), _CHUNK_BYTES):
+                await sender.send(pb.Chunk(data=data[start : start + _CHUNK_BYTES]))
+
+    def _bundle(self) -> bytes:
+        try:
+            return bundle(self._home, (LEDGER_FOLDER, MEMBERS_FOLDER))[0]
+        except LedgerError as error:  # whose text has a path of ours
+            raise Refused(
+                grpc.StatusCode.NOT_FOUND,
+                "no-ledger",
+                "Expected a ledger, got none: no run has begun here. Ask the operator.",
+            ) from error
