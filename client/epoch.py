@@ -8,6 +8,7 @@ secrets of their own for each peer: those stay in the process.
 
 import hashlib
 import os
+import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from privacy.secagg.roster import OwnReveal, Roster, accept_reveals, accept_rost
 HELD_EPOCHS = 8
 """Epochs that a node is in at once; the oldest is left for one more."""
 _TMPFS = Path("/dev/shm")  # noqa: S108  (memory, not a shared temporary folder on a disk)
+_HOME, _KEYS = "home", ".keys"  # in a folder per home: where it is, and a file per epoch
 _NUMBER_BYTES = 8
 
 
@@ -52,17 +54,16 @@ class EpochKeeper:
         self, home: Path, node: str, identity: IdentityKey, store: RoundStore, *, hybrid: bool
     ) -> None:
         self._node, self._identity, self._memory, self._hybrid = node, identity, store, hybrid
-        self._path = None if hybrid else _tmpfs_file(home)
+        self._folder = None if hybrid else _tmpfs_folder(home)
         self._held: dict[int, Epoch] = {}
         self._left: set[int] = set()
 
     @property
     def files(self) -> list[Path]:
         """What lies in tmpfs: a file per epoch."""
-        if self._path is None or not self._path.parent.is_dir():
+        if self._folder is None or not self._folder.is_dir():
             return []
-        found = self._path.parent.glob(f"{self._path.name}*")
-        return sorted(path for path in found if path.suffix != ".part")
+        return sorted(self._folder.glob("*" + _KEYS))
 
     def enter(self, federation: str, number: int) -> Epoch:
         """Return the epoch's keys: those there are, or new ones.
@@ -160,10 +161,9 @@ class EpochKeeper:
             self._held[number] = self._epoch(federation, number, EpochKeys.from_bytes(data))
 
     def _store(self, number: int, keys: EpochKeys) -> None:
-        if self._path is None:
+        if self._folder is None:
             return
-        self._path.parent.mkdir(mode=0o700, exist_ok=True)
-        path = self._path.with_name(f"{self._path.name}-{number}")
+        path = self._folder / f"{number:020d}{_KEYS}"
         part = path.with_suffix(".part")
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
@@ -178,9 +178,29 @@ def _number(path: Path) -> int:
         return int.from_bytes(file.read(_NUMBER_BYTES), "big")
 
 
-def _tmpfs_file(home: Path) -> Path | None:
-    """Where names of a home's key files begin, in a folder of this user's; None without tmpfs."""
+def _tmpfs_folder(home: Path) -> Path | None:
+    """Make the folder of a home's key files; None without tmpfs.
+
+    Folders of homes that are gone go too: their keys are of no use to anybody but a thief.
+    """
     if not _TMPFS.is_dir() or not os.access(_TMPFS, os.W_OK):
         return None
-    name = hashlib.sha256(str(home.resolve()).encode()).hexdigest()[:32]
-    return _TMPFS / f"arion-{os.getuid()}" / name
+    place = str(home.resolve())
+    users = _TMPFS / f"arion-{os.getuid()}"
+    folder = users / hashlib.sha256(place.encode()).hexdigest()[:32]
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (folder / _HOME).write_text(place)
+    for other in users.iterdir():
+        if other != folder and not _has_home(other):
+            shutil.rmtree(other, ignore_errors=True)
+    return folder
+
+
+def _has_home(folder: Path) -> bool:
+    """Tell whether the home of a folder of keys is there; one that is being made counts as such."""
+    try:
+        return not (place := (folder / _HOME).read_text()) or Path(place).exists()
+    except FileNotFoundError:
+        return folder.is_dir()
+    except OSError:
+        return True

@@ -1,0 +1,56 @@
+"""Key files in tmpfs: a folder per home, gone with it."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import client.epoch
+from client.epoch import EpochKeeper
+from privacy.identity import IdentityKey
+from tests.secagg.conftest import MemoryStore
+
+
+@pytest.fixture
+def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in the place of tmpfs; returns where this user's folders are."""
+    (tmp_path / "shm").mkdir()
+    monkeypatch.setattr(client.epoch, "_TMPFS", tmp_path / "shm")
+    EpochKeeper(tmp_path, "any", IdentityKey.generate(), MemoryStore(), hybrid=False)
+    (users,) = (tmp_path / "shm").iterdir()
+    return users
+
+
+def keeper(home: Path) -> EpochKeeper:
+    home.mkdir(exist_ok=True)
+    return EpochKeeper(home, "north", IdentityKey.generate(), MemoryStore(), hybrid=False)
+
+
+def test_folders_of_homes_that_are_gone_are_deleted(memory: Path, tmp_path: Path) -> None:
+    left, kept = keeper(tmp_path / "left"), keeper(tmp_path / "kept")
+    for each in (left, kept):
+        each.enter("f", 1)
+        assert len(each.files) == 1
+        assert each.files[0].stat().st_mode & 0o077 == 0
+    assert left.files[0].parent.stat().st_mode & 0o077 == 0
+    shutil.rmtree(tmp_path / "left")
+    keeper(tmp_path / "third")
+    assert left.files == []
+    assert len(kept.files) == 1
+
+
+def test_a_folder_that_is_being_made_stays(memory: Path, tmp_path: Path) -> None:
+    (memory / "new").mkdir()
+    (memory / "newer").mkdir()
+    (memory / "newer" / "home").touch()  # its place is about to be written
+    keeper(tmp_path / "home")
+    assert (memory / "new").is_dir()
+    assert (memory / "newer").is_dir()
+
+
+def test_a_process_that_starts_again_finds_its_keys(memory: Path, tmp_path: Path) -> None:
+    first = keeper(tmp_path / "home").enter("f", 3)
+    again = EpochKeeper(
+        tmp_path / "home", "north", IdentityKey.generate(), MemoryStore(), hybrid=False
+    )
+    assert again.enter("f", 3).keys.to_bytes() == first.keys.to_bytes()
