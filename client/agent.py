@@ -23,6 +23,32 @@ Answering = Callable[[str, str, bytes, bytes], tuple[str, bytes, bytes]]
 """(action, kind, body, payload) of a question -> (kind, body, payload) of the answer."""
 
 
+class Downloads:
+    """The newest payload, by its digest: an attempt's model is often that of the one before."""
+
+    def __init__(self) -> None:
+        self._digest, self._data = b"", b""
+        self._begun: list[bytes] = []
+
+    def get(self, link: Link, envelope: Any) -> bytes:
+        """Return a message's payload, fetching what has not come yet.
+
+        Raises:
+            LinkLost, LinkRefused: as `Link.fetch`; what came before a loss is kept.
+
+        """
+        digest = bytes(envelope.payload_digest)
+        if digest != self._digest:
+            self._digest, self._data, self._begun = digest, b"", []
+        if not self._data:
+            try:
+                self._data = link.fetch(digest, envelope.payload_bytes, self._begun)
+            except LinkRefused:
+                self._digest = b""
+                raise
+        return self._data
+
+
 class Agent:
     """Serves one node's home until it is stopped.
 
@@ -40,6 +66,7 @@ class Agent:
         self._jitter = jitter or random.SystemRandom()
         self._stopped = threading.Event()
         self._link: Link | None = None
+        self._downloads = Downloads()
 
     def stop(self) -> None:
         """Stop after the message that is being answered."""
@@ -96,9 +123,7 @@ class Agent:
 
     def _answer(self, link: Link, envelope: Any) -> None:
         try:
-            payload = b""
-            if envelope.payload_bytes:
-                payload = link.fetch(envelope.payload_digest, envelope.payload_bytes)
+            payload = self._downloads.get(link, envelope) if envelope.payload_bytes else b""
             answer = self._answering(envelope.action, envelope.kind, envelope.body, payload)
             if not link.answer(envelope.message, *answer):
                 _LOG.info("%s came too late: that part of the round is over", envelope.action)

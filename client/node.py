@@ -6,9 +6,6 @@ import threading
 from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from client.budget import NodeBooks
 from client.config import IDENTITY_FILE, load_node_config
 from client.epoch import EpochKeeper
@@ -235,7 +232,7 @@ class Node:
             )
         if len(vector) != 4 * plan.vector_length:
             refuse_plan(PlanCode.WRONG_MODEL, "", "a vector of the plan's length, got another")
-        seat.write(torch.from_numpy(np.frombuffer(vector, "<f4").copy()))
+        seat.write(vector)
         if model_digest(seat.model) != plan.model_digest:
             refuse_plan(PlanCode.WRONG_MODEL, "", "the model that the plan names, got another")
         self._check_first(seat)

@@ -8,8 +8,6 @@ then which units to process.
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
 from client.compute import place
 from client.config import NodeConfig, NodeError, load_node_config
 from client.plans import parse_recipe, refuse_plan
@@ -23,7 +21,7 @@ from models.language_model import LanguageModel
 from models.parallel import ALONE, World
 from models.recipe import Recipe, prepare
 from models.tokenizer import Tokenizer
-from models.vector import read_vector, write_vector
+from models.vector import read_vector, vector_of, write_vector
 from privacy.canonical import sha256_hex
 from privacy.consent import Consent
 from privacy.rounds import PlanCode
@@ -43,9 +41,9 @@ class Seat:
     model: LanguageModel
     trainer: LocalTrainer
 
-    def write(self, vector_D: Tensor) -> None:
-        """Set the trainable parameters of the whole model, fp32 [D]."""
-        write_vector(self.model, vector_D)
+    def write(self, vector: memoryview) -> None:
+        """Set the trainable parameters of the whole model, fp32 bytes."""
+        write_vector(self.model, vector_of(vector))
 
     def take_up(self) -> None:
         """Give the trainer the whole model's parameters, where it has a copy of its own."""

@@ -165,8 +165,13 @@ class Link:
             raise _outcome(error) from error
         raise LinkLost("Expected an open stream, got its end.")
 
-    def fetch(self, digest: bytes, size: int) -> bytes:
+    def fetch(self, digest: bytes, size: int, begun: list[bytes]) -> bytes:
         """Return a payload.
+
+        Args:
+            digest, size: as its message names it.
+            begun: chunks that came before the connection was lost; those that come are added, and
+                none is left at the end.
 
         Raises:
             LinkLost, LinkRefused: as every call; also where the bytes are not those named.
@@ -174,19 +179,22 @@ class Link:
         """
         if size > _LARGEST_PAYLOAD:
             raise LinkRefused("too-large", f"Expected a payload of a model's size, got {size}.")
-        data = bytearray()
+        came = sum(map(len, begun))
         try:
-            for chunk in self._exchange.Fetch(pb.FetchRequest(digest=digest)):
-                data += chunk.data
-                if len(data) > size:
+            for chunk in self._exchange.Fetch(pb.FetchRequest(digest=digest, offset=came)):
+                begun.append(chunk.data)
+                came += len(chunk.data)
+                if came > size:
                     break
         except grpc.RpcError as error:
             raise _outcome(error) from error
+        data = b"".join(begun)
+        begun.clear()
         if len(data) != size or hashlib.sha256(data).digest() != digest:
             raise LinkRefused(
                 "other-payload", f"Expected {size} bytes with the digest named, got others."
             )
-        return bytes(data)
+        return data
 
     def index(self) -> bytes:
         """Return the index of the artefacts that the coordinator serves, JSON."""

@@ -18,6 +18,7 @@ app = ServerApp()
 
 _LOG = logging.getLogger("arion.coordinator")
 _POLL_S = 0.05
+_FIRST_POLL_S = 0.002
 
 
 @app.main()
@@ -66,7 +67,7 @@ class GridChannel:
         ]
         self.traffic.sent_bytes += sum(map(_size, requests.values()))
         waiting = set(self._grid.push_messages(messages))
-        end = time.monotonic() + deadline_s
+        end, pause = time.monotonic() + deadline_s, _FIRST_POLL_S
         while waiting and time.monotonic() < end:
             self.interrupt()
             pulled = list(self._grid.pull_messages(sorted(waiting)))
@@ -75,8 +76,10 @@ class GridChannel:
                 parcel = self._read(message, reply)
                 if parcel is not None:
                     yield message.metadata.src_node_id, parcel
+            # Replies come soon or after training: first it looks often, then less so.
+            pause = _FIRST_POLL_S if pulled else min(1.5 * pause, _POLL_S)
             if not pulled:
-                time.sleep(_POLL_S)
+                time.sleep(pause)
 
     def _read(self, message: Message, reply: type[WireMessage]) -> Parcel | None:
         """Read a reply; what is no message of ours is logged and left out."""

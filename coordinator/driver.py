@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from coordinator.attempt import AttemptReport, AttemptRunner, Floats, Members
 from coordinator.cancellation import Cancellation
@@ -117,14 +118,19 @@ class RunDriver:
         if state is None:
             state = OptimiserState.start(read_vector(self._model))
             self._store.save_state(state)
-        write_vector(self._model, state.vector_D)
+        self._write(state.vector_D)
         return state
+
+    def _write(self, vector_D: Tensor) -> None:
+        """Set the model's parameters, and name it anew."""
+        write_vector(self._model, vector_D)
+        self._digest = model_digest(self._model)
 
     def _take_up(self) -> None:
         """Write what a crash kept from being written."""
         last = self._store.last_attempt()
         if last is None:
-            self._records.open(model_digest(self._model))
+            self._records.open(self._digest)
         elif last.phase == Phase.APPLIED:
             self._record(last)
         elif last.phase == Phase.ABORTED:
@@ -171,7 +177,14 @@ class RunDriver:
                 f"Expected round {number} to succeed within {LARGEST_ATTEMPT} attempts, got all "
                 "of them aborted. The log says who and why; a new run reserves a new schedule."
             )
-        plan = make_plan(self.settings, self._model, self._in_epoch(None), number, made + 1)
+        plan = make_plan(
+            self.settings,
+            self._model,
+            self._digest,
+            self._in_epoch(None),
+            number=number,
+            attempt=made + 1,
+        )
         attempt = Attempt(number, made + 1, Phase.UPLOADING, sign_plan(self._key, plan))
         self._store.save(attempt)
         return attempt
@@ -225,7 +238,7 @@ class RunDriver:
             noise_variance=release_variance(plan.step, len(attempt.survivors)),
         )
         self._store.save_state(self.state)
-        write_vector(self._model, self.state.vector_D)
+        self._write(self.state.vector_D)
         attempt = replace(attempt, phase=Phase.APPLIED)
         self._store.save(attempt)
         self._record(attempt)
@@ -233,7 +246,7 @@ class RunDriver:
         return int(np.count_nonzero(np.abs(sum_D) > edge))
 
     def _record(self, attempt: Attempt) -> None:
-        self._records.recorded(attempt, model_digest(self._model))
+        self._records.recorded(attempt, self._digest)
         self._store.save(replace(attempt, phase=Phase.RECORDED))
 
     def _abort(self, attempt: Attempt, abort: SecAggAbort) -> Attempt:
@@ -259,7 +272,7 @@ class RunDriver:
             sent_bytes=traffic.sent_bytes - before.sent_bytes,
             received_bytes=traffic.received_bytes - before.received_bytes,
             near_edge=near_edge,
-            model_digest=model_digest(self._model),
+            model_digest=self._digest,
         )
         tell_observer(outcome, self.state)
         if attempt.spoilt:
@@ -278,8 +291,8 @@ class RunDriver:
 
     def _finish(self) -> None:
         """Hand the model out, tell the nodes, and have the ledger countersigned a last time."""
-        write_vector(self._model, self.state.average_D)
-        self._records.released(model_digest(self._model))
+        self._write(self.state.average_D)
+        self._records.released(self._digest)
         members = self._in_epoch(None)
         self._close_at(members.addresses.values())
         self._witnesses.collect(members, self.settings.deadline_s)

@@ -4,6 +4,7 @@ A run is a process of its own, which shares the database with the service. Messa
 phase are cleared when the next one is pushed: who is late is told that it is over.
 """
 
+import hashlib
 import time
 from collections.abc import Collection, Iterable
 
@@ -48,10 +49,13 @@ class ServiceGrid(CarrierGrid):
         """Leave messages in the mailbox; those of an earlier push are over."""
         self._mailbox.clear(self._run)
         self._pushed = {}
+        last, digest = b"", b""
         for message in messages:
-            metadata = message.metadata
+            metadata, parcel = message.metadata, parcel_of(message.content)
+            if parcel[2] is not last:  # a round's model is one payload for all
+                last, digest = parcel[2], hashlib.sha256(parcel[2]).digest()
             posted = self._mailbox.post(
-                self._run, metadata.dst_node_id, metadata.message_type, parcel_of(message.content)
+                self._run, metadata.dst_node_id, metadata.message_type, parcel, digest
             )
             self._pushed[posted] = message
         return [message.metadata.message_id for message in self._pushed.values()]

@@ -3,7 +3,6 @@
 from coordinator.attempt import AttemptReport, Members
 from coordinator.errors import RunError
 from coordinator.settings import RunSettings
-from models.checkpoint import model_digest
 from models.language_model import LanguageModel
 from models.vector import trainable_layout
 from privacy.rounds import RoundPlan
@@ -12,9 +11,15 @@ from privacy.secagg.parameters import choose_parameters
 
 
 def make_plan(
-    settings: RunSettings, model: LanguageModel, members: Members, number: int, attempt: int
+    settings: RunSettings,
+    model: LanguageModel,
+    digest: str,
+    members: Members,
+    *,
+    number: int,
+    attempt: int,
 ) -> RoundPlan:
-    """Write the plan of an attempt for the model as it stands."""
+    """Write the plan of an attempt for the model as it stands, whose digest is given."""
     layout = trainable_layout(model)
     names = members.roster.names
     size = len(names) // settings.groups
@@ -26,7 +31,7 @@ def make_plan(
         round=number,
         attempt=attempt,
         roster_digest=members.roster.digest.hex(),
-        model_digest=model_digest(model),
+        model_digest=digest,
         recipe_digest=settings.recipe_digest(),
         trainable=layout,
         vector_length=sum(size for _, size in layout),

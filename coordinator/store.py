@@ -125,7 +125,7 @@ class RunStore:
 
     def save_state(self, state: OptimiserState) -> None:
         """Write parameters and moments after a round; older ones but the last are deleted."""
-        replace_durably(self._path(state.step), state.to_bytes())
+        replace_durably(self._path(state.step), *state.parts())
         for path in sorted(self._states.glob("*.safetensors"))[:-_KEPT_STATES]:
             path.unlink()
 

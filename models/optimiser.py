@@ -1,15 +1,18 @@
 """Adam on noised sums of clipped gradients. All of it is post-processing of their release.
 
-Shapes: D coordinates of the trainable vector.
+Shapes: D coordinates of the trainable vector, d those of a piece of it.
 """
 
+import json
 import math
 from dataclasses import dataclass
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor
+
+_PIECE = 1 << 16
 
 
 class OptimiserSettings(BaseModel):
@@ -72,11 +75,24 @@ class OptimiserState:
 
     def to_bytes(self) -> bytes:
         """Return the state as safetensors."""
-        parts = {"vector": self.vector_D, "first": self.first_D, "second": self.second_D}
+        return b"".join(self.parts())
+
+    def parts(self) -> list[bytes | memoryview]:
+        """Return the bytes of `to_bytes` one after the other: a header, and the tensors' own."""
+        tensors = {"vector": self.vector_D, "first": self.first_D, "second": self.second_D}
         if self.average_D is not self.vector_D:
-            parts["average"] = self.average_D
-        tensors = {name: tensor.contiguous() for name, tensor in parts.items()}
-        return save({**tensors, "step": torch.tensor(self.step)})
+            tensors["average"] = self.average_D
+        tensors["step"] = torch.tensor(self.step)
+        header, data, end = {}, [], 0
+        for name, tensor in tensors.items():
+            found = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
+            begin, end = end, end + found.nbytes
+            kind = "I64" if name == "step" else "F32"
+            shape = list(tensor.shape)
+            header[name] = {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}
+            data.append(found)
+        text = json.dumps(header).encode()
+        return [len(text).to_bytes(8, "little"), text, *data]
 
 
 def adam_step(
@@ -114,16 +130,22 @@ def adam_step(
             f"{tuple(sum_D.shape)}. The round must be aborted."
         )
     step = state.step + 1
-    mean_D = (sum_D / expected_batch).float()
-    first_D = torch.lerp(state.first_D, mean_D, 1 - settings.beta1)
-    second_D = torch.lerp(state.second_D, mean_D.square(), 1 - settings.beta2)
-    corrected_D = first_D / (1 - settings.beta1**step)
-    moment_D = second_D / (1 - settings.beta2**step)
-    if settings.bias_correction:
-        variance = noise_variance / expected_batch**2
-        moment_D = (moment_D - variance).clamp(min=settings.noise_floor * variance)
     rate = settings.learning_rate * rate_factor(step, rounds, settings.warm_up)
-    vector_D = state.vector_D - rate * corrected_D / (moment_D.sqrt() + settings.epsilon)
+    variance = noise_variance / expected_batch**2
+    vector_D, first_D, second_D = (torch.empty_like(state.vector_D) for _ in range(3))
+    # In pieces that a cache holds: fresh memory for every product costs more than the arithmetic.
+    for begin in range(0, len(sum_D), _PIECE):
+        piece = slice(begin, begin + _PIECE)
+        mean_d = (sum_D[piece] / expected_batch).float()
+        first_d, second_d = first_D[piece], second_D[piece]
+        torch.lerp(state.first_D[piece], mean_d, 1 - settings.beta1, out=first_d)
+        torch.lerp(state.second_D[piece], mean_d.square(), 1 - settings.beta2, out=second_d)
+        moment_d = second_d / (1 - settings.beta2**step)
+        if settings.bias_correction:
+            moment_d = (moment_d - variance).clamp(min=settings.noise_floor * variance)
+        change_d = rate * (first_d / (1 - settings.beta1**step))
+        change_d /= moment_d.sqrt() + settings.epsilon
+        torch.sub(state.vector_D[piece], change_d, out=vector_D[piece])
     average_D = _average(state, vector_D, step, settings.average_decay)
     return OptimiserState(step, vector_D, first_D, second_D, average_D)
 

@@ -3,6 +3,7 @@
 Shapes: D coordinates of the vector.
 """
 
+import warnings
 from collections.abc import Mapping
 
 import torch
@@ -23,6 +24,13 @@ def read_vector(model: nn.Module) -> Tensor:
     """Copy the trainable parameters into a new vector, fp32 [D]."""
     parts = [p.detach().float().flatten() for p in model.parameters() if p.requires_grad]
     return torch.cat(parts)
+
+
+def vector_of(data: memoryview) -> Tensor:
+    """View fp32 bytes, little-endian, as a vector [D]; it must not be written to."""
+    with warnings.catch_warnings():  # torch has no tensors that are only read
+        warnings.simplefilter("ignore")
+        return torch.frombuffer(data, dtype=torch.float32)
 
 
 @torch.no_grad()

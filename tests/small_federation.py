@@ -34,7 +34,7 @@ from coordinator.attempt import Members
 from coordinator.driver import IDENTITY_FILE, RunDriver
 from coordinator.planning import make_plan
 from coordinator.settings import RunSettings, load_settings
-from models.checkpoint import load_model, save_model
+from models.checkpoint import load_model, model_digest, save_model
 from models.config import ModelConfig
 from models.decoder import Decoder
 from models.optimiser import OptimiserSettings, OptimiserState
@@ -217,7 +217,9 @@ class Hands:
     def plan(self, number: int = 1, attempt: int = 1, **changes: Any) -> RoundPlan:
         """The honest plan, or one that says something else."""
         step = changes.pop("step", {})
-        plan = make_plan(self.federation.settings, self.model, self.members, number, attempt)
+        digest = model_digest(self.model)
+        settings = self.federation.settings
+        plan = make_plan(settings, self.model, digest, self.members, number=number, attempt=attempt)
         new = PrivateStep(**{**plan.step.model_dump(), **step})
         values = {**dict(plan), "step": new, "dp_event": new.event_json()}
         return RoundPlan(**{**values, **changes})

@@ -13,6 +13,7 @@ from coordinator.service.mailbox import Mailbox
 
 _LOG = logging.getLogger("arion.service")
 _POLL_S = 0.05
+_FIRST_POLL_S = 0.002
 _AFTER_FAILURE_S = 1.0
 
 
@@ -43,14 +44,17 @@ class Arrivals:
     async def watch(self) -> None:
         """Look at the mailbox until cancelled; a database that is away is asked again."""
         seen: dict[int, tuple[int, float]] = {}
+        pause = _POLL_S
         while True:
-            await asyncio.sleep(_POLL_S)
+            await asyncio.sleep(pause)
             try:
                 newest = await asyncio.to_thread(self._mailbox.newest)
             except OSError as error:
                 _LOG.error("the mailbox cannot be read: %s", error)
                 await asyncio.sleep(_AFTER_FAILURE_S)
                 continue
+            # One phase follows another at once: after news it looks often, then less so.
+            pause = min(1.5 * pause, _POLL_S) if newest == seen else _FIRST_POLL_S
             for address, found in newest.items():
                 if seen.get(address) != found:
                     for bell in self._bells.get(address, ()):

@@ -35,9 +35,9 @@ class Blobs:
         make_directory(self._parts)
         self._store = store or FolderStore(folder)
 
-    def put(self, data: bytes) -> bytes:
-        """Keep a payload durably, once; return its digest."""
-        digest = hashlib.sha256(data).digest()
+    def put(self, data: bytes, digest: bytes | None = None) -> bytes:
+        """Keep a payload durably, once; return its digest, which is not computed where given."""
+        digest = digest or hashlib.sha256(data).digest()
         if data and self.size(digest) is None:
             self._store.write(digest.hex(), data)
         return digest

@@ -50,7 +50,14 @@ class Mailbox:
     def __init__(self, engine: Engine, blobs: Blobs) -> None:
         self._engine, self.blobs = engine, blobs
 
-    def post(self, run: str, address: int, action: str, parcel: tuple[str, bytes, bytes]) -> str:
+    def post(
+        self,
+        run: str,
+        address: int,
+        action: str,
+        parcel: tuple[str, bytes, bytes],
+        digest: bytes | None = None,
+    ) -> str:
         """Leave a message for a node.
 
         Args:
@@ -58,6 +65,7 @@ class Mailbox:
             address: the node's number.
             action: what is asked.
             parcel: kind, body and payload.
+            digest: of the payload, where it is known: one payload may go to many nodes.
 
         Returns:
             The message's identifier.
@@ -65,7 +73,7 @@ class Mailbox:
         """
         kind, body, payload = parcel
         message = secrets.token_hex(16)
-        digest = self.blobs.put(payload) if payload else b""
+        digest = self.blobs.put(payload, digest) if payload else b""
         with transaction(self._engine) as connection:
             connection.execute(
                 MESSAGES.insert().values(
@@ -82,7 +90,7 @@ class Mailbox:
                 )
             )
         if payload:
-            self.blobs.put(payload)  # another run's `clear` may have come in between
+            self.blobs.put(payload, digest)  # another run's `clear` may have come in between
         return message
 
     def waiting(self, address: int) -> list[Post]:

@@ -116,7 +116,7 @@ def test_a_service_serves_and_keeps_payloads_there(
     (member,) = service.home.registry.members()
     message = mailbox.post("r", member.address, "train.upload", ("UploadRequest", b"", PAYLOAD))
     envelope = next(link.listen(30))
-    assert link.fetch(envelope.payload_digest, envelope.payload_bytes) == PAYLOAD
+    assert link.fetch(envelope.payload_digest, envelope.payload_bytes, []) == PAYLOAD
     answered = PAYLOAD[::-1]
     assert link.answer(message, "Done", b"body", answered)
     assert not link.answer(message, "Done", b"body", answered)
