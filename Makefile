@@ -4,7 +4,7 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 OUT ?= runs/simulate-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: help install simulate compare test crash-test nightly lint format protos clean
+.PHONY: help install simulate compare test crash-test container-test nightly lint format protos clean
 
 help: ## Show this help.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,9 @@ test: install ## Run the tests (under 15 minutes on 2 cores).
 
 crash-test: install ## Walk the whole crash matrix (about 5 minutes; wants strace).
 	@$(VENV)/bin/python -m pytest -s -rs tests/crash
+
+container-test: ## Build the images and run a federation on them (docker or podman; exit code 77: neither works).
+	@docker/test.sh
 
 nightly: install ## Run the long tests too.
 	@$(VENV)/bin/python -m pytest
