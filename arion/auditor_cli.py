@@ -85,7 +85,7 @@ def _print(pulled: Pulled, out: Path) -> None:
     typer.echo(
         f"{report.entries} entries, {pulled.new_entries} of them new; {report.run_count} runs, "
         f"{report.rounds} rounds, {report.heads} heads, {report.countersignatures} "
-        f"countersignatures, in {out}"
+        f"countersignatures, {report.signed_plans} signed plans, in {out}"
     )
     typer.echo("It holds." if report.is_ok else f"It does NOT hold: keep {out} as evidence.")
 
@@ -100,6 +100,7 @@ def _json(pulled: Pulled) -> dict[str, object]:
         "rounds": report.rounds,
         "heads": report.heads,
         "countersignatures": report.countersignatures,
+        "signed_plans": report.signed_plans,
         "fingerprint": report.key_fingerprint,
         "failures": list(report.failures),
         "notes": list(report.notes),

@@ -257,6 +257,7 @@ def _report_json(report: LedgerReport) -> dict[str, Any]:
         "heads": report.heads,
         "countersignatures": report.countersignatures,
         "rounds": report.rounds,
+        "signed_plans": report.signed_plans,
         "epsilon_micro": report.epsilon_micro,
         "delta_1e15": report.delta_1e15,
         "noise": report.noise,

@@ -26,10 +26,10 @@ from arion.runs import (
     status_of,
     submit,
 )
+from coordinator.attempts import Attempt, Phase
 from coordinator.errors import RunError
 from coordinator.outcome import Observer, RoundOutcome
 from coordinator.service.home import ServiceHome
-from coordinator.store import Attempt, Phase
 from models.optimiser import OptimiserState
 
 run_app = typer.Typer(no_args_is_help=True, help="Runs over the service. For the operator.")

@@ -7,7 +7,7 @@ import typer
 
 from arion.run_order import RunOrder
 from arion.runs import RunStatus, Waiting
-from coordinator.store import Attempt
+from coordinator.attempts import Attempt
 from privacy.figures import at_most
 
 ACTIONS = {

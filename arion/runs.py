@@ -18,6 +18,7 @@ from arion.run_file import RunFile
 from arion.run_order import RunOrder, order_run
 from client.histories import COORDINATOR
 from coordinator.app import GridChannel
+from coordinator.attempts import Attempt, Phase
 from coordinator.cancellation import Cancellation
 from coordinator.driver import RunDriver
 from coordinator.errors import RunError
@@ -25,13 +26,13 @@ from coordinator.grid import ServiceGrid
 from coordinator.outcome import Observer, observing
 from coordinator.service.home import ServiceHome
 from coordinator.settings import SETTINGS_FILE, load_settings, save_settings
-from coordinator.store import Attempt, Phase, RunStore, is_driven
+from coordinator.shared import RUNS_FOLDER
+from coordinator.store import RunStore, is_driven
 from models.durable import put, sync
 from privacy.enrolment import NAME
 from privacy.ledger.files import make_directory, replace_durably
 from privacy.ledger.pins import PINS_FILE, Pin, load_pins, pins_bytes
 
-RUNS_FOLDER = "runs"
 PLAN_FILE = "plan.json"
 STOPPED_FILE = "STOPPED"
 _BASE_FOLDER = "base"

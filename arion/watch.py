@@ -7,9 +7,10 @@ from arion.evaluation import Evaluator
 from arion.journal import Journal
 from arion.progress import Progress
 from arion.run_file import RunFile
+from coordinator.attempts import Phase
 from coordinator.outcome import RoundOutcome
 from coordinator.settings import RunSettings
-from coordinator.store import Phase, RunStore
+from coordinator.store import RunStore
 from models.optimiser import OptimiserState
 from models.vector import read_vector
 from privacy.dp.accountant import epsilon_after

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from coordinator.attempt import AttemptReport, AttemptRunner, Floats, Members
+from coordinator.attempts import Attempt, Phase
 from coordinator.cancellation import Cancellation
 from coordinator.channel import Channel, Traffic
 from coordinator.epoch import EpochLost, enter_epoch
@@ -25,7 +26,7 @@ from coordinator.planning import check_reachable, make_plan
 from coordinator.records import RunRecords
 from coordinator.settings import load_settings
 from coordinator.shared import MEMBERS_FOLDER, SharedLedger, next_epoch
-from coordinator.store import Attempt, Phase, RunStore
+from coordinator.store import RunStore
 from coordinator.suspicion import suspects
 from coordinator.witnesses import LONGEST_TURN_S, Witnesses
 from models.checkpoint import model_digest

@@ -1,8 +1,8 @@
 """The coordinator's entries in its ledger; each is written exactly once, also after a crash."""
 
+from coordinator.attempts import Attempt
 from coordinator.settings import RunSettings
 from coordinator.shared import SharedLedger
-from coordinator.store import Attempt
 from privacy.ledger.entries import (
     Entry,
     Release,

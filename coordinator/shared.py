@@ -15,6 +15,7 @@ from privacy.ledger.log import LedgerLog
 LEDGER_FOLDER = "ledger"
 LEDGER_NAME = "coordinator"
 MEMBERS_FOLDER = "members"
+RUNS_FOLDER = "runs"
 EPOCHS_FILE = "epochs"
 _TURN = ".turn"
 

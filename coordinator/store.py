@@ -10,14 +10,12 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+from coordinator.attempts import ROUNDS_FILE, Attempt, all_attempts, attempt_of
 from coordinator.errors import RunError
 from models.optimiser import OptimiserState
-from privacy.identity import Signed
 from privacy.ledger.files import make_directory, naming, replace_durably
 
 _SCHEMA: Final = """
@@ -31,37 +29,6 @@ CREATE TABLE IF NOT EXISTS attempts (
 _KEPT_STATES = 2
 _LOCK_FILE = "driver.lock"
 _TRIES, _TRY_AGAIN_S = 5, 0.1
-
-
-class Phase(StrEnum):
-    """Where an attempt stands."""
-
-    UPLOADING = "uploading"
-    SURVIVORS = "survivors"
-    APPLIED = "applied"
-    RECORDED = "recorded"
-    ABORTED = "aborted"
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One attempt of one round.
-
-    Attributes:
-        plan: the signed plan.
-        survivors: members whose uploads were in when the set was fixed; empty before.
-        code: why it was aborted, or "".
-        spoilt: members of groups whose sum some member of the group spoilt.
-
-    """
-
-    round: int
-    attempt: int
-    phase: Phase
-    plan: Signed
-    survivors: tuple[str, ...] = ()
-    code: str = ""
-    spoilt: tuple[str, ...] = ()
 
 
 class RunStore:
@@ -80,7 +47,7 @@ class RunStore:
         self._states = home / "states"
         make_directory(self._states)
         self._lock = _lock(home / _LOCK_FILE) if is_driven else None
-        self._file = home / "rounds.sqlite"
+        self._file = home / ROUNDS_FILE
         with naming(self._file):
             self._connection = sqlite3.connect(self._file, isolation_level=None)
             self._connection.execute("PRAGMA journal_mode = WAL")
@@ -99,12 +66,11 @@ class RunStore:
         row = self._connection.execute(
             "SELECT * FROM attempts ORDER BY round DESC, attempt DESC LIMIT 1"
         ).fetchone()
-        return None if row is None else _attempt(row)
+        return None if row is None else attempt_of(row)
 
     def attempts(self) -> list[Attempt]:
         """Return all attempts, in order: each may have used one release of the schedule."""
-        rows = self._connection.execute("SELECT * FROM attempts ORDER BY round, attempt")
-        return [_attempt(row) for row in rows.fetchall()]
+        return all_attempts(self._connection)
 
     def save(self, attempt: Attempt) -> None:
         """Write an attempt, new or moved on."""
@@ -182,13 +148,3 @@ def _is_locked(descriptor: int, kind: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _attempt(row: tuple[Any, ...]) -> Attempt:
-    number, attempt, phase, plan, signature, survivors, code, spoilt = row
-    signed = Signed(plan, signature)
-    return Attempt(number, attempt, Phase(phase), signed, _names(survivors), code, _names(spoilt))
-
-
-def _names(joined: str) -> tuple[str, ...]:
-    return tuple(filter(None, joined.split(",")))

@@ -30,9 +30,9 @@ from coordinator.service.database import (
 )
 from coordinator.service.home import BLOBS_FOLDER, IDENTITY_FILE, SERVICE_FILE, ServiceHome
 from coordinator.service.pki import CA_KEY
+from coordinator.shared import RUNS_FOLDER
 from privacy.ledger.files import make_directory
 
-RUNS_FOLDER = "runs"
 SHORTEST_PASSPHRASE = 12
 _STAGING = "backup.part"
 _SEALED = {IDENTITY_FILE, CA_KEY, SERVICE_FILE}  # the last may hold a database password

@@ -1,16 +1,16 @@
 """Ledgers as one file, for whoever checks them elsewhere: no key, no upload, no text is in it.
 
 A bundle is a zip of entries, heads and countersignatures of every ledger below a folder, of the
-heads that nodes keep as witnesses, and of the pins where there are some, at their places in the
-folder. Equal ledgers give equal bytes. Reading trusts nothing: names and sizes are checked before a
-byte is written.
+heads that nodes keep as witnesses, of signed plans, and of the pins where there are some, at their
+places in the folder. Equal ledgers give equal bytes. Reading trusts nothing: names and sizes are
+checked before a byte is written.
 """
 
 import io
 import re
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
@@ -18,9 +18,10 @@ from privacy.ledger.entries import LedgerError
 from privacy.ledger.files import read_lines, replace_durably
 from privacy.ledger.log import COUNTERSIGNATURES_FILE, ENTRIES_FILE, HEADS_FILE
 from privacy.ledger.pins import PINS_FILE
+from privacy.ledger.plans import PLANS_FILE
 from privacy.ledger.verify import WITNESS_SUFFIX
 
-_LEDGER_FILES = (ENTRIES_FILE, HEADS_FILE, COUNTERSIGNATURES_FILE)
+_LEDGER_FILES = (ENTRIES_FILE, HEADS_FILE, COUNTERSIGNATURES_FILE, PLANS_FILE)
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest time a zip can hold
 _PLAIN = re.compile(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]{0,254}")
 LARGEST_BUNDLE_BYTES = 2**30
@@ -46,7 +47,11 @@ def export_bundle(root_dir: Path, out: Path) -> tuple[str, ...]:
     return names
 
 
-def bundle(root_dir: Path, folders: Sequence[str] = ("",)) -> tuple[bytes, tuple[str, ...]]:
+def bundle(
+    root_dir: Path,
+    folders: Sequence[str] = ("",),
+    more: Callable[[], Mapping[str, bytes]] = dict,
+) -> tuple[bytes, tuple[str, ...]]:
     """Put the ledgers below a folder together, also while others write to them.
 
     Half a last line, which a node that writes or crashed may leave, is left out; entries are read
@@ -55,6 +60,7 @@ def bundle(root_dir: Path, folders: Sequence[str] = ("",)) -> tuple[bytes, tuple
     Args:
         root_dir: as `export_bundle`.
         folders: the folders in it that are looked through; all by default.
+        more: further files by name, read after the entries.
 
     Returns:
         The bundle, and the names of its files, in order.
@@ -64,6 +70,7 @@ def bundle(root_dir: Path, folders: Sequence[str] = ("",)) -> tuple[bytes, tuple
 
     """
     found = dict(_exported(root_dir, folders))
+    found.update(more())
     if not any(name.endswith(ENTRIES_FILE) for name in found):
         raise LedgerError(
             f"Expected a folder that holds {ENTRIES_FILE}, got {root_dir} without one below it. "

@@ -20,6 +20,7 @@ from privacy.ledger.history import check_coordinator_entries
 from privacy.ledger.log import COUNTERSIGNATURES_FILE, ENTRIES_FILE, HEADS_FILE
 from privacy.ledger.merkle import MerkleTree, leaf_hash
 from privacy.ledger.pins import Pin, Pins
+from privacy.ledger.plans import PLANS_FILE, check_plans
 from privacy.ledger.spends import RunSpend
 
 
@@ -46,6 +47,7 @@ class LedgerReport:
         modules: modules of owned experts that a node debited, by the digest of their weights.
         jobs: digests of the jobs that a node reserved for such modules.
         survivors: members by plan digest, of a coordinator's recorded rounds.
+        signed_plans: number of plans beside a coordinator's ledger that its key signed.
         failures: what is wrong, in words; empty if the ledger holds.
         notes: what is worth knowing and not wrong.
 
@@ -69,6 +71,7 @@ class LedgerReport:
     modules: Mapping[str, ModuleSpend] = field(default_factory=dict)
     jobs: frozenset[str] = frozenset()
     survivors: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    signed_plans: int = 0
     failures: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -107,7 +110,8 @@ def verify_ledger(directory: Path, pins: Pins) -> LedgerReport:
     head is signed by the owner's pinned key, of one ledger, and its root is that of the entries
     (so that every head extends the one before). 3. The last head covers all entries, or the rest
     is noted. 4. Countersignatures by pinned members are of this history. 5. The entries obey
-    the rules of `check_node_entries` or `check_coordinator_entries`.
+    the rules of `check_node_entries` or `check_coordinator_entries`. 6. Signed plans that lie
+    beside a coordinator's ledger are those that its entries name.
 
     Args:
         directory: folder with `entries.jsonl`.
@@ -122,7 +126,8 @@ def verify_ledger(directory: Path, pins: Pins) -> LedgerReport:
     _read_heads(reading)  # 2
     _check_cover(reading)  # 3
     _read_countersignatures(reading)  # 4
-    return _with_rules(reading)  # 5
+    report = _with_rules(reading)  # 5
+    return _with_plans(report, reading) if report.kind == "coordinator" else report  # 6
 
 
 def _lines(reading: _Reading, file_name: str) -> Lines:
@@ -254,6 +259,17 @@ def _with_rules(reading: _Reading) -> LedgerReport:
     if pin.kind == "node":
         return _with_budget(report, reading.entries)
     return _with_history(report, reading.entries)
+
+
+def _with_plans(report: LedgerReport, reading: _Reading) -> LedgerReport:
+    assert reading.pin is not None, "its kind is the pin's"
+    found = check_plans(_lines(reading, PLANS_FILE).complete, reading.pin.key, reading.entries)
+    return replace(
+        report,
+        signed_plans=len(found.plans),
+        failures=(*report.failures, *found.failures),
+        notes=(*report.notes, *found.notes),
+    )
 
 
 def _with_budget(report: LedgerReport, entries: list[Entry]) -> LedgerReport:

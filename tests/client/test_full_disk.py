@@ -21,7 +21,8 @@ from typer.testing import CliRunner, Result
 
 from arion.cli import app
 from client.node import Node
-from coordinator.store import Attempt, Phase, RunStore
+from coordinator.attempts import Attempt, Phase
+from coordinator.store import RunStore
 from privacy.identity import Signed
 from privacy.ledger.files import DiskError, replace_durably
 from privacy.ledger.log import LedgerLog

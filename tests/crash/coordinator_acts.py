@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
+from coordinator.attempts import Attempt, Phase
 from coordinator.shared import next_epoch
-from coordinator.store import Attempt, Phase, RunStore
+from coordinator.store import RunStore
 from models.optimiser import OptimiserState
 from privacy.identity import Signed
 from tests.crash.actors import acknowledge

@@ -13,11 +13,12 @@ from typer.testing import CliRunner, Result
 import client.app
 from arion.cli import app
 from arion.federation import write_toml
-from arion.runs import RUNS_FOLDER, carry_on, find
+from arion.runs import carry_on, find
 from client.agent import Agent
 from client.membership import collect, join
 from client.node import CONSENT_FILE
 from coordinator.settings import load_settings, save_settings
+from coordinator.shared import RUNS_FOLDER
 from coordinator.store import RunStore
 from models.optimiser import OptimiserState
 from privacy.ledger.pins import Pin

@@ -1,5 +1,6 @@
 """Auditors: who may see the ledgers, what they get, and what they notice."""
 
+import hashlib
 import json
 import shutil
 import zipfile
@@ -15,12 +16,14 @@ from client.ledgers import WITNESS_FILE
 from client.membership import dialled
 from client.transport import LinkRefused
 from coordinator.service.home import ServiceHome
-from privacy.identity import IdentityKey, fingerprint
+from privacy.canonical import canonical_bytes
+from privacy.identity import IdentityKey, Signed, fingerprint
 from privacy.ledger.bundle import bundle, opened_bundle
-from privacy.ledger.entries import RunOpened
+from privacy.ledger.entries import RoundRecorded, RunOpened
 from privacy.ledger.log import LedgerLog
 from privacy.ledger.pins import PINS_FILE, Pin, load_pins
-from privacy.ledger.verify import verify_ledger
+from privacy.ledger.plans import PLANS_FILE, plan_lines
+from privacy.ledger.verify import LedgerReport, verify_ledger
 from protos.arion.v1 import service_pb2_grpc as rpc
 from tests.service.institutions import EXACT, Institutions
 from tests.service.running import RunningService
@@ -79,7 +82,7 @@ def test_an_auditor_checks_a_run_offline(
     assert (found["ok"], found["runs"], found["rounds"]) == (True, 1, 1)
     assert found["new_entries"] == found["entries"]
     assert found["countersignatures"] >= len(names)
-    assert found["notes"] == []
+    assert (found["notes"], found["signed_plans"]) == ([], 1)
     assert pull()["new_entries"] == 0
     there.stop()
     verify = ["privacy", "ledger", "verify", str(tmp_path / "out.zip"), "--pins"]
@@ -176,6 +179,61 @@ def test_an_altered_entry_is_noticed(
     found = pull()
     assert not found["ok"]
     assert not (auditor / WITNESS_FILE).exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({}, None),
+        ({"dp_event": "another"}, "entry 1 says another dp_event than its plan"),
+        ({"round": 2}, "entry 1 says another round than its plan"),
+        ({"run": "other"}, "entry 1 says another run than its plan"),
+        ({"signer": "another"}, "plans.jsonl line 1 is no plan signed by the pinned key"),
+    ],
+)
+def test_a_plan_is_held_against_its_entry(
+    service_home: ServiceHome, tmp_path: Path, changes: dict[str, object], says: str | None
+) -> None:
+    key = service_home.key if "signer" not in changes else IdentityKey.generate()
+    said = {"run": "first", "round": 1, "attempt": 1, "dp_event": "gaussian"}
+    said |= {name: value for name, value in changes.items() if name != "signer"}
+    plan = key.sign("plan", canonical_bytes(said))
+    report = verify_with_plans(service_home, tmp_path, plan, [plan])
+    assert report.failures == ((says,) if says else ())
+    assert report.signed_plans == ("signer" not in changes)
+
+
+def test_a_plan_that_is_missing_is_noted(service_home: ServiceHome, tmp_path: Path) -> None:
+    sign = service_home.key.sign
+    plans = [sign("plan", canonical_bytes({"round": number})) for number in (1, 2)]
+    report = verify_with_plans(service_home, tmp_path, plans[0], plans[1:])
+    assert report.is_ok
+    assert report.notes == ("the plan of entry 1 is not there",)
+
+
+def verify_with_plans(
+    home: ServiceHome, folder: Path, named: Signed, shown: list[Signed]
+) -> LedgerReport:
+    """A ledger whose one round names a plan, beside the plans that are shown."""
+    body = RoundRecorded(
+        run="first",
+        round=1,
+        attempt=1,
+        plan_digest=hashlib.sha256(named.payload).hexdigest(),
+        survivors=("a", "b", "c"),
+        model_digest_before="0" * 64,
+        model_digest_after="1" * 64,
+        event="gaussian",
+        outcome="applied",
+    )
+    opened = RunOpened(run="first", federation="f", cohort=("a", "b", "c"), model_digest="0" * 64)
+    with LedgerLog(folder / "ledger", "coordinator") as log:
+        log.append("run-opened", opened)
+        log.append("round-recorded", body)
+        log.sign_head(home.key)
+    (folder / "ledger" / PLANS_FILE).write_bytes(plan_lines(shown))
+    pin = Pin(public_key=home.key.public_key.hex(), kind="coordinator")
+    return verify_ledger(folder / "ledger", {"coordinator": pin})
 
 
 def test_a_ledger_that_grows_meanwhile_is_whole(

@@ -12,6 +12,7 @@ from sqlalchemy import Engine, text
 from typer.testing import CliRunner
 
 from arion.cli import app
+from coordinator.attempts import Attempt, Phase
 from coordinator.errors import RunError
 from coordinator.service import backup, schema
 from coordinator.service.archive import BackupError, Contents, Manifest, Source, write_archive
@@ -19,7 +20,7 @@ from coordinator.service.backup import back_up
 from coordinator.service.database import MEMBERS, transaction
 from coordinator.service.home import ServiceHome
 from coordinator.service.restore import restore
-from coordinator.store import Attempt, Phase, RunStore
+from coordinator.store import RunStore
 from privacy.identity import Signed
 from tests.service.postgresql import Server, on_both
 from tests.service.test_schema import at_first_schema

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from arion.federation import write_toml
-from arion.runs import RUNS_FOLDER, RunStatus, carry_on
+from arion.runs import RunStatus, carry_on
 from coordinator.errors import RunError
 from coordinator.settings import load_settings
+from coordinator.shared import RUNS_FOLDER
 from models.folders import open_model
 from privacy.dp.accountant import epsilon_after
 from tests.service.institutions import EXACT, Institutions, Make
