@@ -211,6 +211,12 @@ def test_a_plan_that_is_missing_is_noted(service_home: ServiceHome, tmp_path: Pa
     assert report.notes == ("the plan of entry 1 is not there",)
 
 
+def test_what_is_signed_need_not_be_a_plan(service_home: ServiceHome, tmp_path: Path) -> None:
+    other = service_home.key.sign("plan", b"[1]")
+    report = verify_with_plans(service_home, tmp_path, other, [other])
+    assert report.failures == ("plans.jsonl line 1 is no plan signed by the pinned key",)
+
+
 def verify_with_plans(
     home: ServiceHome, folder: Path, named: Signed, shown: list[Signed]
 ) -> LedgerReport:
