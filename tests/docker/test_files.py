@@ -137,7 +137,17 @@ def commands() -> Iterator[str]:
         yield from re.findall(r"(?:\barion|CMD|args:) +((?:coordinator|node) +[a-z]+)\b", text)
 
 
-@pytest.mark.parametrize("words", sorted({" ".join(found.split()) for found in commands()}))
+def documented() -> Iterator[str]:
+    """Every command of ours that the pages on running it name."""
+    for page in ("deploy.md", "service.md"):
+        text = (ROOT / "docs" / page).read_text()
+        yield from re.findall(r"\barion ((?:auditor|coordinator|node|run) [a-z]+)\b", text)
+        yield from re.findall(r"--rm(?: --no-deps)? [a-z]+ ((?:coordinator|node) [a-z]+)\b", text)
+
+
+@pytest.mark.parametrize(
+    "words", sorted({" ".join(found.split()) for found in (*commands(), *documented())})
+)
 def test_the_commands_exist(words: str) -> None:
     part, name = words.split()
     group = typer.main.get_command(app).get_command(click.Context(click.Command("arion")), part)
