@@ -47,6 +47,7 @@ from privacy.dp.plan import PrivateStep
 
 FEDERATION, RUN = "benchmark", "rounds"
 UNITS, COLLUDERS = 16, 1
+VOCABULARY = 300
 EPSILON, DELTA = 8.0, 1e-5
 RECIPE = Recipe(sequence_length=16, sequences_per_unit=1)
 SIZES = {
@@ -114,12 +115,8 @@ def _build(folder: Path, megabytes: int, nodes: int, rounds: int) -> Homes:
     for node in range(nodes):
         lines = [json.dumps({"text": f"{text} at {node}"}) + "\n" for text in texts]
         (data / f"node-{node}.jsonl").write_text("".join(lines))
-    tokenizer = Tokenizer.train(texts, 300)
-    config = ModelConfig(
-        vocab_size=tokenizer.vocab_size, heads=4, kv_heads=2, experts=4, experts_per_token=2,
-        head_dim=SIZES[megabytes]["hidden_size"] // 4, max_positions=64, **SIZES[megabytes],
-    )  # fmt: skip
-    model = Decoder(config, torch.Generator().manual_seed(0))
+    tokenizer = Tokenizer.train(texts, VOCABULARY)  # it may find fewer than that
+    model = Decoder(_config(megabytes), torch.Generator().manual_seed(0))
     save_model(model, tokenizer, folder / "base")
     prepare(model, RECIPE)
     length = vector_length(model)
@@ -134,6 +131,20 @@ def _build(folder: Path, megabytes: int, nodes: int, rounds: int) -> Homes:
         folder / "federation", share_out(found, None), settings, budget=Budget(EPSILON, DELTA),
         vector_length=length, seed=None, node_options={"heldout": 0.0, "validation": 0.0},
     )  # fmt: skip
+
+
+def _config(megabytes: int) -> ModelConfig:
+    size = SIZES[megabytes]
+    return ModelConfig(
+        vocab_size=VOCABULARY, heads=4, kv_heads=2, experts=4, experts_per_token=2,
+        head_dim=size["hidden_size"] // 4, max_positions=64, **size,
+    )  # fmt: skip
+
+
+def parameters_of(megabytes: int) -> int:
+    """How many parameters an update of this size has."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in Decoder(_config(megabytes)).parameters())
 
 
 def _step(rounds: int, length: int, nodes: int) -> PrivateStep:
@@ -179,7 +190,6 @@ def drive(service: Path, run: str) -> None:
     def observe(outcome: RoundOutcome, _: object) -> None:
         assert not outcome.code, outcome
         say(time.monotonic())
-        print(outcome.seconds, file=sys.stderr)
 
     with closing(ServiceHome.open(service)) as home:
         carry_on(home, run, observe)

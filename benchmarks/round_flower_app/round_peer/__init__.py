@@ -1,0 +1,1 @@
+"""FedAvg of a constant update on Flower."""
