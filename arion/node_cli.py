@@ -15,6 +15,7 @@ from arion.node_consent_cli import consent_app, members_command, pin_command
 from client.agent import Agent
 from client.config import IDENTITY_FILE
 from client.doctor import RUNTIME
+from client.host import Host
 from client.membership import MembershipFile, collect, join, rotate
 from client.node import CONSENT_FILE, Node
 from client.seats import serve
@@ -190,6 +191,36 @@ def _serve(home: Path, world: World) -> None:
         Agent(home, answer).run()
     finally:
         client.app.close_nodes()
+
+
+@node_app.command("host")
+def host_command(
+    home: Annotated[Path, typer.Argument(metavar="HOME", help="The node's home.")],
+    *,
+    log_format: LogFormatOption = LogFormat.TEXT,
+) -> None:
+    """Keep the node for Flower's SuperNode on this machine, until stopped. For institutions.
+
+    The SuperNode starts a process for each message, which hands it to the node that is kept here.
+    The same user starts it beside this: flower-supernode --node-config 'home="/srv/node"' ...
+
+    Example: arion node host /srv/node
+    """
+    set_up_logs(log_format)
+
+    def answer(action: str, kind: str, body: bytes, payload: bytes) -> client.app.Question:
+        return client.app.answer(home, client.app.FLOWER, action, (kind, body, payload))
+
+    with user_errors():
+        client.app.keep(Node(home, client.app.FLOWER))
+        host = Host(home, answer)
+        try:
+            host.run()
+        except KeyboardInterrupt:
+            typer.echo("stopped")
+        finally:
+            host.stop()
+            client.app.close_nodes()
 
 
 def _approval(operator: Path | None, home: ServiceHome, waiting: Any) -> Approval | None:

@@ -1,5 +1,6 @@
 """The Flower ClientApp: each of the coordinator's messages goes to the node that lives here.
 
+Where a host keeps the node (`client.host`), as beside Flower's SuperNodes, it gets the message.
 Security state lives in the node's home; the cache below only spares the reading of model and data.
 """
 
@@ -10,6 +11,7 @@ from pathlib import Path
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from client.host import ask, is_hosted
 from client.node import Node
 from privacy.identity import SignatureError
 from privacy.ledger.entries import LedgerError
@@ -43,6 +45,8 @@ _LOG = logging.getLogger("arion.node")
 _NODES: dict[Path, Node] = {}
 _LARGEST_DETAIL = 1_000
 _OWN_ADDRESS = 2
+FLOWER = "flower"
+"""The runtime of nodes that Flower's engines ask, as plans and consents name it."""
 
 Question = tuple[str, bytes, bytes]
 """Kind, body and payload of a message."""
@@ -52,13 +56,17 @@ def open_node(context: Context) -> Node:
     """Return the node whose home the context names, opened once in this process."""
     home = _home(context)
     if home not in _NODES:
-        _NODES[home] = Node(home, str(context.node_config.get("runtime", "flower")))
+        _NODES[home] = Node(home, _runtime(context))
     return _NODES[home]
 
 
 def keep(node: Node) -> None:
     """Have messages for a node's home answered by this node, which `close_nodes` closes."""
     _NODES[node.home.resolve()] = node
+
+
+def _runtime(context: Context) -> str:
+    return str(context.node_config.get("runtime", FLOWER))
 
 
 def _home(context: Context) -> Path:
@@ -213,6 +221,10 @@ def _answer(
     act: Callable[[Node, Parcel], Parcel],
 ) -> Message:
     """Read, act, reply; an outcome of the protocol becomes a Refusal, never an exception."""
+    home = _home(context)
+    if _runtime(context) == FLOWER and home not in _NODES and is_hosted(home):
+        found = ask(home, message.metadata.message_type, parcel_of(message.content))
+        return Message(records_of(*found), reply_to=message)
     node = open_node(context)
     try:
         reply = act(node, from_records(message.content, kind))
