@@ -13,6 +13,7 @@ from arion.federation import write_toml
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
+APP = ROOT / "examples" / "flower"
 STARTS_S = 120
 
 
@@ -60,10 +61,11 @@ class SuperLink:
             wait_until((home / "node.sock").exists, STARTS_S)
 
     def submit(self, config: Mapping[str, Path], *options: str) -> None:
-        """`flwr run` of this repository."""
+        """`flwr run .` in the example's folder."""
         words = " ".join(f'{key}="{path}"' for key, path in config.items())
         subprocess.run(
-            [str(BIN / "flwr"), "run", str(ROOT), "here", "--run-config", words, *options],
+            [str(BIN / "flwr"), "run", ".", "here", "--run-config", words, *options],
+            cwd=APP,
             env=self._environment,
             check=True,
             timeout=STARTS_S,
