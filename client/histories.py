@@ -1,9 +1,10 @@
 """The two histories that a node depends on, and what stops it when one of them is not whole.
 
 The coordinator's ledger must never show two histories: the node countersigns only heads that extend
-the one it holds. The node's own ledger must hold all that it ever signed: after a start, and before
-anything is released, the coordinator shows the newest head that it holds of it. Whoever brings such
-a head, this node signed it, so a ledger that does not hold it was put back to an older state.
+the one it holds, and in each epoch releases nothing before it was shown one. The node's own ledger
+must hold all that it ever signed: after a start, and before anything is released, the coordinator
+shows the newest head that it holds of it. Whoever brings such a head, this node signed it, so a
+ledger that does not hold it was put back to an older state.
 """
 
 from pathlib import Path
@@ -52,12 +53,16 @@ class Histories:
         path = home / f"{COORDINATOR}.witness.json"
         self._witness = HeadWitness(path, COORDINATOR, ledger.name)
         self._is_recalled = False
+        self._unshown: set[int] = set()
 
     @property
-    def held_size(self) -> int:
-        """Size of the newest head of the coordinator's ledger that this node holds; 0 before."""
-        held = self._witness.held
-        return 0 if held is None else held.size
+    def held_head(self) -> Signed | None:
+        """The newest head of the coordinator's ledger that this node holds, or None."""
+        return self._witness.held_signed
+
+    def enter(self, epoch: int) -> None:
+        """Note that an epoch was entered: the coordinator's ledger is to be shown anew in it."""
+        self._unshown.add(epoch)
 
     def countersign(self, offer: HeadOffer) -> Signed:
         """Countersign the coordinator's newest head, if it extends the one held.
@@ -71,6 +76,7 @@ class Histories:
         except ForkError as error:
             replace_durably(self._home / FORK_FILE, str(error).encode() + b"\n")
             raise
+        self._unshown.clear()
         return self._identity.sign(COUNTERSIGN_DOMAIN, payload)
 
     def own_head(self) -> Signed:
@@ -111,6 +117,22 @@ class Histories:
                 RefusalCode.OTHER_ROSTER,
                 "Expected the newest head of this node's ledger to be shown first, got a plan. "
                 "The coordinator must open a new epoch.",
+            )
+
+    def verify_shown(self, epoch: int) -> None:
+        """Refuse a release before the coordinator showed that its ledger holds what we hold of it.
+
+        A coordinator that was restored from an older copy cannot show it.
+
+        Raises:
+            SecAggRefused: no head was countersigned since the epoch was entered.
+
+        """
+        if epoch in self._unshown:
+            raise SecAggRefused(
+                RefusalCode.OTHER_ROSTER,
+                "Expected the newest head of the coordinator's ledger to be shown first, got a "
+                "plan. The coordinator must open a new epoch.",
             )
 
     def verify_whole(self, plan_digest: bytes) -> None:

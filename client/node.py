@@ -145,6 +145,7 @@ class Node:
             pairwise = self._epochs.accept_reveals(reveals)
             member = SecAggNode(self._identity, pairwise, self._store)
             self._members[pairwise.roster.epoch] = member
+            self._histories.enter(pairwise.roster.epoch)
 
     def release(self, request: UploadRequest, vector: memoryview) -> SealedUpload:
         """Train under a plan and return the sealed upload; see `client.gate.Gate.release`.
@@ -158,6 +159,7 @@ class Node:
             member = self._in_epoch(epoch_of(request.plan))
             self._histories.verify_recalled()
             self._histories.verify_whole(hashlib.sha256(request.plan.payload).digest())
+            self._histories.verify_shown(member.roster.epoch)
             sealed = self._gate.release(
                 request.plan,
                 member,
@@ -190,9 +192,9 @@ class Node:
             plan = self._plan_of(request.plan_digest)
             return self._in_epoch(plan.epoch).unmask(plan, request)
 
-    def held_head(self) -> int:
-        """Size of the newest head of the coordinator's ledger that this node holds."""
-        return self._histories.held_size
+    def held_head(self) -> Signed | None:
+        """The newest head of the coordinator's ledger that this node holds, or None."""
+        return self._histories.held_head
 
     def countersign(self, offer: HeadOffer) -> HeadCountersigned:
         """Countersign the coordinator's newest head; see `client.histories.Histories`."""

@@ -89,6 +89,7 @@ class RunDriver:
 
         Raises:
             RunError: the run cannot go on: members are missing, or refuse; the message says who.
+            RestoredLedgerError: the ledger is older than a head that a member holds.
 
         """
         self._take_up()
@@ -136,8 +137,6 @@ class RunDriver:
             self._record(last)
         elif last.phase == Phase.ABORTED:
             self._records.aborted(last)
-        with self._ledger.turn() as log:
-            log.sign_head(self._key)
 
     def _round(self) -> None:
         """Make one attempt at the next round."""
@@ -203,13 +202,15 @@ class RunDriver:
         """Return the members of the epoch we are in; enter a plan's or a new one where need be."""
         if self._members is None:
             epoch = plan.epoch if plan else next_epoch(self.settings.coordinator)
-            self._members = enter_epoch(
+            members = enter_epoch(
                 self.settings,
                 epoch,
                 self._channel,
                 self._heads,
                 expected=plan.roster_digest if plan else None,
             )
+            self._witnesses.show_all(members, self.settings.deadline_s)
+            self._members = members
         return self._members
 
     def _leave_epoch(self, report: AttemptReport) -> None:

@@ -8,8 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from coordinator.errors import RunError
+from coordinator.errors import RestoredLedgerError, RunError
+from privacy.identity import Signed
+from privacy.ledger.entries import RestoredError
 from privacy.ledger.files import make_directory, replace_durably, turn
+from privacy.ledger.head import parse_signed_line, signed_line, verify_head
 from privacy.ledger.log import LedgerLog
 
 LEDGER_FOLDER = "ledger"
@@ -17,6 +20,8 @@ LEDGER_NAME = "coordinator"
 MEMBERS_FOLDER = "members"
 RUNS_FOLDER = "runs"
 EPOCHS_FILE = "epochs"
+RESTORED_FILE = "RESTORED"
+"""Holds a head that this coordinator signed and its ledger lacks; gone once the ledger has it."""
 _TURN = ".turn"
 
 
@@ -30,6 +35,7 @@ class SharedLedger:
 
     def __init__(self, home: Path) -> None:
         self._folder = home / LEDGER_FOLDER
+        self._restored = home / RESTORED_FILE
         make_directory(self._folder)
         self._log: LedgerLog | None = None
         self._is_changed = True
@@ -56,6 +62,51 @@ class SharedLedger:
         """Tell, within a turn, whether another run wrote since this was asked last."""
         changed, self._is_changed = self._is_changed, False
         return changed
+
+    def hold_against(self, public_key: bytes, signed: Signed) -> int:
+        """Hold the ledger, within a turn, against a head of it that somebody brings.
+
+        A head that it lacks stays in the home, so that no run goes on, whoever its members are.
+
+        Args:
+            public_key: the coordinator's own, 32 bytes.
+            signed: the head.
+
+        Returns:
+            How many entries the head covers.
+
+        Raises:
+            SignatureError, LedgerError: not a head of this coordinator's ledger.
+            RestoredLedgerError: the ledger was restored from an older copy.
+
+        """
+        assert self._log is not None, "a ledger is held against heads within a turn"
+        head = verify_head(public_key, signed)
+        try:
+            self._log.verify_not_restored(public_key, signed)
+        except RestoredError as error:
+            if not self._restored.exists():
+                replace_durably(self._restored, signed_line(signed) + b"\n")
+            raise RestoredLedgerError(
+                f"{RestoredLedgerError.code}: Expected the {head.size} entries that this "
+                f"coordinator signed on {head.time} and a member holds, got a ledger of "
+                f"{self._log.size} entries that lacks them: it was restored from an older copy. "
+                "Nothing was planned. Restore the newest backup; where none holds them, follow "
+                "'The coordinator's ledger is older' in docs/deploy.md."
+            ) from error
+        return head.size
+
+    def verify_not_restored(self, public_key: bytes) -> None:
+        """Hold the ledger, within a turn, against a head that a run found missing before.
+
+        Raises:
+            RestoredLedgerError: it still is.
+
+        """
+        if self._restored.exists():
+            line = self._restored.read_bytes().removesuffix(b"\n")
+            self.hold_against(public_key, parse_signed_line(line))
+            self._restored.unlink()
 
 
 def next_epoch(home: Path) -> int:

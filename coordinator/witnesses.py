@@ -8,9 +8,10 @@ from collections.abc import Mapping, Set
 
 from coordinator.attempt import Members
 from coordinator.channel import Channel
+from coordinator.errors import RunError
 from coordinator.member_heads import MemberHeads
 from coordinator.shared import SharedLedger
-from privacy.identity import IdentityKey, SignatureError
+from privacy.identity import IdentityKey, SignatureError, Signed
 from privacy.ledger.entries import LedgerError
 from privacy.ledger.log import LedgerLog
 from protos.messages import Refusal
@@ -62,13 +63,17 @@ class Witnesses:
         Returns:
             Members that did; one that is away or refuses does not hold up the run.
 
+        Raises:
+            RestoredLedgerError: a member holds a head that this ledger does not; nothing is signed.
+
         """
         deadline_s = min(deadline_s, LONGEST_TURN_S)
         with self._ledger.turn() as log:
             if self._ledger.was_changed():
                 self._held.clear()
-            head = log.sign_head(self._key)
+            self._ledger.verify_not_restored(self._key.public_key)
             self._ask_held(log, members, deadline_s, present)
+            head = log.sign_head(self._key)
             asked = [name for name in self._held if present is None or name in present]
             offers = {  # who does not answer may hold either head afterwards
                 members.addresses[name]: Parcel(HeadOffer(head, _proof(log, self._held.pop(name))))
@@ -84,6 +89,22 @@ class Witnesses:
                     signed.append(name)
         return tuple(sorted(signed))
 
+    def show_all(self, members: Members, deadline_s: float) -> None:
+        """Have every member of an epoch countersign the newest head, before anything is planned.
+
+        Raises:
+            RestoredLedgerError: a member holds a head that this ledger does not.
+            RunError: a member is missing, or refuses.
+
+        """
+        missing = sorted(set(members.addresses) - set(self.collect(members, deadline_s)))
+        if missing:
+            raise RunError(
+                f"Expected all {len(members.addresses)} members to countersign the coordinator's "
+                f"ledger before a round is planned, got none from {', '.join(missing)}. The log "
+                "says who refused and why; start the nodes that are away, then resume the run."
+            )
+
     def _ask_held(
         self, log: LedgerLog, members: Members, deadline_s: float, present: Set[str] | None
     ) -> None:
@@ -94,8 +115,19 @@ class Witnesses:
         }
         requests = dict.fromkeys(unknown.values(), Parcel(HeadQuery(log.name)))
         for address, parcel in self._channel.exchange("query.head", requests, HeadHeld, deadline_s):
-            if isinstance(parcel.message, HeadHeld) and parcel.message.size <= log.size:
-                self._held[members.name_at(address)] = parcel.message.size
+            name = members.name_at(address)
+            if isinstance(parcel.message, HeadHeld):
+                self._note_held(name, parcel.message.head)
+
+    def _note_held(self, name: str, held: Signed | None) -> None:
+        """Note how much of the ledger a member holds; stop where we signed more than we hold."""
+        if held is None:
+            self._held[name] = 0
+            return
+        try:
+            self._held[name] = self._ledger.hold_against(self._key.public_key, held)
+        except (SignatureError, LedgerError) as error:
+            _LOG.error("head that %s holds: %s", name, error)
 
     def _keep(self, log: LedgerLog, name: str, parcel: Parcel) -> bool:
         if isinstance(parcel.message, Refusal):

@@ -94,21 +94,26 @@ class HeadQuery(WireMessage):
 
 @dataclass(frozen=True)
 class HeadHeld(WireMessage):
-    """Member to coordinator: the size of the head it holds; 0 before the first."""
+    """Member to coordinator: the newest head that it holds of the coordinator's ledger.
+
+    Attributes:
+        head: as the coordinator signed it; None before the first.
+
+    """
 
     wire = pb.HeadHeld
-    size: int
+    head: Signed | None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.size < 2**53:
-            refuse("size", "a number from 0", self.size)
+        if self.head is not None:
+            check_signed("head", self.head)
 
     def _to_wire(self) -> Message:
-        return pb.HeadHeld(size=self.size)
+        return pb.HeadHeld(head=None if self.head is None else signed_to_wire(self.head))
 
     @classmethod
     def _from_wire(cls, parsed: Any) -> Self:
-        return cls(parsed.size)
+        return cls(signed_from_wire(parsed.head) if parsed.HasField("head") else None)
 
 
 @dataclass(frozen=True)

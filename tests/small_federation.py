@@ -33,7 +33,9 @@ from coordinator.app import GridChannel
 from coordinator.attempt import Members
 from coordinator.driver import IDENTITY_FILE, RunDriver
 from coordinator.planning import make_plan
+from coordinator.records import RunRecords
 from coordinator.settings import RunSettings, load_settings
+from coordinator.shared import SharedLedger
 from models.checkpoint import load_model, model_digest, save_model
 from models.config import ModelConfig
 from models.decoder import Decoder
@@ -53,7 +55,7 @@ from privacy.secagg.coordinator import OpenedSum, StreamingSum
 from privacy.secagg.packing import unpack
 from privacy.secagg.roster import accept_reveals, accept_roster
 from privacy.units import INSTITUTION
-from protos.round_messages import UploadRequest
+from protos.round_messages import HeadOffer, UploadRequest
 
 FEDERATION = "simulated"
 RUN = "small"
@@ -209,6 +211,7 @@ class Hands:
     bundles: tuple[Any, ...]
     reveals: tuple[Any, ...]
     heads: dict[str, Signed]
+    shown: HeadOffer
 
     @property
     def vector(self) -> bytes:
@@ -253,6 +256,7 @@ class Hands:
         node.accept_roster(self.bundles)
         node.accept_reveals(self.reveals)
         self.heads[name] = node.recall(self.heads[name])
+        node.countersign(self.shown)
         return node
 
     def outbox(self, name: str) -> list[Path]:
@@ -275,7 +279,20 @@ def take_in_hand(federation: SmallFederation) -> Hands:
     prepare(model, settings.recipe)
     key = IdentityKey.load(federation.homes.coordinator / IDENTITY_FILE)
     members = Members(roster, dict.fromkeys(NAMES, 0))
-    return Hands(federation, key, nodes, model, members, bundles, reveals, heads)
+    shown = first_head(federation, key, model)
+    for node in nodes.values():
+        node.countersign(shown)
+    return Hands(federation, key, nodes, model, members, bundles, reveals, heads, shown)
+
+
+def first_head(federation: SmallFederation, key: IdentityKey, model: Decoder) -> HeadOffer:
+    """Open the run in the coordinator's ledger, as its driver does, and sign that."""
+    ledger = SharedLedger(federation.homes.coordinator)
+    RunRecords(ledger, federation.settings).open(model_digest(model))
+    with ledger.turn() as log:
+        head = log.sign_head(key)
+    ledger.close()
+    return HeadOffer(head, ())
 
 
 @contextmanager

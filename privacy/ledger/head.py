@@ -129,14 +129,20 @@ class HeadWitness:
     def __init__(self, path: Path, ledger: str, witness: str) -> None:
         self._path, self._ledger, self._witness = path, ledger, witness
         self._held: TreeHead | None = None
+        self._signed: Signed | None = None
         if path.exists():
-            signed = parse_signed_line(path.read_bytes().removesuffix(b"\n"))
-            self._held = parse_statement(signed.payload, TreeHead)
+            self._signed = parse_signed_line(path.read_bytes().removesuffix(b"\n"))
+            self._held = parse_statement(self._signed.payload, TreeHead)
 
     @property
     def held(self) -> TreeHead | None:
         """The last head accepted, or None before the first."""
         return self._held
+
+    @property
+    def held_signed(self) -> Signed | None:
+        """The same, as its owner signed it: what shows the owner that it signed more."""
+        return self._signed
 
     def accept(
         self, signed_head: Signed, consistency_proof: Sequence[bytes], public_key: bytes
@@ -169,7 +175,7 @@ class HeadWitness:
             _check_extends(self._held, head, consistency_proof)  # 3, 4
         if head != self._held:
             replace_durably(self._path, signed_line(signed_head) + b"\n")  # 5
-            self._held = head
+            self._held, self._signed = head, signed_head
         return Countersignature(
             ledger=head.ledger, size=head.size, root=head.root, witness=self._witness
         ).payload()

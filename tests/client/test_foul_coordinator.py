@@ -355,6 +355,7 @@ def test_a_roster_made_after_the_nonces_were_shown(hands: Hands, restarted: bool
         node.accept_roster(with_another_nonce(hands))
     assert node.accept_roster(hands.bundles) == hands.reveals[1]
     node.accept_reveals(hands.reveals)
+    node.countersign(hands.shown)
     hands.release("north", hands.plan())
 
 
@@ -451,6 +452,7 @@ def enter(hands: Hands, number: int) -> list[Signed]:
     reveals = [each.accept_roster(bundles) for each in nodes]
     for each in nodes:
         each.accept_reveals(reveals)
+        each.countersign(hands.shown)
     return bundles
 
 
@@ -494,13 +496,10 @@ def test_a_plan_of_an_epoch_that_nobody_entered(hands: Hands, epoch: int) -> Non
 @pytest.fixture
 def two_histories(hands: Hands, tmp_path: Path) -> tuple[HeadOffer, HeadOffer]:
     """Two heads of the coordinator's ledger that no one history holds."""
-    offers = []
-    for name in ("one", "two"):
-        body = {"run": name, "federation": FEDERATION, "cohort": [], "model_digest": "0" * 64}
-        with LedgerLog(tmp_path / name, "coordinator") as log:
-            log.append("run-opened", body)
-            offers.append(HeadOffer(log.sign_head(hands.key), ()))
-    return offers[0], offers[1]
+    body = {"run": "two", "federation": FEDERATION, "cohort": [], "model_digest": "0" * 64}
+    with LedgerLog(tmp_path / "two", "coordinator") as log:
+        log.append("run-opened", body)
+        return hands.shown, HeadOffer(log.sign_head(hands.key), ())
 
 
 def test_a_forked_ledger_stops_the_node(
@@ -508,7 +507,7 @@ def test_a_forked_ledger_stops_the_node(
 ) -> None:
     node, plan = hands.nodes["north"], hands.plan()
     node.countersign(two_histories[0])
-    assert node.held_head() == 1
+    assert node.held_head() == two_histories[0].head
     with pytest.raises(ForkError):
         node.countersign(two_histories[1])
     assert "Expected" in (node.home / FORK_FILE).read_text()
@@ -534,4 +533,4 @@ def test_a_head_by_another_key(hands: Hands, two_histories: tuple[HeadOffer, Hea
     with pytest.raises(SignatureError):
         node.countersign(forged)
     assert not (node.home / FORK_FILE).exists()
-    assert node.held_head() == 0
+    assert node.held_head() == head

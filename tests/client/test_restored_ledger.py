@@ -51,6 +51,7 @@ def start(hands: Hands) -> Node:
     node.publish_keys(FEDERATION, 1)
     node.accept_roster(hands.bundles)
     node.accept_reveals(hands.reveals)
+    node.countersign(hands.shown)
     return node
 
 
@@ -157,11 +158,11 @@ def test_a_head_that_is_not_this_nodes_decides_nothing(hands: Hands) -> None:
 
 def two_rounds_and_back(federation: SmallFederation) -> None:
     """North's disk is put back to the state between rounds 1 and 2, after round 2."""
-    with dying(Witnesses, "collect"):
+    with dying(Witnesses, "collect", 2):
         federation.run()
     with (
         rolled_back(federation.homes.nodes["north"]),
-        dying(Witnesses, "collect", 2, "after"),
+        dying(Witnesses, "collect", 3, "after"),
     ):
         federation.run()
 

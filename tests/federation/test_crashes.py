@@ -40,16 +40,16 @@ POINTS: dict[str, tuple[Any, str, int]] = {
     "round recorded": (RunRecords, "recorded", 2),
     "run opened": (RunRecords, "open", 1),
     "model released": (RunRecords, "released", 1),
-    "heads collected": (Witnesses, "collect", 2),
+    "heads collected": (Witnesses, "collect", 3),
     "uploads collected": (AttemptRunner, "collect", 2),
     "set certified": (AttemptRunner, "certify", 2),
     "sum opened": (AttemptRunner, "open", 2),
     "node's upload sealed": (Outbox, "seal", 6),
     "node's set signed": (SecAggNode, "sign_survivors", 6),
     "node's shares given": (SecAggNode, "unmask", 6),
-    "node's head countersigned": (Node, "countersign", 6),
+    "node's head countersigned": (Node, "countersign", 10),
     "node's ledger recalled": (Node, "recall", 3),
-    "member's head kept": (MemberHeads, "keep", 10),
+    "member's head kept": (MemberHeads, "keep", 14),
 }
 points = pytest.mark.parametrize("point", POINTS)
 before_and_after = pytest.mark.parametrize("when", ["before", "after"])

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from protos.arion.v1 import secagg_pb2 as protos_dot_arion_dot_v1_dot_secagg__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cprotos/arion/v1/rounds.proto\x12\x08\x61rion.v1\x1a\x1cprotos/arion/v1/secagg.proto\"1\n\x0c\x45pochRequest\x12\x12\n\nfederation\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"D\n\rUploadRequest\x12#\n\x04plan\x18\x01 \x01(\x0b\x32\x15.arion.v1.SignedBytes\x12\x0e\n\x06recipe\x18\x02 \x01(\x0c\"?\n\tHeadOffer\x12#\n\x04head\x18\x01 \x01(\x0b\x32\x15.arion.v1.SignedBytes\x12\r\n\x05proof\x18\x02 \x03(\x0c\"^\n\x11HeadCountersigned\x12%\n\x06signed\x18\x01 \x01(\x0b\x32\x15.arion.v1.SignedBytes\x12\"\n\x03own\x18\x02 \x01(\x0b\x32\x15.arion.v1.SignedBytes\"3\n\x0cOwnHeadShown\x12#\n\x04head\x18\x01 \x01(\x0b\x32\x15.arion.v1.SignedBytes\".\n\x07OwnHead\x12#\n\x04head\x18\x01 \x01(\x0b\x32\x15.arion.v1.SignedBytes\"\x1b\n\tHeadQuery\x12\x0e\n\x06ledger\x18\x01 \x01(\t\"\x18\n\x08HeadHeld\x12\x0c\n\x04size\x18\x01 \x01(\x04\"+\n\x08RunClose\x12\x12\n\nfederation\x18\x01 \x01(\t\x12\x0b\n\x03run\x18\x02 \x01(\t\"\x06\n\x04\x44oneb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cprotos/arion/v1/rounds.proto\x12\x08\x61rion.v1\x1a\x1cprotos/arion/v1/secagg.proto\"1\n\x0c\x45pochRequest\x12\x12\n\nfederation\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"D\n\rUploadRequest\x12#\n\x04plan\x18\x01 \x01(\x0b\x32\x15.arion.v1.SignedBytes\x12\x0e\n\x06recipe\x18\x02 \x01(\x0c\"?\n\tHeadOffer\x12#\n\x04head\x18\x01 \x01(\x0b\x32\x15.arion.v1.SignedBytes\x12\r\n\x05proof\x18\x02 \x03(\x0c\"^\n\x11HeadCountersigned\x12%\n\x06signed\x18\x01 \x01(\x0b\x32\x15.arion.v1.SignedBytes\x12\"\n\x03own\x18\x02 \x01(\x0b\x32\x15.arion.v1.SignedBytes\"3\n\x0cOwnHeadShown\x12#\n\x04head\x18\x01 \x01(\x0b\x32\x15.arion.v1.SignedBytes\".\n\x07OwnHead\x12#\n\x04head\x18\x01 \x01(\x0b\x32\x15.arion.v1.SignedBytes\"\x1b\n\tHeadQuery\x12\x0e\n\x06ledger\x18\x01 \x01(\t\"5\n\x08HeadHeld\x12#\n\x04head\x18\x02 \x01(\x0b\x32\x15.arion.v1.SignedBytesJ\x04\x08\x01\x10\x02\"+\n\x08RunClose\x12\x12\n\nfederation\x18\x01 \x01(\t\x12\x0b\n\x03run\x18\x02 \x01(\t\"\x06\n\x04\x44oneb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,9 +47,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HEADQUERY']._serialized_start=455
   _globals['_HEADQUERY']._serialized_end=482
   _globals['_HEADHELD']._serialized_start=484
-  _globals['_HEADHELD']._serialized_end=508
-  _globals['_RUNCLOSE']._serialized_start=510
-  _globals['_RUNCLOSE']._serialized_end=553
-  _globals['_DONE']._serialized_start=555
-  _globals['_DONE']._serialized_end=561
+  _globals['_HEADHELD']._serialized_end=537
+  _globals['_RUNCLOSE']._serialized_start=539
+  _globals['_RUNCLOSE']._serialized_end=582
+  _globals['_DONE']._serialized_start=584
+  _globals['_DONE']._serialized_end=590
 # @@protoc_insertion_point(module_scope)

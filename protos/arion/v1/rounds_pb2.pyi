@@ -58,10 +58,10 @@ class HeadQuery(_message.Message):
     def __init__(self, ledger: _Optional[str] = ...) -> None: ...
 
 class HeadHeld(_message.Message):
-    __slots__ = ("size",)
-    SIZE_FIELD_NUMBER: _ClassVar[int]
-    size: int
-    def __init__(self, size: _Optional[int] = ...) -> None: ...
+    __slots__ = ("head",)
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    head: _secagg_pb2.SignedBytes
+    def __init__(self, head: _Optional[_Union[_secagg_pb2.SignedBytes, _Mapping]] = ...) -> None: ...
 
 class RunClose(_message.Message):
     __slots__ = ("federation", "run")
