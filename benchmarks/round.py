@@ -104,9 +104,7 @@ def _installed() -> list[str]:
 
 
 def _context(megabytes: int, **details: object) -> dict[str, object]:
-    return context(
-        ["grpcio", "flwr", "torch"], parameters=parameters_of(megabytes), nodes=NODES, **details
-    )
+    return context(["grpcio", "flwr", "torch"], parameters=parameters_of(megabytes), **details)
 
 
 if __name__ == "__main__":
