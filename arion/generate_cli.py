@@ -11,6 +11,7 @@ from typing import Annotated
 import torch
 import typer
 
+from arion.effort_cli import EffortOptions, ModelSampler, complete_with_effort
 from arion.errors import user_errors
 from arion.progress import make_progress
 from models.checkpoint import load_model
@@ -33,6 +34,35 @@ Threshold = Annotated[
     typer.Option(metavar="TAU", help="Leave out experts of less than TAU times the best's weight."),
 ]
 
+EffortWord = Annotated[
+    str | None,
+    typer.Option(
+        metavar="auto|N",
+        help="Draw N answers and choose; auto: as many as a further one is expected to help.",
+    ),
+]
+VerifierFolder = Annotated[
+    Path | None, typer.Option(help="Who chooses: a folder of arion model verifier train.")
+]
+CheckCommand = Annotated[
+    str | None,
+    typer.Option(
+        metavar="COMMAND",
+        help="Who chooses: a program that reads {prompt, answer} as JSON and exits with 0 if right."
+        " It runs with your rights.",
+    ),
+]
+CheckTimeout = Annotated[float, typer.Option(help="Seconds for one check; then it says no.")]
+TokenBudget = Annotated[
+    int | None, typer.Option(min=1, help="Most tokens to draw, over all prompts.")
+]
+Revise = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help="Draw every second answer after prompt, best answer so far and TEXT.",
+    ),
+]
 OnDevice = Annotated[Device, typer.Option(help="Where the model is run.")]
 
 
@@ -81,6 +111,12 @@ def generate_command(  # noqa: PLR0917  (its options are its interface)
     experts_per_token: ExpertsPerToken = None,
     threshold: Threshold = 0.0,
     batch: Annotated[int, typer.Option(min=1, help="Prompts read together.")] = 8,
+    effort: EffortWord = None,
+    verifier: VerifierFolder = None,
+    check: CheckCommand = None,
+    check_timeout: CheckTimeout = 10.0,
+    token_budget: TokenBudget = None,
+    revise: Revise = None,
     device: OnDevice = Device.CPU,
     show_as_written: Annotated[
         bool | None,
@@ -95,7 +131,9 @@ def generate_command(  # noqa: PLR0917  (its options are its interface)
     with user_errors():
         device.check()
         prompts = _prompts(prompt or [], prompts_file)
-        streamed = _is_streamed(show_as_written, as_json, len(prompts))
+        given = EffortOptions(effort, verifier, check, check_timeout, token_budget, revise)
+        spent = given.checked(batch)
+        streamed = _is_streamed(show_as_written, as_json or spent is not None, len(prompts))
         sampling = Sampling(repetition_penalty, temperature, top_k, top_p, min_p)
         activation = Activation(experts_per_token, threshold)
         settings = Settings(max_new_tokens, sampling, tuple(stop or ()), activation)
@@ -104,7 +142,10 @@ def generate_command(  # noqa: PLR0917  (its options are its interface)
             model.to(device), tokenizer, prompts, settings,
             secrets.randbits(_SEED_BITS) if seed is None else seed,
         )  # fmt: skip
-        if streamed:
+        if spent is not None:
+            sampler = ModelSampler(job.model, tokenizer, prompts, settings, job.generator(), revise)
+            complete_with_effort(sampler, spent[1], spent[0], job.seed, as_json=as_json)
+        elif streamed:
             _print_as_written(job)
         else:
             _print_whole(job, _complete(job, batch), as_json)
@@ -147,7 +188,7 @@ def _prompt_of(line: str, where: str) -> str:
 
 def _is_streamed(wanted: bool | None, as_json: bool, prompts: int) -> bool:
     if wanted and (as_json or prompts > 1):
-        got = "--json" if as_json else f"{prompts} prompts"
+        got = "--json or --effort" if as_json else f"{prompts} prompts"
         raise ValueError(f"Expected one prompt as text with --stream, got {got}. Leave it out.")
     return prompts == 1 and not as_json if wanted is None else wanted
 

@@ -17,6 +17,7 @@ from arion.import_cli import import_command
 from arion.model_facts import ModelFacts, facts_of, preset_facts
 from arion.pretrain_cli import pretrain_command
 from arion.registry_cli import receipt_command, registry_app, withdraw_command
+from arion.verifier_cli import verifier_app
 from models.config import preset_names
 from models.counts import weight_bytes
 
@@ -26,6 +27,7 @@ model_app = typer.Typer(no_args_is_help=True, help="Look at models, bring them i
 expert_app.command("train-private")(train_private_command)
 model_app.add_typer(expert_app, name="expert")
 model_app.add_typer(registry_app, name="registry")
+model_app.add_typer(verifier_app, name="verifier")
 
 model_app.command("evaluate")(evaluate_command)
 model_app.command("export")(export_command)

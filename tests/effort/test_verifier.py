@@ -1,0 +1,137 @@
+"""A verifier: its weights against scipy, its curve against counting, its folder against damage."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+
+from models.effort.features import NAMES, features, read
+from models.effort.labelled import Labelled, Question, load_labelled
+from models.effort.measure import measure
+from models.effort.training import Trail, fit, fit_curve, train_verifier
+from models.effort.verifier import Verifier, load_verifier, save_verifier, standardised
+
+
+def question(index: int, generator: torch.Generator) -> Question:
+    """A sum, and four answers: right ones agree and compute well, wrong ones are off at random."""
+    a, b = torch.randint(10, 90, (2,), generator=generator).tolist()
+    prompt = f"Question {index}: Tom has {a} apples and buys {b}. How many has he?"
+    hard = torch.rand(1, generator=generator).item()
+    answers = []
+    for source in "wxyz":
+        correct = torch.rand(1, generator=generator).item() > hard * (1.2 if source < "z" else 0.6)
+        off = 0 if correct else int(torch.randint(1, 30, (1,), generator=generator))
+        text = f"He has {a}+{b} = <<{a}+{b}={a + b + off}>> apples.\nA: {a + b + off}"
+        answers.append(Labelled(text, correct, source, read(prompt, text)))
+    return Question(prompt, tuple(answers))
+
+
+@pytest.fixture(scope="module")
+def questions() -> list[Question]:
+    generator = torch.Generator().manual_seed(0)
+    return [question(index, generator) for index in range(160)]
+
+
+@pytest.fixture(scope="module")
+def verifier(questions: list[Question]) -> Verifier:
+    return train_verifier(questions[:80], torch.Generator().manual_seed(1), orders=1)
+
+
+def test_weights_are_those_that_scipy_finds() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x_RF = torch.randn(200, 3, generator=generator).double()
+    y_R = (x_RF[:, 0] + torch.randn(200, generator=generator).double() > 0.3).double()
+    found = fit(x_RF, y_R, 0.05)
+    z_RF = standardised(x_RF, found.mean_F, found.scale_F).numpy()
+
+    def loss(w: np.ndarray) -> float:
+        logit_R = z_RF @ w[:3] + w[3]
+        fitted = np.logaddexp(0, logit_R) - y_R.numpy() * logit_R
+        return float(fitted.mean() + 0.025 * (w[:3] ** 2).sum())
+
+    best = minimize(loss, np.zeros(4), tol=1e-12).x
+    assert np.allclose([*found.weight_F.tolist(), float(found.bias)], best, atol=1e-4)
+
+
+def test_the_curve_counts_what_further_draws_brought() -> None:
+    generator = torch.Generator().manual_seed(0)
+    best_PM = torch.rand(400, 3, generator=generator).double()
+    right_PM = (torch.rand(400, 3, generator=generator) > 0.5).double()
+    curve = fit_curve(Trail(best_PM, right_PM))
+    low = best_PM[:, 0] <= best_PM[:, 0].quantile(0.25)
+    one, two = ((right_PM[low, n] - right_PM[low, 0]).mean().item() for n in (1, 2))
+    assert curve.rate(1, 0.0) == pytest.approx(max(0.0, one, two / 2))
+    assert curve.rate(3, 0.0) == 0
+
+
+def test_features_of_an_answer_do_not_depend_on_the_order_of_the_others() -> None:
+    reads = [read("2 and 3?", text) for text in ("A: 5", "<<2+3=5>>\nA: 5", "A: 6", "")]
+    x_NF, turned_NF = features(reads), features([reads[0], *reads[:0:-1]])
+    assert torch.equal(x_NF[0], turned_NF[0])
+    assert x_NF.shape == (4, len(NAMES))
+    assert x_NF[:, NAMES.index("alike_1")].tolist() == [1, 1, 0, 0]
+
+
+def test_a_verifier_chooses_better_than_chance_and_auto_draws_less(
+    verifier: Verifier, questions: list[Question]
+) -> None:
+    found = measure(verifier, questions[80:], torch.Generator().manual_seed(2), len)
+    assert found.first_Q.mean() + 0.1 < found.fixed_Q.mean() <= found.oracle_Q.mean()
+    assert found.auto_Q.mean() > found.fixed_Q.mean() - 0.05
+    assert found.auto_cost_Q.sum() < 0.9 * found.cost_Q.sum()
+
+
+def test_by_source_the_best_is_drawn_first_and_strangers_are_refused(
+    questions: list[Question],
+) -> None:
+    found = train_verifier(questions[:80], torch.Generator().manual_seed(1), by_source=True)
+    assert found.card.sources[0] == "z"
+    first_Q = measure(found, questions[80:], torch.Generator().manual_seed(2), len).first_Q
+    assert first_Q.tolist() == [q.answers[3].correct for q in questions[80:]]
+    with pytest.raises(ValueError, match="that does not ask who wrote an answer"):
+        found.scores("", ["A: 1"])
+    alien = Question("q", (Labelled("A: 1", True, "alien", read("q", "A: 1")),))
+    with pytest.raises(ValueError, match="got one of alien"):
+        measure(found, [alien], torch.Generator(), len)
+
+
+def test_a_folder_gives_the_verifier_back_and_damage_is_refused(
+    verifier: Verifier, tmp_path: Path
+) -> None:
+    save_verifier(verifier, tmp_path / "v")
+    answers = ["2+3 = <<2+3=5>>\nA: 5", "A: 6"]
+    assert load_verifier(tmp_path / "v").scores("2, 3?", answers) == verifier.scores(
+        "2, 3?", answers
+    )
+    with pytest.raises(ValueError, match="Choose another --out"):
+        save_verifier(verifier, tmp_path / "v")
+    weights = tmp_path / "v" / "verifier.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ValueError, match="Expected the weights that"):
+        load_verifier(tmp_path / "v")
+    weights.write_bytes(whole)
+    card = tmp_path / "v" / "verifier.json"
+    card.write_text(json.dumps(json.loads(card.read_text()) | {"features": ["other"]}))
+    with pytest.raises(ValueError, match="Train it again"):
+        load_verifier(tmp_path / "v")
+    with pytest.raises(ValueError, match="Expected a verifier at"):
+        load_verifier(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"question": "q", "solutions": [{"solution": "s", "correct": 1}]}', ":1: Expected"),
+        ('{"question": "q", "solutions": []}', ":1: Expected at least one solution"),
+        ("", "got no question"),
+        ("no json", ":1: Expected"),
+    ],
+)
+def test_wrong_labels_are_refused(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "a.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=said):
+        load_labelled(tmp_path / "a.jsonl")
