@@ -73,14 +73,14 @@ class Node:
         except BaseException:
             self._ledger.close()
             raise
-        self._epochs = EpochKeeper(
-            home,
-            self.config.name,
-            self._identity,
-            self._store,
-            hybrid=self.consent.post_quantum,
-        )
         try:
+            self._epochs = EpochKeeper(
+                home,
+                self.config.name,
+                self._identity,
+                self._store,
+                hybrid=self.consent.post_quantum,
+            )
             field = self.config.fields.unit_field
             self._unit_keys = open_unit_keys(home, self.consent, field)
             books = NodeBooks(self._ledger, self._identity, self.consent, self._unit_keys)
