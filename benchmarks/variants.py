@@ -49,13 +49,13 @@ Texts = Mapping[str, Sequence[str]]
 
 def run(quick: bool) -> Iterator[Row]:
     torch.set_num_threads(1)
-    model, tokenizer, train, heldout = _quick_ground() if quick else _ground()
+    model, tokenizer, train, heldout = quick_ground() if quick else ground()
     # Experts first: they are minutes, formats are many.
     yield from _experts(model, tokenizer, train, heldout)
     yield from _formats(model, tokenizer, heldout)
 
 
-def _ground() -> tuple[Decoder, Tokenizer, Texts, Texts]:
+def ground() -> tuple[Decoder, Tokenizer, Texts, Texts]:
     place = os.environ.get("ARION_VARIANTS_MODEL")
     if place is None or not Path(place).is_dir():
         raise SystemExit(
@@ -66,7 +66,7 @@ def _ground() -> tuple[Decoder, Tokenizer, Texts, Texts]:
     return *load_model(Path(place)), texts.train, texts.heldout
 
 
-def _quick_ground() -> tuple[Decoder, Tokenizer, Texts, Texts]:
+def quick_ground() -> tuple[Decoder, Tokenizer, Texts, Texts]:
     texts = {"prose": SAMPLES[:4] * 3, "code": SAMPLES[5:] * 3}
     tokenizer = Tokenizer.train(SAMPLES, 320)
     config = preset("nano").model_copy(update={"vocab_size": tokenizer.vocab_size})
