@@ -8,8 +8,7 @@ import typer
 
 from arion.coordinator_cli import Json
 from arion.errors import user_errors
-from arion.node_consent_cli import relayed_keys
-from client.config import NodeError
+from arion.node_consent_cli import Pairs, fingerprints_read_out, relayed_keys
 from client.ledgers import Pulled, pin_key, pull_ledgers
 from client.membership import dialled
 from privacy.consent_pins import check_read_out
@@ -25,13 +24,7 @@ AuditorHome = Annotated[Path, typer.Option(help="The auditor's home.")]
 
 @auditor_app.command("pin")
 def pin_command(
-    pairs: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="NAME FINGERPRINT ...",
-            help="A member, or coordinator; its fingerprint, as its owner read it out.",
-        ),
-    ],
+    pairs: Pairs,
     *,
     home: AuditorHome,
 ) -> None:
@@ -40,14 +33,8 @@ def pin_command(
     Example: arion auditor pin coordinator arion:01234567-… --home auditor
     """
     with user_errors():
-        if len(pairs) % 2:
-            raise NodeError("Expected a name and a fingerprint for each pin, got an odd number.")
         relayed = relayed_keys(home)
-        for name, read_out in zip(pairs[::2], pairs[1::2], strict=True):
-            if name not in relayed:
-                raise NodeError(
-                    f"Expected a member or coordinator, got {name[:80]!r}. See arion node members."
-                )
+        for name, read_out in fingerprints_read_out(pairs, relayed):
             check_read_out(name, read_out, relayed[name])
             pin_key(home, name, relayed[name])
             typer.echo(f"{name} is pinned in {home / PINS_FILE}")

@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,6 +29,13 @@ consent_app = typer.Typer(no_args_is_help=True, help="What an institution will a
 
 NodeHome = Annotated[Path, typer.Option(help="The node's home, on the institution's machine.")]
 Home = Annotated[Path, typer.Argument(metavar="HOME", help="The node's home.")]
+Pairs = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="NAME FINGERPRINT ...",
+        help="A member, or coordinator; its fingerprint, as its owner read it out.",
+    ),
+]
 
 
 @consent_app.command("draft")
@@ -115,13 +123,7 @@ def members_command(home: Home, *, as_json: Json = False) -> None:
 
 
 def pin_command(
-    pairs: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="NAME FINGERPRINT ...",
-            help="A member, or coordinator; its fingerprint, as its owner read it out.",
-        ),
-    ],
+    pairs: Pairs,
     *,
     home: NodeHome,
 ) -> None:
@@ -130,18 +132,8 @@ def pin_command(
     Example: arion node pin city arion:01234567-… --home node
     """
     with user_errors():
-        if len(pairs) % 2:
-            raise NodeError(
-                "Expected a name and a fingerprint for each pin, got an odd number of words. Write "
-                "a fingerprint as one word."
-            )
         relayed, path = relayed_keys(home), home / CONSENT_FILE
-        for name, read_out in zip(pairs[::2], pairs[1::2], strict=True):
-            if name not in relayed:
-                raise NodeError(
-                    f"Expected an approved member or {COORDINATOR!r}, got {name[:80]!r}. See "
-                    "arion node members."
-                )
+        for name, read_out in fingerprints_read_out(pairs, relayed):
             pin(path, name, read_out, relayed[name])
             typer.echo(f"{name} is pinned in {path}")
         clauses = read_clauses(path)
@@ -151,6 +143,28 @@ def pin_command(
         typer.echo(f"not pinned yet: {', '.join(missing)}")
     else:
         typer.echo(f"all are pinned; read it once more: arion privacy consent explain {path}")
+
+
+def fingerprints_read_out(words: Sequence[str], relayed: Collection[str]) -> list[tuple[str, str]]:
+    """Read names, each with its fingerprint, of those that the coordinator relays.
+
+    Raises:
+        NodeError: an odd number of words, or a name that is not relayed.
+
+    """
+    if len(words) % 2:
+        raise NodeError(
+            "Expected a name and a fingerprint for each pin, got an odd number of words. Write "
+            "a fingerprint as one word."
+        )
+    found = list(zip(words[::2], words[1::2], strict=True))
+    for name, _ in found:
+        if name not in relayed:
+            raise NodeError(
+                f"Expected an approved member or {COORDINATOR!r}, got {name[:80]!r}. See arion "
+                "node members."
+            )
+    return found
 
 
 def _fields(data: Path) -> DataConfig:

@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 
+from coordinator.service.blobs import CHUNK_BYTES
 from coordinator.service.callers import Callers
 from coordinator.service.limits import Limits, Slots
 from coordinator.service.pki import ROLES, Role
@@ -23,7 +24,6 @@ from protos.arion.v1 import service_pb2_grpc as rpc
 
 REGISTRY_FOLDER = "registry"
 _PAPERS = frozenset({PASSPORT, CARD, ATTESTATION})
-_CHUNK_BYTES = 1 << 20
 
 
 class Artefacts(rpc.ArtefactsServicer):
@@ -59,7 +59,7 @@ class Artefacts(rpc.ArtefactsServicer):
         sender = Sender(context, self._limits, size)
         with self._transfers.take(member.name), path.open("rb") as file:
             file.seek(min(request.offset, size))
-            while chunk := await asyncio.to_thread(file.read, _CHUNK_BYTES):
+            while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
                 await sender.send(pb.Chunk(data=chunk))
 
     def _index(self) -> Index:

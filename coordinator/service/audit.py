@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 
 from coordinator.attempts import read_attempts
+from coordinator.service.blobs import CHUNK_BYTES
 from coordinator.service.callers import Callers
 from coordinator.service.limits import Limits, Slots
 from coordinator.service.refusals import Refused
@@ -22,8 +23,6 @@ from privacy.ledger.entries import LedgerError
 from privacy.ledger.plans import PLANS_FILE, plan_lines
 from protos.arion.v1 import service_pb2 as pb
 from protos.arion.v1 import service_pb2_grpc as rpc
-
-_CHUNK_BYTES = 1 << 20
 
 
 class Audit(rpc.AuditServicer):
@@ -46,8 +45,8 @@ class Audit(rpc.AuditServicer):
         with self._transfers.take(member.name):
             data = await asyncio.to_thread(self._bundle)
             sender = Sender(context, self._limits, len(data))
-            for start in range(0, len(data), _CHUNK_BYTES):
-                await sender.send(pb.Chunk(data=data[start : start + _CHUNK_BYTES]))
+            for start in range(0, len(data), CHUNK_BYTES):
+                await sender.send(pb.Chunk(data=data[start : start + CHUNK_BYTES]))
 
     def _plans(self) -> dict[str, bytes]:
         homes = sorted((self._home / RUNS_FOLDER).glob("*"))

@@ -42,7 +42,7 @@ def entry(registry: Path, made: Path) -> Entry:
 
 @pytest.fixture
 def node(service: RunningService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(coordinator.service.artefacts, "_CHUNK_BYTES", 5000)
+    monkeypatch.setattr(coordinator.service.artefacts, "CHUNK_BYTES", 5000)
     joined_as(service, tmp_path / "node", "clinic", "node")
     return tmp_path / "node"
 

@@ -137,7 +137,7 @@ def test_another_fingerprint_is_not_pinned(auditor: Path) -> None:
     result = command("pin", "coordinator", other, "--home", auditor)
     assert (result.exit_code, "pin nothing" in result.stderr) == (2, True)
     result = command("pin", "nobody", other, "--home", auditor)
-    assert (result.exit_code, "Expected a member" in result.stderr) == (2, True)
+    assert (result.exit_code, "Expected an approved member" in result.stderr) == (2, True)
     assert (auditor / PINS_FILE).read_bytes() == before
 
 
