@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from models import optimiser
 from models.optimiser import OptimiserSettings, OptimiserState, adam_step, rate_factor
 
 ROUNDS = 8
@@ -136,3 +137,17 @@ def test_without_an_average_the_last_parameters_are_handed_out() -> None:
     assert torch.equal(state.average_D, state.vector_D)
     state = adam_step(state, torch.ones(2), 1.0, OptimiserSettings(), 3)
     assert torch.equal(OptimiserState.from_bytes(state.to_bytes()).average_D, state.vector_D)
+
+
+def test_every_piece_of_a_long_vector_takes_the_step() -> None:
+    """A vector of several pieces, against one piece at a time."""
+    generator, size = torch.Generator().manual_seed(5), 2 * optimiser._PIECE + 7
+    start_D, sum_D = (torch.randn(size, generator=generator) for _ in range(2))
+    settings = OptimiserSettings(average_decay=0.9)
+    whole = adam_step(OptimiserState.start(start_D), sum_D, 4.0, settings, 9)
+    for begin in range(0, size, optimiser._PIECE):
+        piece = slice(begin, begin + optimiser._PIECE)
+        part = adam_step(OptimiserState.start(start_D[piece]), sum_D[piece], 4.0, settings, 9)
+        for name in ("vector_D", "first_D", "second_D", "average_D"):
+            found, expected = getattr(whole, name)[piece], getattr(part, name)
+            torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -183,6 +184,18 @@ def test_a_revoked_artefact_is_refused_at_once(
     refused(
         "unknown-artefact", lambda: b"".join(link.pull(bytes.fromhex(entry.digest), PASSPORT, 0))
     )
+
+
+def test_files_that_a_crash_left_of_a_revoked_artefact_are_not_served(
+    entry: Entry, registry: Path, link: Link, tmp_path: Path
+) -> None:
+    """The index is replaced first, and the files go then."""
+    place = artefact_path(registry, entry.digest)
+    shutil.copytree(place, tmp_path / "left")
+    revoke(registry, {entry.digest: None}, "its owner withdrew")
+    shutil.copytree(tmp_path / "left", place)
+    artefact = bytes.fromhex(entry.digest)
+    refused("unknown-artefact", lambda: b"".join(link.pull(artefact, WEIGHTS, 0)))
 
 
 @pytest.mark.parametrize(
