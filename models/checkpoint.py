@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,6 +21,7 @@ from models.experts import SparseExperts
 from models.formats.configs import read_config, write_config
 from models.formats.families import Family, writing_family
 from models.formats.files import CheckpointError, inside, read_object, whole_folder
+from models.formats.fp8 import FP8, SCALE, encoded, expanded, fp8_config, is_fp8, scale_shapes
 from models.formats.shards import (
     SHARD_BYTES,
     Advance,
@@ -58,7 +60,7 @@ def inspect_model(folder: Path) -> Inspected:
         family, config = read_config(hf)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    headers = read_headers(folder)
+    headers = read_headers(folder, fp8=is_fp8(hf))
     if config.layers * config.experts > len(headers):
         raise CheckpointError(
             f"Expected {config.layers} layers of {config.experts} experts as config.json says, got "
@@ -69,6 +71,7 @@ def inspect_model(folder: Path) -> Inspected:
     wanted = {name: tuple(view.shape) for name, view in named_views(shape, family)}
     if config.tie_embeddings and _HEAD in headers:
         wanted[_HEAD] = wanted[_TABLE]
+    wanted |= scale_shapes({name: (each.shape, each.type) for name, each in headers.items()})
     check_headers(headers, wanted)
     return Inspected(family, config, headers)
 
@@ -76,7 +79,7 @@ def inspect_model(folder: Path) -> Inspected:
 def load_model(
     folder: Path, advance: Advance = lambda done, total: None
 ) -> tuple[Decoder, Tokenizer]:
-    """Read a model folder; fp16 and bf16 weights become fp32, which is exact.
+    """Read a model folder; fp16, bf16 and fp8 weights become fp32.
 
     A dense model becomes one expert per layer, which every token is sent to.
 
@@ -116,12 +119,13 @@ def save_model(
     With query-key norms it is a Qwen3-MoE folder, without them a Mixtral folder.
 
     Args:
-        dtype: of the weights on disk. shard_bytes: beyond it, they are split over several files.
+        dtype: of the weights on disk; float8_e4m3fn for the layout of `models.formats.fp8`.
+        shard_bytes: beyond it, they are split over several files.
         advance: called with (tensors written, tensors in all).
 
     Raises:
-        CheckpointError: adapters are not merged, owned experts are in training, or a weight is not
-            finite.
+        CheckpointError: adapters are not merged, owned experts are in training, a weight is not
+            finite, or has a shape that fp8 cannot be written in.
 
     """
     if any(layer.lora_A is not None for _, layer in model.adapted_layers()):
@@ -134,9 +138,13 @@ def save_model(
     views = dict(named_views(model, writing_family(model.config.qk_norm)))
     for name, view in views.items():
         check_finite(name, view)
+    hf = _config_object(model.config, tokenizer, torch.bfloat16 if dtype == FP8 else dtype)
+    tensors, stored = (encoded(views), None) if dtype == FP8 else (views, dtype)
+    if stored is None:
+        hf["quantization_config"] = fp8_config(tensors)
     with whole_folder(folder) as part:
-        write_tensors(views.items(), part, dtype, shard_bytes, advance)
-        (part / "config.json").write_text(_config_text(model.config, tokenizer, dtype))
+        write_tensors(tensors.items(), part, stored, shard_bytes, advance)
+        (part / "config.json").write_text(json.dumps(hf, indent=2, sort_keys=True) + "\n")
         tokenizer.save(part)
 
 
@@ -161,13 +169,13 @@ def _fill(model: Decoder, found: Inspected, advance: Advance) -> None:
     if found.family.router is None:
         for block in _expert_blocks(model):
             block.router.weight.zero_()
-    late = None
-    for done, (name, tensor) in enumerate(read_tensors(found.headers), 1):
+    late, total = None, sum(not name.endswith(SCALE) for name in found.headers)
+    for done, (name, tensor) in enumerate(expanded(read_tensors(found.headers)), 1):
         if name in places:
             places[name].copy_(tensor)
         else:
             late = tensor
-        advance(done, len(found.headers))
+        advance(done, total)
     if late is not None and not torch.equal(late.float(), model.embedding):
         raise CheckpointError(
             f"Expected {_HEAD} to equal {_TABLE} where tie_word_embeddings is true, got other "
@@ -179,10 +187,10 @@ def _expert_blocks(model: Decoder) -> Iterator[SparseExperts]:
     return (module for module in model.modules() if isinstance(module, SparseExperts))
 
 
-def _config_text(config: ModelConfig, tokenizer: Tokenizer, dtype: torch.dtype) -> str:
+def _config_object(config: ModelConfig, tokenizer: Tokenizer, dtype: torch.dtype) -> dict[str, Any]:
     stops = tokenizer.stop_ids
     hf = write_config(config)
     hf["torch_dtype"] = str(dtype).removeprefix("torch.")
     hf["bos_token_id"] = tokenizer.begin_of_text_id
     hf["eos_token_id"] = stops[0] if len(stops) == 1 else list(stops)
-    return json.dumps(hf, indent=2, sort_keys=True) + "\n"
+    return hf

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from models.formats.files import CheckpointError
+from models.formats.fp8 import is_fp8
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,8 @@ def family_of(hf: Mapping[str, Any]) -> Family:
     """Return the family of a `config.json`.
 
     Raises:
-        CheckpointError: none of ours, a model with another head, or quantised weights.
+        CheckpointError: none of ours, a model with another head, or weights quantised otherwise
+            than `models.formats.fp8` reads.
 
     """
     known = {family.model_type: family for family in FAMILIES}
@@ -135,10 +137,7 @@ def family_of(hf: Mapping[str, Any]) -> Family:
             f"Expected architectures = ['{family.architecture}'], got {hf['architectures']!r}. "
             "Only causal language models are read."
         )
-    if hf.get("quantization_config") is not None:
-        raise CheckpointError(
-            "Expected plain weights, got a quantization_config. Use the folder it was made from."
-        )
+    is_fp8(hf)
     return family
 
 

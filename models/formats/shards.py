@@ -4,7 +4,7 @@ Headers are compared with what is wanted before any weight is read. Pickles are 
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from models.formats.files import CheckpointError, inside, read_object
+from models.formats.fp8 import FP8, FP8_TYPE
 
 SHARD_BYTES = 5_000_000_000
 
@@ -29,28 +30,32 @@ Advance = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor's header: its file, shape and safetensors type (F32, F16, BF16)."""
+    """A tensor's header: its file, shape and safetensors type."""
 
     path: Path
     shape: tuple[int, ...]
     type: str
 
 
-def read_headers(folder: Path) -> dict[str, Stored]:
+def read_headers(folder: Path, *, fp8: bool = False) -> dict[str, Stored]:
     """Return what a folder's safetensors files hold, without reading a weight.
+
+    Args:
+        fp8: its config.json announces 8-bit floats (`models.formats.fp8`).
 
     Raises:
         CheckpointError: only pickles, a missing, damaged or foreign file, an index that disagrees
-            with its files, a type other than fp32, fp16, bf16.
+            with its files, a type other than fp32, fp16, bf16 and those that were announced.
 
     """
+    types = (*_TYPES, FP8_TYPE) if fp8 else _TYPES
     whole = inside(folder, _WHOLE)
     if whole.is_file():
-        return _file_headers(whole)
+        return _file_headers(whole, types)
     weight_map = _weight_map(folder)
     headers: dict[str, Stored] = {}
     for path in {name: inside(folder, name) for name in sorted(set(weight_map.values()))}.values():
-        headers |= _file_headers(path)
+        headers |= _file_headers(path, types)
     placed = {name: stored.path.name for name, stored in headers.items()}
     wanted = {name: file for name, file in weight_map.items() if not name.endswith(_COMPUTED)}
     if placed != wanted:
@@ -95,7 +100,7 @@ def read_tensors(headers: Mapping[str, Stored]) -> Iterator[tuple[str, Tensor]]:
 
 def check_finite(name: str, tensor: Tensor) -> None:
     """Raise CheckpointError where a weight is NaN or infinite."""
-    if not torch.isfinite(tensor).all():
+    if not torch.isfinite(tensor.float() if tensor.dtype == FP8 else tensor).all():
         raise CheckpointError(
             f"Expected finite weights, got NaN or infinity in {name}. The model is damaged."
         )
@@ -104,7 +109,7 @@ def check_finite(name: str, tensor: Tensor) -> None:
 def write_tensors(
     tensors: Iterable[tuple[str, Tensor]],
     folder: Path,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     shard_bytes: int,
     advance: Advance,
 ) -> None:
@@ -112,11 +117,11 @@ def write_tensors(
 
     Args:
         tensors: may be views of one storage; one file's worth of them is copied at a time.
-        dtype: what they are written as.
+        dtype: what they are written as; None for what each is.
         advance: called with (tensors written, tensors in all).
 
     """
-    shards = _split(dict(tensors), shard_bytes, dtype.itemsize)
+    shards = _split(dict(tensors), shard_bytes, dtype)
     total, done = sum(map(len, shards)), 0
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
@@ -127,27 +132,33 @@ def write_tensors(
         done += len(shard)
         advance(done, total)
     if len(shards) > 1:
-        size = sum(t.numel() for shard in shards for t in shard.values()) * dtype.itemsize
+        size = sum(_bytes(t, dtype) for shard in shards for t in shard.values())
         index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
         (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _write_file(tensors: Mapping[str, Tensor], path: Path, dtype: torch.dtype) -> None:
+def _bytes(tensor: Tensor, dtype: torch.dtype | None) -> int:
+    return tensor.numel() * (dtype or tensor.dtype).itemsize
+
+
+def _write_file(tensors: Mapping[str, Tensor], path: Path, dtype: torch.dtype | None) -> None:
     """Write one file; its copies are gone before the next file's are made."""
     copies = {
-        name: tensor.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
+        name: tensor.detach().to(
+            dtype or tensor.dtype, copy=True, memory_format=torch.contiguous_format
+        )
         for name, tensor in tensors.items()
     }
     save_file(copies, path, metadata={"format": "pt"})
 
 
 def _split(
-    tensors: Mapping[str, Tensor], shard_bytes: int, element_bytes: int
+    tensors: Mapping[str, Tensor], shard_bytes: int, dtype: torch.dtype | None
 ) -> list[dict[str, Tensor]]:
     shards: list[dict[str, Tensor]] = [{}]
     size = 0
     for name, tensor in tensors.items():
-        added = tensor.numel() * element_bytes
+        added = _bytes(tensor, dtype)
         if shards[-1] and size + added > shard_bytes:
             shards.append({})
             size = 0
@@ -174,7 +185,7 @@ def _weight_map(folder: Path) -> dict[str, str]:
     return found
 
 
-def _file_headers(path: Path) -> dict[str, Stored]:
+def _file_headers(path: Path, types: Sequence[str]) -> dict[str, Stored]:
     if path.suffix != ".safetensors" or not path.is_file():
         raise CheckpointError(
             f"Expected the safetensors file {path}, got none. Copy the whole folder."
@@ -187,9 +198,9 @@ def _file_headers(path: Path) -> dict[str, Stored]:
             part = file.get_slice(name)
             headers[name] = Stored(path, tuple(part.get_shape()), part.get_dtype())
     for name, stored in headers.items():
-        if stored.type not in _TYPES:
+        if stored.type not in types:
             raise CheckpointError(
-                f"Expected {', '.join(_TYPES)} weights, got {stored.type} in {name}. Use the "
+                f"Expected {', '.join(types)} weights, got {stored.type} in {name}. Use the "
                 "folder before it was quantised."
             )
     return headers

@@ -6,11 +6,12 @@ from models.checkpoint import inspect_model, load_model
 from models.decoder import Decoder
 from models.formats.families import writing_family
 from models.formats.files import CheckpointError
+from models.formats.fp8 import FP8_TYPE, LARGEST_ERROR
 from models.formats.tensors import named_views
 from models.variants.extras import VariantError
 from models.variants.readback import Readback, rounding
 
-_LARGEST_ERROR = {"F32": 0.0, "BF16": 2**-8}
+_LARGEST_ERROR = {"F32": 0.0, "BF16": 2**-8, FP8_TYPE: LARGEST_ERROR}
 
 
 def read_hf(folder: Path, exact: Decoder) -> Readback:

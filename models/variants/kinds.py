@@ -6,16 +6,19 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from models.checkpoint import save_model
 from models.config import ModelConfig
 from models.decoder import Decoder
 from models.formats.families import writing_family
+from models.formats.files import CheckpointError
+from models.formats.fp8 import FP8, encoded
 from models.formats.shards import Advance
 from models.formats.tensors import named_views
 from models.tokenizer import Tokenizer
 from models.variants.contents import Contents, contents_of_gguf, contents_of_hf, contents_of_onnx
-from models.variants.extras import Extra
+from models.variants.extras import Extra, VariantError
 from models.variants.gguf_file import write_gguf
 from models.variants.gguf_read import read_gguf
 from models.variants.gguf_tensors import tensors
@@ -33,7 +36,7 @@ from models.variants.transformers_runtime import TransformersRuntime
 
 GGUF_FILE = "model.gguf"
 
-_HF_TYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+_HF_TYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "fp8": FP8}
 _HEADER_BYTES = 160  # of a tensor beside its name, in either kind of file
 _CONFIG_BYTES = 4096  # config.json
 
@@ -157,18 +160,18 @@ class HuggingFace:
     """A Hugging Face folder for transformers and vLLM."""
 
     extra: Extra = "foreign"
-    number_formats: Mapping[int, tuple[str, ...]] = {32: ("f32",), 16: ("bf16",)}
+    number_formats: Mapping[int, tuple[str, ...]] = {32: ("f32",), 16: ("bf16",), 8: ("fp8",)}
 
     def cache_width(self, number_format: str) -> int:
-        """See `Kind.cache_width`: as the weights."""
-        return _HF_TYPES[number_format].itemsize
+        """See `Kind.cache_width`: as the activations."""
+        return 4 if number_format == "f32" else 2
 
     def size(self, config: ModelConfig, tokenizer: Tokenizer, number_format: str) -> int:
         """See `Kind.size`."""
         with torch.device("meta"):
-            views = list(named_views(Decoder(config), writing_family(config.qk_norm)))
-        width = _HF_TYPES[number_format].itemsize
-        weights = sum(view.numel() * width + len(name) + _HEADER_BYTES for name, view in views)
+            views = dict(named_views(Decoder(config), writing_family(config.qk_norm)))
+        stored = _hf_tensors(views, _HF_TYPES[number_format])
+        weights = sum(each.nbytes + len(name) + _HEADER_BYTES for name, each in stored.items())
         return weights + tokenizer.stored_bytes + _CONFIG_BYTES
 
     def write(
@@ -191,7 +194,7 @@ class HuggingFace:
         return contents_of_hf(folder)
 
     def open(self, folder: Path, opening: Opening) -> Runtime:
-        """See `Kind.open`: exact computes in fp32."""
+        """See `Kind.open`: exact computes in fp32; fp8 is expanded first (it wants a GPU)."""
         return TransformersRuntime(folder, opening.begin, exact=opening.exact)
 
 
@@ -236,6 +239,16 @@ class Onnx:
 
 
 KINDS: Mapping[Container, Kind] = {"gguf": Gguf(), "hf": HuggingFace(), "onnx": Onnx()}
+
+
+def _hf_tensors(views: Mapping[str, Tensor], dtype: torch.dtype) -> Mapping[str, Tensor]:
+    """What a folder stores of views on the meta device."""
+    if dtype != FP8:
+        return {name: view.to(dtype) for name, view in views.items()}
+    try:
+        return encoded(views)
+    except CheckpointError as error:
+        raise VariantError(str(error)) from error
 
 
 def _gguf(number_format: str) -> GgufFormat:

@@ -16,11 +16,12 @@ from models.variants.names import Container
 Tier = Literal["edge", "mobile", "cluster"]
 TIERS: tuple[Tier, ...] = get_args(Tier)
 BITS = (4, 8, 16, 32)
-# What a tier is made as, and the bits that it may have, most first.
-_TIERS: dict[Tier, tuple[Container, tuple[int, ...]]] = {
-    "edge": ("gguf", (4,)),
-    "mobile": ("gguf", (8, 4)),
-    "cluster": ("hf", (16,)),
+# What a tier is made as, the first unless another is asked for, and the bits that it may have, most
+# first. A folder has 8 bits only where that is asked for: few processors compute in fp8.
+_TIERS: dict[Tier, dict[Container, tuple[int, ...]]] = {
+    "edge": {"gguf": (4,), "onnx": (4,), "hf": (16,)},
+    "mobile": {"gguf": (8, 4), "onnx": (8,), "hf": (16,)},
+    "cluster": {"hf": (16,), "gguf": (16,), "onnx": (8,)},
 }
 _USUAL_CONTEXT = 2048
 
@@ -130,13 +131,10 @@ def fitting_plans(
 def _plans(
     config: ModelConfig, parent_experts: int, tokenizer: Tokenizer, wanted: Wanted
 ) -> list[Plan]:
-    usual, bits = _TIERS[wanted.tier]
-    container = wanted.container or usual
+    usual = _TIERS[wanted.tier]
+    container = next(iter(usual)) if wanted.container is None else wanted.container
     kind = KINDS[container]
-    if wanted.bits is not None:
-        bits = (wanted.bits,)
-    elif container != usual:
-        bits = (min(kind.number_formats, key=lambda each: abs(each - bits[0])),)
+    bits = usual[container] if wanted.bits is None else (wanted.bits,)
     formats = [each for width in bits for each in kind.number_formats.get(width, ())]
     if not formats:
         raise VariantError(

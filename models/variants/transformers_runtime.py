@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from models.formats.files import CheckpointError, read_object
+from models.formats.fp8 import is_fp8
 from models.variants.extras import VariantError, need
 
 
@@ -21,7 +23,7 @@ class TransformersRuntime:
         exact: compute in fp32 whatever the stored type; else in the stored type, as by default.
 
     Raises:
-        MissingExtraError: transformers is not installed.
+        MissingExtraError: transformers, or what it needs for the folder, is not installed.
         VariantError: transformers does not load the folder.
 
     """
@@ -31,11 +33,15 @@ class TransformersRuntime:
         library.utils.logging.disable_progress_bar()
         self.name = f"transformers {library.__version__}"
         self._begin = begin
-        dtype = torch.float32 if exact else "auto"
+        options = {"dtype": torch.float32 if exact else "auto"}
+        if _is_fp8(folder):
+            need("accelerate", "foreign")
+            self.name += ", expanded from fp8"
+            options["quantization_config"] = library.FineGrainedFP8Config(dequantize=True)
         try:
             self._tokenizer = library.AutoTokenizer.from_pretrained(folder, local_files_only=True)
             self._model = library.AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, local_files_only=True
+                folder, local_files_only=True, **options
             )
         except (ValueError, OSError, KeyError, RuntimeError, ImportError) as error:
             raise VariantError(
@@ -68,3 +74,10 @@ class TransformersRuntime:
     def close(self) -> None:
         """See `Runtime.close`."""
         del self._model
+
+
+def _is_fp8(folder: Path) -> bool:
+    try:
+        return is_fp8(read_object(folder / "config.json"))
+    except CheckpointError as error:
+        raise VariantError(str(error)) from error

@@ -23,7 +23,8 @@ from tests.variants.models import TEXTS, decoder, tokenizer
 pytest.importorskip("gguf")
 pytest.importorskip("llama_cpp")
 pytest.importorskip("transformers")
-MODEL = decoder("llama moe, stretched", hidden=256, initializer_range=0.05)
+SHAPE = {"hidden": 256, "expert_hidden_size": 128, "initializer_range": 0.05}
+MODEL = decoder("llama moe, stretched", **SHAPE)
 WORDS = tokenizer()
 SOURCE = Source(MODEL, MODEL, WORDS)
 COST = Probe(10.0, 1, 1000, None)
@@ -68,7 +69,7 @@ def test_a_right_artefact_passes(container: str, number_format: str, tmp_path: P
 def test_weights_that_are_not_the_models_are_named(tmp_path: Path) -> None:
     plan = plan_of("gguf", "q8_0")
     folder = made(tmp_path / "a", plan)
-    other = decoder("llama moe, stretched", hidden=256, initializer_range=0.05)
+    other = decoder("llama moe, stretched", **SHAPE)
     experts = other.get_submodule("blocks.1.experts.down").get_parameter("weight").data
     experts[[0, 1]] = experts[[1, 0]]  # an artefact with two experts in each other's place
     found = run_artefact(plan, folder, Source(other, other, WORDS), {})
@@ -77,7 +78,7 @@ def test_weights_that_are_not_the_models_are_named(tmp_path: Path) -> None:
 
 def test_a_constant_that_the_runtime_reads_otherwise_is_seen(tmp_path: Path) -> None:
     plan = plan_of("gguf", "f16")
-    other = decoder("llama moe, stretched", hidden=256, initializer_range=0.05, rope_theta=500.0)
+    other = decoder("llama moe, stretched", **SHAPE, rope_theta=500.0)
     write_gguf(other, WORDS, made(tmp_path / "a", plan) / "model.gguf", "f16")
     found = run_artefact(plan, tmp_path / "a", SOURCE, {})
     assert found.coarse[0].startswith("rope_freqs")  # stretched for the other base

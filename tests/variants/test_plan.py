@@ -27,6 +27,9 @@ def test_tiers_have_their_own_formats_the_most_precise_first() -> None:
     assert names(Wanted("cluster")) == ["bf16"]
     assert names(Wanted("cluster", container="gguf")) == ["f16", "bf16"]
     assert names(Wanted("edge", container="hf", bits=32)) == ["f32"]
+    assert names(Wanted("mobile", container="hf")) == ["bf16"]  # fp8 is only made when asked for
+    assert names(Wanted("mobile", container="hf", bits=8)) == ["fp8"]
+    assert names(Wanted("cluster", container="onnx")) == ["int8"]
     for wanted in (Wanted("mobile"), Wanted("edge")):
         sizes = [plan.file_bytes for plan in plans(wanted)]
         assert sizes == sorted(sizes, reverse=True)
@@ -34,7 +37,14 @@ def test_tiers_have_their_own_formats_the_most_precise_first() -> None:
 
 @pytest.mark.parametrize(
     ("container", "number_format"),
-    [("gguf", "f16"), ("gguf", "q8_0"), ("gguf", "q4_0"), ("hf", "f32"), ("hf", "bf16")],
+    [
+        ("gguf", "f16"),
+        ("gguf", "q8_0"),
+        ("gguf", "q4_0"),
+        ("hf", "f32"),
+        ("hf", "bf16"),
+        ("hf", "fp8"),
+    ],
 )
 @pytest.mark.parametrize("pre", ["gpt-2", "qwen2"])
 def test_what_is_written_is_as_large_as_planned_and_no_larger(
@@ -68,7 +78,10 @@ def test_a_limit_takes_the_first_format_that_fits() -> None:
 
 
 def test_what_cannot_be_planned_is_refused_with_a_remedy() -> None:
-    with pytest.raises(VariantError, match="--bits out of 16, 32 for hf, got 4"):
+    with pytest.raises(VariantError, match="--bits out of 8, 16, 32 for hf, got 4"):
         plans(Wanted("cluster", bits=4))
+    narrow = decoder("qwen3moe", hidden=256, expert_hidden_size=96).config
+    with pytest.raises(VariantError, match="multiples of 128 for fp8"):
+        fitting_plans(narrow, 8, tokenizer(), Wanted("cluster", bits=8))
     with pytest.raises(VariantError, match=r"at most 128 tokens.*got 129"):
         plans(Wanted("edge", context=129))
