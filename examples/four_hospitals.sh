@@ -25,7 +25,7 @@ fail() { printf 'error: %s\n' "$*" >&2 && exit 1; }
 own_fingerprint() { sed -n "s/.*this node's fingerprint is //p" "$OUT/nodes/$1/join.log"; }
 has_joined() { [[ -n "$(own_fingerprint "$1" 2>/dev/null)" ]]; }
 is_listening() { (: <"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
-rounds() { grep -c round-recorded "$OUT/srv/ledger/entries.jsonl" 2>/dev/null || true; }
+rounds() { cat "$OUT/srv/ledger/entries.jsonl" 2>/dev/null | grep -c round-recorded || true; }
 has_rounds() { (($(rounds) >= $1)); }
 takes_part() { grep round-recorded "$OUT/srv/ledger/entries.jsonl" | tail -n 1 | grep -q "\"$1\""; }
 
