@@ -112,7 +112,8 @@ def warm_up(
         for step in range(done, settings.steps):
             for group in optimiser.param_groups:
                 group["lr"] = settings.learning_rate * cosine(step, settings.steps)
-            window_BT = _windows(stream, settings, generator)[world.rank :: world.size]
+            window_BT = windows(stream, settings.batch, settings.sequence_length, generator)
+            window_BT = window_BT[world.rank :: world.size]
             activation = _draw_activation(model, step, settings, generator)
             own = _step(
                 model,
@@ -205,7 +206,12 @@ def cosine(step: int, steps: int, floor: float = 0.03) -> float:
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * along))
 
 
-def _windows(stream: Tensor, settings: WarmUp, generator: torch.Generator) -> Tensor:
-    length = settings.sequence_length
-    begin_B = torch.randint(0, len(stream) - length, (settings.batch,), generator=generator)
+def windows(stream: Tensor, batch: int, length: int, generator: torch.Generator) -> Tensor:
+    """Draw windows of length + 1 tokens that follow each other in the text, int64 [B, length + 1].
+
+    Args:
+        stream: integers, longer than `length`.
+
+    """
+    begin_B = torch.randint(0, len(stream) - length, (batch,), generator=generator)
     return stream[begin_B[:, None] + torch.arange(length + 1)].long()

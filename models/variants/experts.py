@@ -6,7 +6,7 @@ computes with those rows masked (models.composition).
 Shapes: B rows, T positions, L layers, E experts, K chosen, D hidden, M slots of one expert.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -83,13 +83,13 @@ def expert_use(model: Decoder, rows: Sequence[Row]) -> Use:
         block.experts.register_forward_hook(layer.watch)
         for block, layer in zip(_blocks(model), layers, strict=True)
     ]
+
+    def begin(counted_BT: Tensor) -> None:
+        for layer in layers:
+            layer.counted_BT = counted_BT
+
     try:
-        for begin in range(0, len(rows), _BATCH):
-            part = rows[begin : begin + _BATCH]
-            token_BT, target_BT = stack_rows(part, max(len(row.ids) for row in part) - 1)
-            for layer in layers:
-                layer.counted_BT = target_BT != IGNORED
-            model.hidden(token_BT)
+        read_rows(model, rows, begin)
     finally:
         for hook in hooks:
             hook.remove()
@@ -98,6 +98,20 @@ def expert_use(model: Decoder, rows: Sequence[Row]) -> Use:
         torch.stack([layer.norm_E / layer.tokens_E.clamp_min(1) for layer in layers]),
         torch.stack([layer.likeness() for layer in layers]),
     )
+
+
+def read_rows(model: Decoder, rows: Sequence[Row], begin: Callable[[Tensor], None]) -> None:
+    """Let a model read rows, a batch at a time.
+
+    Args:
+        begin: called before each pass with which of its positions count, [B, T].
+
+    """
+    for first in range(0, len(rows), _BATCH):
+        part = rows[first : first + _BATCH]
+        token_BT, target_BT = stack_rows(part, max(len(row.ids) for row in part) - 1)
+        begin(target_BT != IGNORED)
+        model.hidden(token_BT)
 
 
 class _Layer:
