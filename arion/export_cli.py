@@ -11,9 +11,11 @@ from rich.table import Table
 
 from arion.errors import user_errors
 from arion.progress import make_progress
+from arion.variant_dense import USUAL, Dense, Teaching
 from arion.variant_export import ExportOrder, Prepared, export, prepare
 from arion.variant_selection import CRITERIA, Choice
 from arion.variant_verify import Verdict, verify_variant
+from models.variants.distil import Distilling
 from models.variants.extras import VariantError
 from models.variants.names import CONTAINERS
 from models.variants.passport import Missing, Passport
@@ -63,6 +65,34 @@ def export_command(
         bool,
         typer.Option("--merge", help="Average experts that go into those that stay; often worse."),
     ] = False,
+    dense: Annotated[
+        bool, typer.Option("--dense", help="Distil a dense model from the experts, on --public.")
+    ] = False,
+    public: Annotated[
+        Path | None,
+        typer.Option(help="Folder of public text with a public.toml, to distil on."),
+    ] = None,
+    width: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of a dense layer.", show_default="experts that a token uses"),
+    ] = None,
+    depth: Annotated[
+        int | None, typer.Option(min=1, help="Layers of a dense model.", show_default="all")
+    ] = None,
+    distil_steps: Annotated[
+        int | None, typer.Option(min=1, help="To distil.", show_default=str(USUAL.steps))
+    ] = None,
+    distil_batch: Annotated[
+        int | None, typer.Option(min=1, help="Windows of a step.", show_default=str(USUAL.batch))
+    ] = None,
+    distil_length: Annotated[
+        int | None,
+        typer.Option(min=2, help="Tokens of one.", show_default=str(USUAL.sequence_length)),
+    ] = None,
+    distil_rate: Annotated[
+        float | None,
+        typer.Option(min=1e-9, help="Highest rate.", show_default=str(USUAL.learning_rate)),
+    ] = None,
     owner: Annotated[
         list[str] | None,
         typer.Option(help="Whose experts to take beside the base's own; repeatable. All without."),
@@ -88,6 +118,8 @@ def export_command(
     """Make an artefact for a tier: planned to fit, run in its runtime, published if it passes.
 
     Example: arion model export runs/h3/model --tier mobile --max-bytes 2000000000 --out phone/
+
+    Example: arion model export base/ --tier edge --dense --public texts/ --depth 12 --out watch/
     """
     with user_errors():
         target = Target(max_bytes, max_memory, min_tokens_per_s, max_loss_rise)
@@ -100,8 +132,25 @@ def export_command(
         )
         owners = None if owner is None else tuple(owner)
         choice = Choice(owners, experts, _one_of(choose, CRITERIA, "--choose"), merge)
-        texts = tuple(heldout or ())
-        order = ExportOrder(model, out, wanted, texts, domain, choice, ledger, pins, key)
+        settings = {
+            "steps": distil_steps,
+            "batch": distil_batch,
+            "sequence_length": distil_length,
+            "learning_rate": distil_rate,
+        }
+        order = ExportOrder(
+            model=model,
+            out=out,
+            wanted=wanted,
+            heldout=tuple(heldout or ()),
+            domain=domain,
+            choice=choice,
+            dense=_dense(width, depth, settings, asked=dense),
+            public=public,
+            ledger=ledger,
+            pins=pins,
+            key=key,
+        )
         with closing(make_progress()) as progress:
             prepared = prepare(order, progress)
             if not dry_run:
@@ -148,6 +197,21 @@ def _one_of(value: Any, known: tuple[Any, ...], option: str) -> Any:
     return value
 
 
+def _dense(
+    width: int | None, depth: int | None, settings: dict[str, Any], *, asked: bool
+) -> Dense | None:
+    """The student that was asked for; what was not said is as usual."""
+    given = {name: value for name, value in settings.items() if value is not None}
+    if asked:
+        return Dense(width, depth, Distilling(**given))
+    if width is not None or depth is not None or given:
+        raise VariantError(
+            "Expected --dense with --width, --depth or an option of the distillation, got none. "
+            "Layers are left out and experts joined with a distillation only."
+        )
+    return None
+
+
 def _plan_lines(prepared: Prepared) -> list[str]:
     first, *others = prepared.selected.plans
     lines = [
@@ -156,7 +220,19 @@ def _plan_lines(prepared: Prepared) -> list[str]:
     ]
     if others:
         lines.append(f"Should it fail: {', then '.join(plan.name for plan in others)}.")
+    if prepared.teaching is not None:
+        lines.append(_teaching_line(prepared.teaching))
     return lines
+
+
+def _teaching_line(teaching: Teaching) -> str:
+    shape = teaching.student.config
+    return (
+        f"Distillation: {teaching.settings.steps:,} steps, {teaching.tokens:,} tokens "
+        f"({teaching.passes:.2g} passes over {teaching.text.name!r}), about {teaching.flops:.2g} "
+        f"FLOPs, into {shape.layers} of {teaching.teacher.config.layers} layers of width "
+        f"{shape.expert_hidden_size}."
+    )
 
 
 def _print_plans(prepared: Prepared, as_json: bool) -> None:
@@ -164,10 +240,25 @@ def _print_plans(prepared: Prepared, as_json: bool) -> None:
         plans = [
             {**vars(plan), "memory_bytes": plan.memory_bytes} for plan in prepared.selected.plans
         ]
-        typer.echo(json.dumps({"plans": plans}, indent=2))
+        found: dict[str, Any] = {"plans": plans}
+        if prepared.teaching is not None:
+            found["distillation"] = _teaching_facts(prepared.teaching)
+        typer.echo(json.dumps(found, indent=2))
         return
     for line in _plan_lines(prepared):
         typer.echo(line)
+
+
+def _teaching_facts(teaching: Teaching) -> dict[str, Any]:
+    return {
+        **teaching.settings.model_dump(),
+        "tokens": teaching.tokens,
+        "passes": teaching.passes,
+        "flops": teaching.flops,
+        "layers": teaching.layers,
+        "joined": teaching.joined,
+        "width": teaching.student.config.expert_hidden_size,
+    }
 
 
 def _print_passport(passport: Passport, out: Path, as_json: bool) -> None:

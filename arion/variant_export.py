@@ -9,15 +9,16 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from arion.progress import Progress, Stage
 from arion.public_text import PublicText, read_public_text
 from arion.variant_card import card_text
 from arion.variant_claims import ledger_claims
+from arion.variant_dense import Dense, Teaching, select_dense, teach, work_folder
 from arion.variant_selection import EVERYBODY, Choice, Selected, select
 from models.durable import file_digest, put, sync, write_whole
 from models.variants.check import Checked, failures, run_artefact
+from models.variants.distil import Distillation
 from models.variants.extras import MissingExtraError, VariantError
 from models.variants.kinds import KINDS, files_of
 from models.variants.names import ATTESTATION, CARD, PASSPORT
@@ -27,6 +28,7 @@ from models.variants.passport import (
     Missing,
     Passport,
     PublicSource,
+    Use,
     verification,
 )
 from models.variants.plan import Plan, Wanted
@@ -43,7 +45,9 @@ class ExportOrder:
     Attributes:
         model: folder of the parent. out: must not exist.
         heldout: folders of public text to compare on. domain: one by which experts are chosen.
-        choice: of experts. ledger, pins: of the parent's training.
+        choice: of experts. dense: the student that is made of them; None for the experts as they
+            are. public: folder of public text that it is distilled on.
+        ledger, pins: of the parent's training.
         key: identity that signs; None leaves the artefact unsigned.
 
     """
@@ -54,6 +58,8 @@ class ExportOrder:
     heldout: tuple[Path, ...] = ()
     domain: Path | None = None
     choice: Choice = EVERYBODY
+    dense: Dense | None = None
+    public: Path | None = None
     ledger: Path | None = None
     pins: Path | None = None
     key: Path | None = None
@@ -61,7 +67,12 @@ class ExportOrder:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything that was read and checked before anything is written."""
+    """Everything that was read and checked before anything is written.
+
+    Attributes:
+        teaching: of the model that is exported, where it is a student; it is trained in place.
+
+    """
 
     parent: Parent
     selected: Selected
@@ -69,6 +80,7 @@ class Prepared:
     domain: PublicText | None
     ledger: tuple[LedgerClaim, ...]
     key: IdentityKey | None
+    teaching: Teaching | None = None
 
 
 def prepare(order: ExportOrder, progress: Progress) -> Prepared:
@@ -88,11 +100,42 @@ def prepare(order: ExportOrder, progress: Progress) -> Prepared:
     heldout = tuple(read_public_text(folder) for folder in order.heldout)
     _check_distinct([text.name for text in heldout])
     domain = None if order.domain is None else read_public_text(order.domain)
-    order.choice.check(domain, order.wanted.target)
+    public = _read_lesson(order, heldout)
+    if public is None:
+        order.choice.check(domain, order.wanted.target)
     parent = open_parent(order.model, Stage(progress, "reading tensors"))
     claims = () if order.ledger is None else ledger_claims(order.ledger, order.pins, parent.digest)
-    selected = select(parent, order.choice, domain, order.wanted)
-    return Prepared(parent, selected, heldout, domain, claims, key)
+    if order.dense is None or public is None:
+        selected, teaching = select(parent, order.choice, domain, order.wanted), None
+    else:
+        texts = (public, domain)
+        selected, teaching = select_dense(parent, order.choice, order.dense, texts, order.wanted)
+    return Prepared(parent, selected, heldout, domain, claims, key, teaching)
+
+
+def _read_lesson(order: ExportOrder, heldout: Sequence[PublicText]) -> PublicText | None:
+    """Read what a student is distilled on; None where none is asked for.
+
+    Raises:
+        VariantError: a student without a text or the other way round; held-out text among it.
+
+    """
+    if order.dense is None and order.public is None:
+        return None
+    if order.dense is None or order.public is None:
+        raise VariantError(
+            "Expected --dense and --public together, got one of them. --public names the public "
+            "text that a dense student is distilled on."
+        )
+    order.dense.check(order.choice)
+    public = read_public_text(order.public)
+    for text in heldout:
+        if set(text.files.values()) & set(public.files.values()):
+            raise VariantError(
+                f"Expected held-out text that the student is not trained on, got a file of "
+                f"{text.name!r} in --public too. Keep them apart."
+            )
+    return public
 
 
 def export(order: ExportOrder, prepared: Prepared, progress: Progress) -> Passport:
@@ -102,7 +145,8 @@ def export(order: ExportOrder, prepared: Prepared, progress: Progress) -> Passpo
         VariantError: none passed; said with why, and with what came nearest.
 
     """
-    part = order.out.with_name(order.out.name + ".part")
+    part, work = order.out.with_name(order.out.name + ".part"), work_folder(order.out)
+    taught = None if prepared.teaching is None else teach(prepared.teaching, work, progress)
     reasons = []
     for plan in prepared.selected.plans:
         shutil.rmtree(part, ignore_errors=True)
@@ -112,13 +156,18 @@ def export(order: ExportOrder, prepared: Prepared, progress: Progress) -> Passpo
                 () if isinstance(found, Missing) else failures(found, plan, order.wanted.target)
             )
             if not failed:
-                return _publish(order, prepared, plan, part, found)
+                passport = _passport(prepared, plan, part, found, taught)
+                published = _publish(order, prepared.key, part, passport)
+                shutil.rmtree(work, ignore_errors=True)
+                return published
         except VariantError as error:
             failed = (str(error),)
         finally:
             shutil.rmtree(part, ignore_errors=True)
         progress.note(f"{plan.name}: not published: {'; '.join(failed)}")
         reasons.append(f"{plan.name}: {'; '.join(failed)}")
+    if taught is not None:
+        progress.note(f"The distilled weights are kept in {work}: another try begins with them.")
     raise VariantError(
         f"Expected an artefact that passes, got none of {len(reasons)} tried. "
         f"{' | '.join(reasons)}. Nothing was published; the last comes nearest in size and speed, "
@@ -140,25 +189,30 @@ def _make(plan: Plan, part: Path, prepared: Prepared, progress: Progress) -> Che
 
 
 def _publish(
-    order: ExportOrder, prepared: Prepared, plan: Plan, part: Path, found: Checked | Missing
+    order: ExportOrder, key: IdentityKey | None, part: Path, passport: Passport
 ) -> Passport:
     """Add passport, card and signature, and give the folder its name."""
-    passport = _passport(prepared, plan, part, found)
     write_whole(part / CARD, card_text(passport, order.out.name).encode())
     listed = {**passport.files, CARD: file_digest(part / CARD)}
     passport = passport.model_copy(update={"files": listed})
     write_whole(part / PASSPORT, (passport.model_dump_json(indent=2) + "\n").encode())
-    if prepared.key is not None:
+    if key is not None:
         signed = {**listed, PASSPORT: file_digest(part / PASSPORT)}
         predicate = passport.model_dump(mode="json", exclude={"files"})
-        write_whole(part / ATTESTATION, attest(prepared.key, signed, PREDICATE, predicate))
+        write_whole(part / ATTESTATION, attest(key, signed, PREDICATE, predicate))
     for path in files_of(part):
         sync(path)
     put(part, order.out)
     return passport
 
 
-def _passport(prepared: Prepared, plan: Plan, part: Path, found: Checked | Missing) -> Passport:
+def _passport(
+    prepared: Prepared,
+    plan: Plan,
+    part: Path,
+    found: Checked | Missing,
+    taught: Distillation | None,
+) -> Passport:
     """What is claimed of the files in `part`."""
     machine = f"{platform.machine()}, {platform.system()}"
     checked = found if isinstance(found, Missing) else verification(found, plan.context, machine)
@@ -171,6 +225,7 @@ def _passport(prepared: Prepared, plan: Plan, part: Path, found: Checked | Missi
         parent_experts=plan.parent_experts,
         kept=prepared.selected.kept,
         chosen_by=prepared.selected.chosen_by,
+        distillation=taught,
         contents=KINDS[plan.container].inspect(part),
         owners=prepared.parent.shares(prepared.selected.inside),
         texts=tuple(_sources(prepared)),
@@ -183,10 +238,11 @@ def _passport(prepared: Prepared, plan: Plan, part: Path, found: Checked | Missi
 
 
 def _sources(prepared: Prepared) -> Iterator[PublicSource]:
-    used: list[tuple[PublicText, Literal["held-out", "calibration"]]]
-    used = [(text, "held-out") for text in prepared.heldout]
+    used: list[tuple[PublicText, Use]] = [(text, "held-out") for text in prepared.heldout]
     if prepared.domain is not None:
         used.append((prepared.domain, "calibration"))
+    if prepared.teaching is not None:
+        used.append((prepared.teaching.text, "distillation"))
     for text, use in used:
         yield PublicSource(
             name=text.name,
@@ -199,7 +255,12 @@ def _sources(prepared: Prepared) -> Iterator[PublicSource]:
 
 def _notes(prepared: Prepared, plan: Plan) -> Sequence[str]:
     found = []
-    if prepared.selected.inside != prepared.selected.kept:
+    if prepared.teaching is not None:
+        found.append(
+            "A dense model cannot be parted into its teacher's experts: the owners' shares name "
+            "everyone whose experts the teacher held, and withdrawing one takes a new distillation."
+        )
+    elif prepared.selected.inside != prepared.selected.kept:
         found.append(
             "Experts that are not kept were averaged into those that are: the owners' shares name "
             "everyone whose experts went in, and withdrawing one takes a new export."

@@ -3,21 +3,37 @@
 Nothing but text that declares itself public (arion.public_text) can be given to choose by.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from torch import Tensor
+
 from arion.public_text import PublicText
 from models.config import ModelConfig
+from models.decoder import Decoder
+from models.tokenizer import Row
 from models.variants.check import LENGTH, Source, spread_rows
-from models.variants.experts import Kept, best, everything, expert_use, merge, of_owners, prune
+from models.variants.experts import (
+    Kept,
+    Use,
+    best,
+    everything,
+    expert_use,
+    merge,
+    of_owners,
+    prune,
+)
 from models.variants.extras import VariantError
 from models.variants.parent import Parent
 from models.variants.plan import Plan, Target, TooLargeError, Wanted, fitting_plans
 
 Criterion = Literal["mass", "reap"]
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
-_WORDS = {"mass": "by routing mass", "reap": "by router-weighted activation (REAP)"}
+WORDS: dict[Criterion, str] = {
+    "mass": "by routing mass",
+    "reap": "by router-weighted activation (REAP)",
+}
 _CALIBRATION_ROWS = 256
 
 
@@ -91,28 +107,60 @@ def select(parent: Parent, choice: Choice, domain: PublicText | None, wanted: Wa
     """
     choice.check(domain, wanted.target)
     model, config = parent.model, parent.model.config
-    allowed = parent.all_experts
-    if choice.owners is not None:
-        allowed = of_owners(model, parent.ownership, choice.owners)
-    whose = "all were kept" if allowed == parent.all_experts else "chosen by owner"
-    allowed_model = model if allowed == parent.all_experts else prune(model, allowed)
-    count, plans = _first_fit(parent, _counts(choice, domain, len(allowed[0]), config), wanted)
+    allowed, allowed_model, whose = allowed_experts(parent, choice)
+    counts = _counts(choice, domain, len(allowed[0]), config)
+    count, plans = first_fit(parent, _shapes(config, counts), wanted)
     if domain is None or count == len(allowed[0]):
         source = Source(model, allowed_model, parent.tokenizer)
         return Selected(source, allowed, allowed, whose, plans)
-    rows = spread_rows(parent.tokenizer, domain.texts, _length(config), _CALIBRATION_ROWS)
-    use = expert_use(allowed_model, rows)
-    score_LE = use.mass_LE if choice.criterion == "mass" else use.reap_LE
-    chosen = best(everything(allowed_model.config), score_LE, count)
-    chosen_by = f"chosen {_WORDS[choice.criterion]} on the public text {domain.name!r}"
+    found = calibration(parent, allowed_model, domain)
+    chosen = best(everything(allowed_model.config), found.score(choice.criterion), count)
+    chosen_by = f"chosen {WORDS[choice.criterion]} on the public text {domain.name!r}"
     chosen_by += ", the others averaged into them" * choice.merged
-    reduced = merge(allowed_model, chosen, use) if choice.merged else prune(allowed_model, chosen)
+    reduced = prune(allowed_model, chosen)
+    if choice.merged:
+        reduced = merge(allowed_model, chosen, found.use)
     kept = tuple(
         tuple(layer[expert] for expert in picked)
         for layer, picked in zip(allowed, chosen, strict=True)
     )
     source = Source(model, reduced, parent.tokenizer)
     return Selected(source, kept, allowed if choice.merged else kept, chosen_by, plans)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Public text, and what the experts of a model do on it."""
+
+    rows: list[Row]
+    use: Use
+
+    def score(self, criterion: Criterion) -> Tensor:
+        """Return the figure that decides, fp64 [layers, experts]."""
+        return self.use.mass_LE if criterion == "mass" else self.use.reap_LE
+
+
+def allowed_experts(parent: Parent, choice: Choice) -> tuple[Kept, Decoder, str]:
+    """Return the experts of the owners that were asked for, a model of them, and how it came.
+
+    Raises:
+        VariantError: see `of_owners`.
+
+    """
+    model, whole = parent.model, parent.all_experts
+    allowed = whole
+    if choice.owners is not None:
+        allowed = of_owners(model, parent.ownership, choice.owners)
+    if allowed == whole:
+        return whole, model, "all were kept"
+    return allowed, prune(model, allowed), "chosen by owner"
+
+
+def calibration(parent: Parent, model: Decoder, domain: PublicText) -> Calibration:
+    """Let a model read public text, rows spread over it."""
+    length = min(LENGTH, model.config.max_positions - 1)
+    rows = spread_rows(parent.tokenizer, domain.texts, length, _CALIBRATION_ROWS)
+    return Calibration(rows, expert_use(model, rows))
 
 
 def _counts(
@@ -127,11 +175,7 @@ def _counts(
         yield from range(there - 1, config.experts_per_token - 1, -1)
 
 
-def _first_fit(
-    parent: Parent, counts: Iterator[int], wanted: Wanted
-) -> tuple[int, tuple[Plan, ...]]:
-    """Return the largest number of experts that fits, and its plans."""
-    config, refusal = parent.model.config, None
+def _shapes(config: ModelConfig, counts: Iterable[int]) -> Iterator[tuple[int, ModelConfig]]:
     for count in counts:
         if not 1 <= count <= config.experts:
             raise VariantError(
@@ -139,14 +183,31 @@ def _first_fit(
             )
         per_token = min(config.experts_per_token, count)
         sizes = {"experts": count, "experts_per_token": per_token}
+        yield count, config.model_copy(update=sizes)
+
+
+def first_fit(
+    parent: Parent,
+    shapes: Iterable[tuple[int, ModelConfig]],
+    wanted: Wanted,
+    *,
+    joined: bool = False,
+) -> tuple[int, tuple[Plan, ...]]:
+    """Return the first number of experts that fits, and its plans.
+
+    Args:
+        shapes: numbers of experts, at least one, and the model of each. joined: into one.
+
+    Raises:
+        TooLargeError: none fits; said of the last. VariantError: see `fitting_plans`.
+
+    """
+    most, refusal = parent.model.config.experts, None
+    for count, shape in shapes:
+        into = count if joined else None
         try:
-            smaller = config.model_copy(update=sizes)
-            return count, fitting_plans(smaller, config.experts, parent.tokenizer, wanted)
+            return count, fitting_plans(shape, most, parent.tokenizer, wanted, into)
         except TooLargeError as error:
             refusal = error
     assert refusal is not None, "there is at least one count"
     raise refusal
-
-
-def _length(config: ModelConfig) -> int:
-    return min(LENGTH, config.max_positions - 1)

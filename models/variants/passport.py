@@ -5,9 +5,17 @@ null there and named as such here; nothing is filled in.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from models.durable import file_digest
 from models.expert_module import PrivacyClaim
@@ -16,9 +24,12 @@ from models.names import Digest, OwnerName, Statement
 from models.variants.check import Checked
 from models.variants.compare import Difference
 from models.variants.contents import Contents
+from models.variants.distil import Distillation
 from models.variants.extras import VariantError
 from models.variants.kinds import KINDS
 from models.variants.names import ATTESTATION, PASSPORT, Container
+
+Use = Literal["held-out", "calibration", "distillation"]
 
 
 class _Frozen(BaseModel):
@@ -78,13 +89,14 @@ class PublicSource(_Frozen):
     """Public text that took part.
 
     Attributes:
-        use: "held-out" measured the quality, "calibration" chose experts.
+        use: "held-out" measured the quality, "calibration" chose experts, "distillation" trained
+            a student (and chose its experts and layers, where there is no text for that).
         source, licence: as its `public.toml` states. files: SHA-256 by name.
 
     """
 
     name: str
-    use: Literal["held-out", "calibration"]
+    use: Use
     source: Statement
     licence: Statement
     files: dict[str, Digest]
@@ -124,7 +136,10 @@ class Passport(_Frozen):
 
     Attributes:
         parent: its name; parent_digest: `model_digest` of the whole model.
-        kept: per layer, the parent's experts that it holds. chosen_by: how.
+        kept: per layer of the artefact, the parent's experts that it holds, as they are or joined
+            into one. chosen_by: how.
+        distillation: how a dense student was made; None for a model of the parent's own weights,
+            whose passport does not name it then.
         ledger: empty where no ledger was given.
         contents: what the artefact's own files say of themselves.
         notes: what a user must know. files: SHA-256 of every other file but the attestation.
@@ -140,6 +155,7 @@ class Passport(_Frozen):
     parent_experts: int
     kept: tuple[tuple[int, ...], ...]
     chosen_by: str
+    distillation: Distillation | None = None
     contents: Contents
     owners: tuple[OwnerShare, ...]
     texts: tuple[PublicSource, ...]
@@ -148,6 +164,14 @@ class Passport(_Frozen):
     file_bytes: int
     notes: tuple[str, ...]
     files: Annotated[dict[str, Digest], Field(min_length=1)]
+
+    @model_serializer(mode="wrap")
+    def _as_signed(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Attestations signed before there were students do not name the field, and hold on.
+        said: dict[str, Any] = handler(self)
+        if self.distillation is None:
+            said.pop("distillation", None)
+        return said
 
 
 def figures(by_text: dict[str, Difference]) -> tuple[TextFigures, ...]:
@@ -242,11 +266,18 @@ def _verify_file(folder: Path, name: str, digest: str) -> None:
 
 
 def _verify_contents(found: Contents, passport: Passport) -> None:
-    wanted = passport.contents
-    if len(set(map(len, passport.kept))) != 1 or len(passport.kept[0]) != wanted.experts:
+    wanted, taught = passport.contents, passport.distillation
+    held = wanted.experts if taught is None else taught.joined
+    if len(passport.kept) != wanted.layers or set(map(len, passport.kept)) != {held}:
         raise VariantError(
-            f"Expected {wanted.experts} experts of every layer in {PASSPORT}, got another list. "
-            "The passport is not of this artefact."
+            f"Expected {held} experts of each of {wanted.layers} layers in {PASSPORT}, got another "
+            "list. The passport is not of this artefact."
+        )
+    if taught is not None and (wanted.experts != 1 or len(taught.layers) != wanted.layers):
+        raise VariantError(
+            f"Expected a student of one expert per layer and {len(taught.layers)} layers as "
+            f"{PASSPORT} says, got {wanted.experts} experts and {wanted.layers} layers. The "
+            "passport is not of this artefact."
         )
     for field, was in wanted:
         if (now := getattr(found, field)) != was:

@@ -65,6 +65,7 @@ class Plan:
 
     Attributes:
         number_format: of the matrices. experts: per layer. parent_experts: before.
+        joined: the parent's experts that a layer's only one was joined of; None where sparse.
         file_bytes: of all files, at most. cache_bytes: of keys and values of `context` tokens.
 
     """
@@ -77,6 +78,7 @@ class Plan:
     context: int
     file_bytes: int
     cache_bytes: int
+    joined: int | None = None
 
     @property
     def memory_bytes(self) -> int:
@@ -86,8 +88,11 @@ class Plan:
     @property
     def name(self) -> str:
         """For people."""
+        kind = f"{self.container} {self.number_format}"
+        if self.joined is not None:
+            return f"{kind}, dense of {self.joined} of {self.parent_experts} experts"
         experts = f", {self.experts} of {self.parent_experts} experts"
-        return f"{self.container} {self.number_format}{experts * (self.parent_experts > 1)}"
+        return f"{kind}{experts * (self.parent_experts > 1)}"
 
 
 class TooLargeError(VariantError):
@@ -95,13 +100,17 @@ class TooLargeError(VariantError):
 
 
 def fitting_plans(
-    config: ModelConfig, parent_experts: int, tokenizer: Tokenizer, wanted: Wanted
+    config: ModelConfig,
+    parent_experts: int,
+    tokenizer: Tokenizer,
+    wanted: Wanted,
+    joined: int | None = None,
 ) -> tuple[Plan, ...]:
     """Return the plans that fit, the most precise first.
 
     Args:
         config: of the model that is exported, its experts already chosen.
-        parent_experts: per layer, before.
+        parent_experts: per layer, before. joined: see `Plan`.
 
     Raises:
         TooLargeError: nothing fits, said with what comes nearest.
@@ -109,7 +118,7 @@ def fitting_plans(
             a tokenizer or an architecture that the container does not have.
 
     """
-    plans = _plans(config, parent_experts, tokenizer, wanted)
+    plans = _plans(config, parent_experts, tokenizer, wanted, joined)
     target = wanted.target
     found = tuple(
         plan
@@ -129,7 +138,11 @@ def fitting_plans(
 
 
 def _plans(
-    config: ModelConfig, parent_experts: int, tokenizer: Tokenizer, wanted: Wanted
+    config: ModelConfig,
+    parent_experts: int,
+    tokenizer: Tokenizer,
+    wanted: Wanted,
+    joined: int | None,
 ) -> list[Plan]:
     usual = _TIERS[wanted.tier]
     container = next(iter(usual)) if wanted.container is None else wanted.container
@@ -158,6 +171,7 @@ def _plans(
             context=context,
             file_bytes=kind.size(config, tokenizer, each),
             cache_bytes=numbers * kind.cache_width(each),
+            joined=joined,
         )
         for each in formats
     ]
