@@ -49,6 +49,34 @@ class Downloads:
         return self._data
 
 
+class Waits:
+    """How long to wait before the coordinator is dialled again.
+
+    Twice as long each time, while connections fail; from the shortest wait on, after one that
+    lasted longer than the wait before it: a coordinator that is started again finds its nodes soon,
+    however often that happens.
+
+    Args:
+        jitter: so that many nodes do not come back at once.
+
+    """
+
+    def __init__(self, jitter: random.Random) -> None:
+        self._jitter, self._next = jitter, _FIRST_WAIT_S
+
+    def begin_anew(self) -> None:
+        """Note that all is well."""
+        self._next = _FIRST_WAIT_S
+
+    def after(self, lasted_s: float) -> float:
+        """Return the seconds to wait after a connection, or an attempt at one, that lasted so."""
+        if lasted_s > self._next:
+            self.begin_anew()
+        wait = self._next * self._jitter.uniform(0.5, 1.0)
+        self._next = min(2 * self._next, _LONGEST_WAIT_S)
+        return wait
+
+
 class Agent:
     """Serves one node's home until it is stopped.
 
@@ -63,7 +91,7 @@ class Agent:
         self, home: Path, answering: Answering, jitter: random.Random | None = None
     ) -> None:
         self._home, self._answering = home, answering
-        self._jitter = jitter or random.SystemRandom()
+        self._waits = Waits(jitter or random.SystemRandom())
         self._stopped = threading.Event()
         self._link: Link | None = None
         self._downloads = Downloads()
@@ -83,22 +111,19 @@ class Agent:
             NodeError: the node has not joined, was not approved, or its certificate has expired.
 
         """
-        wait = _FIRST_WAIT_S
         while not self._stopped.is_set():
             membership, began = MembershipFile(self._home).load(), time.monotonic()
             try:
                 self._serve(membership)
-                wait = _FIRST_WAIT_S
+                self._waits.begin_anew()
             except LinkLost as error:
                 if self._stopped.is_set():
                     return
                 if membership.due_in_s < 0:
                     continue  # the stream was closed to renew the certificate
-                if time.monotonic() > began + _LONGEST_WAIT_S:
-                    wait = _FIRST_WAIT_S
-                _LOG.warning("%s; dialling again in at most %.1f s", error, wait)
-                self._stopped.wait(wait * self._jitter.uniform(0.5, 1.0))
-                wait = min(2 * wait, _LONGEST_WAIT_S)
+                wait = self._waits.after(time.monotonic() - began)
+                _LOG.warning("%s; dialling again in %.1f s", error, wait)
+                self._stopped.wait(wait)
 
     def _serve(self, membership: Membership) -> None:
         """Answer over one connection, until it is lost or its certificate is due."""

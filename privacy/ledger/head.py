@@ -150,11 +150,13 @@ class HeadWitness:
         """Check a new head against the one held, keep it, and return what to countersign.
 
         1. the ledger's pinned key signed it; 2. it is of the watched ledger; 3. it is no shorter
-        than the head held; 4. it begins with the head held; 5. it is on disk before we return.
+        than the head held; 4. it begins with the head held, as it does where it is the same history
+        of the same length, whatever proof comes with it: an offer that was accepted comes again
+        where the answer was lost; 5. it is on disk before we return.
 
         Args:
             signed_head: the head offered, domain "ledger-head".
-            consistency_proof: RFC 6962 proof from the held size; empty at first or where equal.
+            consistency_proof: RFC 6962 proof from the held size; not read at first or where equal.
             public_key: pinned Ed25519 key of the ledger's owner, 32 bytes.
 
         Returns:
@@ -182,6 +184,8 @@ class HeadWitness:
 
 
 def _check_extends(held: TreeHead, head: TreeHead, proof: Sequence[bytes]) -> None:
+    if (head.size, head.root) == (held.size, held.root):
+        return
     if head.size < held.size:
         raise ForkError(
             f"Expected the ledger {head.ledger!r} to keep its {held.size} entries, got a head of "

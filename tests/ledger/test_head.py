@@ -60,6 +60,36 @@ def test_a_witness_follows_a_growing_ledger(
         assert HeadWitness(tmp_path / "hub.witness.json", "hub", "x").held == log.last_head
 
 
+def test_an_offer_that_comes_again_is_accepted_again(
+    tmp_path: Path, witness: HeadWitness, make: Make
+) -> None:
+    """The answer to it was lost; its proof begins at a head that is not the newest any more."""
+    public_key = make.COORDINATOR_KEY.public_key
+    with LedgerLog(tmp_path / "hub", "hub") as log:
+        log.append(*make.opened())
+        witness.accept(log.sign_head(make.COORDINATOR_KEY), (), public_key)
+        log.append(*make.recorded(1))
+        offer = log.sign_head(make.COORDINATOR_KEY), log.consistency_proof(1), public_key
+        assert offer[1] != []
+        assert witness.accept(*offer) == witness.accept(*offer)
+        started_again = HeadWitness(tmp_path / "hub.witness.json", "hub", "hospital-a")
+        assert started_again.accept(*offer) == witness.accept(*offer)
+        assert started_again.held == log.last_head
+
+
+def test_another_history_of_the_same_length_is_refused_whatever_its_proof(
+    tmp_path: Path, witness: HeadWitness, make: Make
+) -> None:
+    one, two = two_histories(tmp_path, make)
+    public_key = make.COORDINATOR_KEY.public_key
+    with one, two:
+        witness.accept(one.sign_head(make.COORDINATOR_KEY), (), public_key)
+        other = two.sign_head(make.COORDINATOR_KEY)
+        for proof in ((), two.consistency_proof(1)):
+            with pytest.raises(ForkError, match="it forked"):
+                witness.accept(other, proof, public_key)
+
+
 def two_histories(tmp_path: Path, make: Make) -> tuple[LedgerLog, LedgerLog]:
     """The same first entry, then two different second ones."""
     logs = LedgerLog(tmp_path / "one", "hub"), LedgerLog(tmp_path / "two", "hub")
