@@ -4,7 +4,7 @@ It is an in-toto statement about the files that did not change. Whoever holds it
 against the model and the registry if these are at hand.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,6 +17,7 @@ from models.variants.index import artefact_path, read_index
 from models.variants.passport import LedgerClaim
 from privacy.attestation import attest, verify_attestation
 from privacy.identity import IdentityKey
+from privacy.ledger.entries import EPSILON_UNITS
 
 PREDICATE = "urn:arion:withdrawal:v1"
 # Below it, so much exposure is no chance.
@@ -103,6 +104,39 @@ class Receipt(_Frozen):
     ledger: LedgerClaim | None
     remains: tuple[str, ...]
     not_claimed: tuple[str, ...] = NOT_CLAIMED
+
+
+def remains(owner: str, claim: LedgerClaim | None, distilled: Sequence[Revoked]) -> Iterator[str]:
+    """Say what may still hold an influence of the owner's text, in sentences.
+
+    Args:
+        claim: of the owner's ledger. distilled: the dense students among what was revoked.
+
+    """
+    if claim is None:
+        yield (
+            f"The base and its routers stay as they are. If {owner} took part in training them, an "
+            "influence of its text remains; no ledger was given, so no bound is stated."
+        )
+    elif claim.epsilon_micro is None:
+        yield f"{owner} took part in runs without noise: no bound holds for what remains of it."
+    else:
+        yield (
+            f"What {owner} released into shared parameters remains, bounded by the epsilon of its "
+            f"ledger: {claim.epsilon_micro / EPSILON_UNITS:g} (noise: {claim.noise})."
+        )
+    yield (
+        f"Models that were composed, tuned, merged or distilled with {owner}'s experts outside "
+        "this registry keep them or their influence."
+    )
+    if distilled:
+        anew = sum(each.replaced_by is not None for each in distilled)
+        yield (
+            f"{len(distilled)} of the revoked artefacts were distilled from a teacher with "
+            f"{owner}'s experts, and copies of them keep what it taught. {anew} of them were "
+            "distilled anew, from the reduced model on public text alone; the others are revoked "
+            "only."
+        )
 
 
 def signed_receipt(receipt: Receipt, key: IdentityKey) -> bytes:

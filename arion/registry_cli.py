@@ -132,6 +132,10 @@ def withdraw_command(
     heldout: Annotated[
         list[Path] | None, typer.Option(help="Folder of public text to compare on; repeatable.")
     ] = None,
+    public: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder of public text to distil dense artefacts on again; repeatable."),
+    ] = None,
     canaries: Annotated[
         Path | None,
         typer.Option(help="secrets.json of `arion privacy plant`, planted in the owner's text."),
@@ -159,6 +163,7 @@ def withdraw_command(
             receipt=receipt,
             registry=registry,
             heldout=tuple(heldout or ()),
+            public=tuple(public or ()),
             canaries=canaries,
             ledger=ledger,
             pins=pins,

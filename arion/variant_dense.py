@@ -6,7 +6,7 @@ public (`arion.public_text`): nothing private takes part in a distillation.
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -163,6 +163,22 @@ def select_dense(
         teacher, student, layers, joined, choice.criterion, text, lesson, dense.settings
     )
     return selected, teaching
+
+
+def check_apart(heldout: Iterable[PublicText], public: Iterable[PublicText]) -> None:
+    """Refuse to compare a student on text that it is trained on.
+
+    Raises:
+        VariantError: a file is in both.
+
+    """
+    trained_on = {digest for text in public for digest in text.files.values()}
+    for text in heldout:
+        if trained_on & set(text.files.values()):
+            raise VariantError(
+                f"Expected held-out text that the student is not trained on, got a file of "
+                f"{text.name!r} in --public too. Keep them apart."
+            )
 
 
 def work_folder(out: Path) -> Path:

@@ -14,7 +14,14 @@ from arion.progress import Progress, Stage
 from arion.public_text import PublicText, read_public_text
 from arion.variant_card import card_text
 from arion.variant_claims import ledger_claims
-from arion.variant_dense import Dense, Teaching, select_dense, teach, work_folder
+from arion.variant_dense import (
+    Dense,
+    Teaching,
+    check_apart,
+    select_dense,
+    teach,
+    work_folder,
+)
 from arion.variant_selection import EVERYBODY, Choice, Selected, select
 from models.durable import file_digest, put, sync, write_whole
 from models.variants.check import Checked, failures, run_artefact
@@ -129,12 +136,7 @@ def _read_lesson(order: ExportOrder, heldout: Sequence[PublicText]) -> PublicTex
         )
     order.dense.check(order.choice)
     public = read_public_text(order.public)
-    for text in heldout:
-        if set(text.files.values()) & set(public.files.values()):
-            raise VariantError(
-                f"Expected held-out text that the student is not trained on, got a file of "
-                f"{text.name!r} in --public too. Keep them apart."
-            )
+    check_apart(heldout, (public,))
     return public
 
 

@@ -25,11 +25,13 @@ from arion.receipt import (
     ReceiptError,
     Revoked,
     digests_below,
+    remains,
     signed_receipt,
 )
 from arion.rederivation import Reduction, rederive, words_of
 from arion.summary import stamp
 from arion.variant_claims import ledger_claims
+from arion.variant_dense import check_apart, work_folder
 from client.entropy import Entropy
 from models.composition import Ownership
 from models.durable import write_whole
@@ -37,12 +39,11 @@ from models.modular import MANIFEST, ModuleEntry, read_manifest, withdraw
 from models.names import Digest, OwnerName
 from models.owned import OwnedError
 from models.variants.extras import VariantError
-from models.variants.index import Version, read_index
+from models.variants.index import SHOWN, Version, read_index
 from models.variants.parent import Parent, open_parent
 from models.variants.passport import LedgerClaim, Passport
 from models.variants.registry import add_artefact, add_version, passport_of, revoke
 from privacy.identity import IdentityKey
-from privacy.ledger.entries import EPSILON_UNITS
 
 _TRIES = 200  # candidates that a planted secret is compared with
 
@@ -53,7 +54,8 @@ class WithdrawalOrder:
 
     Attributes:
         model: folder of a modular model. receipt: where it goes; must not exist.
-        registry: whose artefacts are revoked and made anew. heldout: public text for that.
+        registry: whose artefacts are revoked and made anew. heldout: public text to compare them
+            on. public: public text to distil dense ones on again.
         canaries: secrets that were planted in the owner's text (`arion privacy plant`).
         ledger, pins: of the runs that the owner took part in.
 
@@ -65,6 +67,7 @@ class WithdrawalOrder:
     receipt: Path
     registry: Path | None = None
     heldout: tuple[Path, ...] = ()
+    public: tuple[Path, ...] = ()
     canaries: Path | None = None
     ledger: Path | None = None
     pins: Path | None = None
@@ -97,6 +100,8 @@ def withdraw_owner(order: WithdrawalOrder, progress: Progress) -> Receipt:
         raise VariantError(f"Expected no {order.receipt} yet, got one. Choose another place.")
     key = IdentityKey.load(order.key)
     heldout = tuple(read_public_text(folder) for folder in order.heldout)
+    public = tuple(read_public_text(folder) for folder in order.public)
+    check_apart(heldout, public)
     secrets = () if order.canaries is None else load_secrets(order.canaries)
     before = _before(order, secrets)  # 1
     claim = _claim(order, before.model_digest)
@@ -108,7 +113,7 @@ def withdraw_owner(order: WithdrawalOrder, progress: Progress) -> Receipt:
     if order.registry is not None:
         revoke(order.registry, dict.fromkeys(before.artefacts), _because(order.owner))  # 3
         changed = Reduction(
-            reduced, order.owner, before.model_digest, before.ownership, heldout, key
+            reduced, order.owner, before.model_digest, before.ownership, heldout, key, public
         )
         revoked = tuple(_replace(order, order.registry, before, changed, progress))  # 4
     after = _exposures(reduced, secrets)
@@ -141,7 +146,7 @@ def _receipt(
         revoked=revoked,
         canaries=_canaries(before.exposures, after),
         ledger=claim,
-        remains=tuple(_remains(order.owner, claim)),
+        remains=tuple(remains(order.owner, claim, _distilled(before, revoked))),
     )
 
 
@@ -207,14 +212,16 @@ def _replace(
         because=because,
     )
     add_version(registry, reduced)
-    out = order.receipt.with_name(order.receipt.name + ".artefact")
     for digest, passport in before.artefacts.items():
+        # By its digest: a distillation that was stopped must go on as the same artefact's.
+        out = order.receipt.with_name(f"{order.receipt.name}.{digest[:SHOWN]}")
         new = known[digest].replaced_by or _made_before(registry, passport, reduction)
         if new is None:
             try:
                 rederive(passport, reduction, out, progress)
             except VariantError as error:
-                progress.note(f"{digest[:12]} has no replacement: {error}")
+                shutil.rmtree(work_folder(out), ignore_errors=True)
+                progress.note(f"{digest[:SHOWN]} has no replacement: {error}")
                 yield Revoked(artefact=digest, replaced_by=None, why_none=str(error))
                 continue
             new = add_artefact(registry, out).digest
@@ -226,17 +233,32 @@ def _replace(
 def _made_before(registry: Path, passport: Passport, reduction: Reduction) -> str | None:
     """The artefact that a call made before it was interrupted, if it came so far."""
     wanted = (
-        reduction.parent.digest, passport.tier, passport.container, passport.number_format,
-        words_of(passport, reduction.owner),
+        reduction.parent.digest, words_of(passport, reduction.owner), _plan_of(passport),
+        _owners(passport) - {reduction.owner},
     )  # fmt: skip
     for entry in read_index(registry).active():
         each = passport_of(registry, entry)
-        found = (
-            each.parent_digest, each.tier, each.container, each.number_format, each.chosen_by,
-        )  # fmt: skip
+        found = (each.parent_digest, each.chosen_by, _plan_of(each), _owners(each))
         if found == wanted:
             return entry.digest
     return None
+
+
+def _plan_of(passport: Passport) -> tuple[object, ...]:
+    taught = passport.distillation
+    shape = None if taught is None else (taught.joined, len(taught.layers), taught.settings)
+    return passport.tier, passport.container, passport.number_format, shape
+
+
+def _owners(passport: Passport) -> set[str]:
+    return {share.owner for share in passport.owners}
+
+
+def _distilled(before: _Before, revoked: tuple[Revoked, ...] | None) -> tuple[Revoked, ...]:
+    """Those of the revoked artefacts that were dense students."""
+    return tuple(
+        each for each in revoked or () if before.artefacts[each.artefact].distillation is not None
+    )
 
 
 def _exposures(parent: Parent, secrets: Sequence[PlantedSecret]) -> Exposures | None:
@@ -287,25 +309,6 @@ def _claim(order: WithdrawalOrder, parent_digest: str) -> LedgerClaim | None:
             f"{', '.join(claim.node for claim in claims)}. Give the folder that holds it."
         )
     return own
-
-
-def _remains(owner: str, claim: LedgerClaim | None) -> Iterator[str]:
-    if claim is None:
-        yield (
-            f"The base and its routers stay as they are. If {owner} took part in training them, an "
-            "influence of its text remains; no ledger was given, so no bound is stated."
-        )
-    elif claim.epsilon_micro is None:
-        yield f"{owner} took part in runs without noise: no bound holds for what remains of it."
-    else:
-        yield (
-            f"What {owner} released into shared parameters remains, bounded by the epsilon of its "
-            f"ledger: {claim.epsilon_micro / EPSILON_UNITS:g} (noise: {claim.noise})."
-        )
-    yield (
-        f"Models that were composed, tuned, merged or distilled with {owner}'s experts outside "
-        "this registry keep them or their influence."
-    )
 
 
 def _all_modules(model: Path) -> Iterator[ModuleEntry]:
