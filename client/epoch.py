@@ -54,7 +54,7 @@ class EpochKeeper:
         self, home: Path, node: str, identity: IdentityKey, store: RoundStore, *, hybrid: bool
     ) -> None:
         self._node, self._identity, self._memory, self._hybrid = node, identity, store, hybrid
-        self._folder = None if hybrid else _tmpfs_folder(home)
+        self._folder = None if hybrid else _tmpfs_folder(home, identity.public_key)
         self._held: dict[int, Epoch] = {}
         self._left: set[int] = set()
 
@@ -178,28 +178,33 @@ def _number(path: Path) -> int:
         return int.from_bytes(file.read(_NUMBER_BYTES), "big")
 
 
-def _tmpfs_folder(home: Path) -> Path | None:
+def _tmpfs_folder(home: Path, public_key: bytes) -> Path | None:
     """Make the folder of a home's key files; None without tmpfs.
 
-    Folders of homes that are gone go too: their keys are of no use to anybody but a thief.
+    Folders of homes that are gone go too: their keys are of no use to anybody but a thief. So does
+    that of a home that lay in the same place under another identity: its epochs are not this one's.
     """
     if not _TMPFS.is_dir() or not os.access(_TMPFS, os.W_OK):
         return None
     place = str(home.resolve())
     users = _TMPFS / f"arion-{os.getuid()}"
-    folder = users / hashlib.sha256(place.encode()).hexdigest()[:32]
+    folder = users / hashlib.sha256(public_key + place.encode()).hexdigest()[:32]
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     (folder / _HOME).write_text(place)
     for other in users.iterdir():
-        if other != folder and not _has_home(other):
+        if other != folder and not _has_home(other, place):
             shutil.rmtree(other, ignore_errors=True)
     return folder
 
 
-def _has_home(folder: Path) -> bool:
-    """Tell whether the home of a folder of keys is there; one that is being made counts as such."""
+def _has_home(folder: Path, taken: str) -> bool:
+    """Tell whether the home of a folder of keys is there, in a place that nobody else has taken.
+
+    One that is being made counts as such.
+    """
     try:
-        return not (place := (folder / _HOME).read_text()) or Path(place).exists()
+        place = (folder / _HOME).read_text()
+        return not place or (place != taken and Path(place).exists())
     except FileNotFoundError:
         return folder.is_dir()
     except OSError:

@@ -21,9 +21,10 @@ def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return users
 
 
-def keeper(home: Path) -> EpochKeeper:
+def keeper(home: Path, identity: IdentityKey | None = None) -> EpochKeeper:
     home.mkdir(exist_ok=True)
-    return EpochKeeper(home, "north", IdentityKey.generate(), MemoryStore(), hybrid=False)
+    identity = identity or IdentityKey.generate()
+    return EpochKeeper(home, "north", identity, MemoryStore(), hybrid=False)
 
 
 def test_folders_of_homes_that_are_gone_are_deleted(memory: Path, tmp_path: Path) -> None:
@@ -49,8 +50,19 @@ def test_a_folder_that_is_being_made_stays(memory: Path, tmp_path: Path) -> None
 
 
 def test_a_process_that_starts_again_finds_its_keys(memory: Path, tmp_path: Path) -> None:
-    first = keeper(tmp_path / "home").enter("f", 3)
-    again = EpochKeeper(
-        tmp_path / "home", "north", IdentityKey.generate(), MemoryStore(), hybrid=False
-    )
+    identity = IdentityKey.generate()
+    first = keeper(tmp_path / "home", identity).enter("f", 3)
+    again = keeper(tmp_path / "home", identity)
     assert again.enter("f", 3).keys.to_bytes() == first.keys.to_bytes()
+
+
+def test_a_home_made_anew_in_the_same_place_does_not_find_the_old_ones_keys(
+    memory: Path, tmp_path: Path
+) -> None:
+    """It would refuse every epoch before the old home's last."""
+    old = keeper(tmp_path / "home")
+    old.enter("f", 30)
+    new = keeper(tmp_path / "home")
+    assert old.files == new.files == []
+    assert new.enter("f", 1).number == 1
+    assert len(new.files) == 1
