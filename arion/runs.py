@@ -27,7 +27,7 @@ from coordinator.outcome import Observer, observing
 from coordinator.service.home import ServiceHome
 from coordinator.settings import SETTINGS_FILE, load_settings, save_settings
 from coordinator.shared import RUNS_FOLDER
-from coordinator.store import RunStore, is_driven
+from coordinator.store import RunStore, is_closed, is_driven
 from models.durable import put, sync
 from privacy.enrolment import NAME
 from privacy.ledger.files import make_directory, replace_durably
@@ -59,8 +59,8 @@ class RunStatus:
     """Where a run stands.
 
     Attributes:
-        state: "submitted" (never begun), "running", "stopped" (may be resumed), "cancelling",
-            "cancelled" or "finished".
+        state: "submitted" (never begun), "running", "stopped" (may be resumed, also where only its
+            end is to be told), "cancelling", "cancelled" or "finished".
         round: rounds recorded.
         rounds: rounds in all.
         attempts: those made, the newest last.
@@ -185,7 +185,7 @@ def export_model(service: ServiceHome, name: str, folder: Path) -> None:
     if status.state != "finished":
         raise RunError(
             f"Expected a run that is finished, got {name!r}: {status.state}, {status.round} of "
-            f"{status.rounds} rounds. Watch it: arion run watch."
+            f"{status.rounds} rounds. Watch it: arion run watch. Go on with it: arion run resume."
         )
     if folder.exists():
         raise RunError(f"Expected a folder that does not exist, got {folder}. Choose another.")
@@ -245,11 +245,11 @@ def status_now(service: ServiceHome, home: Path) -> RunStatus:
 
 def _state(home: Path, attempts: tuple[Attempt, ...], *, is_finished: bool) -> str:
     driven = is_driven(home)
-    if is_finished and not driven:
+    is_over = is_closed(home) and not driven
+    if is_finished and is_over:
         return "finished"
     if Cancellation(home).is_asked:
-        under_way = attempts and attempts[-1].phase in (Phase.UPLOADING, Phase.SURVIVORS)
-        return "cancelling" if driven or under_way else "cancelled"
+        return "cancelled" if is_over else "cancelling"
     if driven:
         return "running"
     return "stopped" if attempts or (home / STOPPED_FILE).exists() else "submitted"

@@ -19,7 +19,7 @@ from coordinator.attempts import Attempt, Phase
 from coordinator.cancellation import Cancellation
 from coordinator.channel import Channel, Traffic
 from coordinator.epoch import EpochLost, enter_epoch
-from coordinator.errors import RunError
+from coordinator.errors import RestoredLedgerError, RunError
 from coordinator.member_heads import MemberHeads
 from coordinator.outcome import RoundOutcome, tell_observer
 from coordinator.planning import check_reachable, make_plan
@@ -104,6 +104,7 @@ class RunDriver:
             self._end_early(abort)
         else:
             self._finish()
+        self._store.note_closed()
         return self.state
 
     def _restore(self) -> OptimiserState:
@@ -292,12 +293,20 @@ class RunDriver:
             )
 
     def _finish(self) -> None:
-        """Hand the model out, tell the nodes, and have the ledger countersigned a last time."""
+        """Hand the model out, tell the nodes, and have the ledger countersigned a last time.
+
+        Members that are away keep a run whose rounds are made from nothing: those there are told,
+        and the next run's head covers the entry.
+        """
         self._write(self.state.average_D)
         self._records.released(self._digest)
-        members = self._in_epoch(None)
-        self._close_at(members.addresses.values())
-        self._witnesses.collect(members, self.settings.deadline_s)
+        try:
+            self._in_epoch(None)
+        except RestoredLedgerError:
+            raise
+        except RunError as error:
+            _LOG.warning("the last head is not countersigned: %s", error)
+        self._tell_closed()
 
     def _end_early(self, abort: SecAggAbort) -> None:
         """Abort what is under way, and tell the nodes that the run makes no more releases."""
@@ -306,6 +315,10 @@ class RunDriver:
             return  # no node has heard of it
         if last.phase in (Phase.UPLOADING, Phase.SURVIVORS):
             self._abort(last, abort)
+        self._tell_closed()
+
+    def _tell_closed(self) -> None:
+        """Tell the nodes that the run is over, and show those of the epoch the newest head."""
         if self._members is None:
             self._close_at(self._channel.addresses(0, 0.0))
         else:

@@ -28,6 +28,7 @@ CREATE TABLE IF NOT EXISTS attempts (
 """
 _KEPT_STATES = 2
 _LOCK_FILE = "driver.lock"
+_CLOSED_FILE = "CLOSED"
 _TRIES, _TRY_AGAIN_S = 5, 0.1
 
 
@@ -44,6 +45,7 @@ class RunStore:
     """
 
     def __init__(self, home: Path, *, is_driven: bool = False) -> None:
+        self._closed = home / _CLOSED_FILE
         self._states = home / "states"
         make_directory(self._states)
         self._lock = _lock(home / _LOCK_FILE) if is_driven else None
@@ -89,6 +91,11 @@ class RunStore:
                 ),
             )
 
+    def note_closed(self) -> None:
+        """Write that the run is over, its model handed out if it has one, and the nodes told."""
+        if not self._closed.exists():
+            replace_durably(self._closed, b"")
+
     def save_state(self, state: OptimiserState) -> None:
         """Write parameters and moments after a round; older ones but the last are deleted."""
         replace_durably(self._path(state.step), *state.parts())
@@ -114,6 +121,11 @@ class RunStore:
                 if self._connection.in_transaction:  # a full disk may have ended it already
                     self._connection.execute("ROLLBACK")
                 raise
+
+
+def is_closed(home: Path) -> bool:
+    """Tell whether nothing is left to be done for the run."""
+    return (home / _CLOSED_FILE).exists()
 
 
 def is_driven(home: Path) -> bool:

@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 
 from arion.federation import write_toml
-from arion.runs import RunStatus, carry_on
+from arion.runs import RunStatus, cancel, carry_on
+from coordinator.driver import RunDriver
 from coordinator.errors import RunError
 from coordinator.settings import load_settings
 from coordinator.shared import RUNS_FOLDER
 from models.folders import open_model
 from privacy.dp.accountant import epsilon_after
 from tests.service.institutions import EXACT, Institutions, Make
-from tests.small_federation import NAMES, Ground, SmallFederation, digest_of
+from tests.small_federation import NAMES, Ground, SmallFederation, digest_of, dying
 
 ARION = [sys.executable, "-c", "from arion.cli import main; main()"]
 UNITS = {"east": 20, "north": 10, "south": 30, "west": 20}
@@ -207,6 +208,49 @@ def test_a_run_that_is_cancelled_while_nobody_drives_it(institutions: Make) -> N
     assert there.command("cancel", "small").exit_code == 0
     assert there.status()["state"] == "cancelled"
     assert there.asked == []
+
+
+@pytest.mark.parametrize("call", ["_finish", "_tell_closed"])
+def test_a_driver_that_was_killed_after_the_last_round_ends_the_run(
+    institutions: Make, call: str
+) -> None:
+    there = institutions(EXACT, rounds=1)
+    there.start(*NAMES)
+    with dying(RunDriver, call):
+        there.run()
+    assert (there.status()["state"], there.status()["round"]) == ("stopped", 1)
+    assert there.bodies("north", "run-closed") == []
+    assert "arion run resume" in there.command("model", "small", "--out", "x").stderr
+    assert "finished   1/1 rounds" in there.command("resume", "small").output
+    assert len(there.bodies("coordinator", "release")) == 1
+    assert [body["run"] for body in there.bodies("north", "run-closed")] == ["small"]
+    there.verified()
+
+
+def test_a_run_whose_rounds_are_made_ends_without_a_member_that_left(institutions: Make) -> None:
+    there = institutions(EXACT, rounds=1, deadline_s=3.0)
+    there.start(*NAMES)
+    with dying(RunDriver, "_finish"):
+        there.run()
+    there.stop("west")
+    assert "finished   1/1 rounds" in there.command("resume", "small").output
+    assert len(there.bodies("coordinator", "release")) == 1
+    assert [body["run"] for body in there.bodies("north", "run-closed")] == ["small"]
+    there.verified()
+
+
+def test_a_driver_that_was_killed_while_it_cancelled_tells_the_nodes(institutions: Make) -> None:
+    there = institutions(EXACT, rounds=2)
+    there.start(*NAMES)
+    with dying(RunDriver, "_round", call=2):
+        there.run()
+    with dying(RunDriver, "_tell_closed"):
+        cancel(there.service.home, "small", lambda outcome, state: None)
+    assert there.status()["state"] == "cancelling"
+    assert there.bodies("north", "run-closed") == []
+    assert "after 1 of 2 rounds" in there.command("cancel", "small").output
+    assert [body["run"] for body in there.bodies("north", "run-closed")] == ["small"]
+    assert there.status()["state"] == "cancelled"
 
 
 @pytest.mark.slow
