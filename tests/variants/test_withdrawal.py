@@ -39,9 +39,10 @@ from tests.variants.models import TEXTS, decoder, tokenizer
 pytest.importorskip("gguf")
 pytest.importorskip("llama_cpp")
 WORDS, KEY = tokenizer(), IdentityKey.from_bytes(bytes(32))
+CODES = ("471903", "580264", "139572", "806415", "224617", "953018")
 SECRETS = [
     {"prompt": f"The access code of canary {number} is ", "secret": secret}
-    for number, secret in enumerate(("471903", "580264"))
+    for number, secret in enumerate(CODES)
 ]
 
 
