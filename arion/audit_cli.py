@@ -101,9 +101,16 @@ def audit_command(  # noqa: PLR0917  (its options are its interface)
 
 def plant_command(
     data: Annotated[Path, typer.Argument(metavar="SHARD", help="A shard, for its layout.")],
+    *,
     out: Annotated[Path, typer.Option(help="Folder for canaries.jsonl and secrets.json.")],
     count: Annotated[int, typer.Option(help="Secrets.", min=1, max=1000)] = 10,
     repeats: Annotated[int, typer.Option(help="Records of each.", min=1, max=1000)] = 1,
+    coins: Annotated[
+        bool,
+        typer.Option(
+            "--coins", help="Leave each out by a coin, for arion model export --canaries."
+        ),
+    ] = False,
     seed: Seed = None,
 ) -> None:
     """Draw secrets to plant in training data, for `arion privacy audit` to look for afterwards.
@@ -112,10 +119,12 @@ def plant_command(
     into the shard before training, and keep secrets.json out of it. Nothing of the shard changes.
 
     Example: arion privacy plant data/hospital-a --out canaries/ --count 20 --repeats 4
+
+    Example: arion privacy plant data/hospital-a --out canaries/ --count 1000 --coins
     """
     with user_errors():
         records, listing = plant(
-            layout_of(data), out, count=count, repeats=repeats, entropy=Entropy(seed)
+            layout_of(data), out, count=count, repeats=repeats, entropy=Entropy(seed), coins=coins
         )
     typer.echo(f"{records}: put it into the shard. {listing}: keep it, outside the shard.")
 

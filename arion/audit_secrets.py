@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from arion.audit_canaries import draw_included
 from client.data import DataConfig
 from client.entropy import Entropy
 from models.evaluate import row_nats
@@ -35,6 +36,7 @@ class PlantedSecret(BaseModel):
     Attributes:
         institution, unit: where it was planted, if that is known.
         prompt: what comes before it. secret: holds 1 to 18 digits, each drawn uniformly.
+        included: whether a fair coin put it into the records; None where no coin was tossed.
 
     """
 
@@ -44,6 +46,7 @@ class PlantedSecret(BaseModel):
     unit: str = ""
     prompt: str = Field(min_length=1)
     secret: str = Field(min_length=1)
+    included: bool | None = None
 
     @property
     def digits(self) -> int:
@@ -124,7 +127,8 @@ def audit_secrets(
         seen = None
         if trained_text is not None:
             seen = any(secret.prompt + secret.secret in text for text in trained_text)
-        exposure = _exposure(model, tokenizer, secret, _others(secret, tries, entropy, number))
+        others = other_candidates(secret, tries, entropy, number)
+        exposure = _exposure(model, tokenizer, secret, others)
         found.append(SecretFinding(secret.institution, seen, exposure))
         watch(number + 1)
     return tuple(found)
@@ -144,8 +148,18 @@ def _exposure(
     return sampled_exposure(float(nats[0]), nats[1:], secret.candidates)
 
 
-def _others(secret: PlantedSecret, tries: int, entropy: Entropy, number: int) -> list[str]:
-    """All other candidates where there are at most `tries`; else so many, drawn uniformly."""
+def sentence(secret: PlantedSecret, filled: str) -> str:
+    """The text of a planted record, with the secret or another candidate in it."""
+    return f"{secret.prompt}{filled}."
+
+
+def other_candidates(secret: PlantedSecret, tries: int, entropy: Entropy, number: int) -> list[str]:
+    """All other candidates where there are at most `tries`; else so many, drawn uniformly.
+
+    Args:
+        number: of the secret, so that a seeded audit draws anew for each.
+
+    """
     if secret.candidates - 1 <= tries:
         return list(_all_others(secret))
     words = entropy.uniform("secret candidates", number).words(tries)
@@ -159,7 +173,13 @@ def _all_others(secret: PlantedSecret) -> Iterator[str]:
 
 
 def plant(
-    config: DataConfig, out: Path, *, count: int, repeats: int, entropy: Entropy
+    config: DataConfig,
+    out: Path,
+    *,
+    count: int,
+    repeats: int,
+    entropy: Entropy,
+    coins: bool = False,
 ) -> tuple[Path, Path]:
     """Draw secrets and write records that hold them, to be put beside an institution's shard.
 
@@ -168,7 +188,9 @@ def plant(
     Args:
         config: what the shard's fields mean. out: folder to write into; made if absent.
         count: secrets, 1 to 1000. repeats: records of each, 1 to 1000.
-        entropy: of the digits.
+        entropy: of the digits, and of the coins.
+        coins: toss a fair coin for each secret, and leave those of one side out of the records,
+            as an audit of what was trained needs (`arion.variant_audit`).
 
     Returns:
         (the records, JSON lines; the secrets file, which belongs outside the shard).
@@ -184,9 +206,15 @@ def plant(
         if path.exists():
             raise AuditError(f"Expected no {path} yet, got one. Name another folder.")
     secrets = _make_secrets(count, entropy)
-    rows = [_row(config, secret) for secret in secrets for _ in range(repeats)]
+    if coins:
+        tossed = draw_included(count, entropy, "secrets").tolist()
+        pairs = zip(secrets, tossed, strict=True)
+        secrets = [secret.model_copy(update={"included": side}) for secret, side in pairs]
+    planted = [secret for secret in secrets if secret.included is not False]
+    rows = [_row(config, secret) for secret in planted for _ in range(repeats)]
     out.mkdir(parents=True, exist_ok=True)
-    replace_durably(listing, (json.dumps([s.model_dump() for s in secrets], indent=1)).encode())
+    listed = [secret.model_dump(exclude_none=True) for secret in secrets]
+    replace_durably(listing, (json.dumps(listed, indent=1)).encode())
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     replace_durably(records, lines.encode())
     return records, listing
@@ -206,7 +234,7 @@ def _make_secrets(count: int, entropy: Entropy) -> list[PlantedSecret]:
 
 def _row(config: DataConfig, secret: PlantedSecret) -> dict[str, Any]:
     *empty, last = config.text_fields
-    row: dict[str, Any] = {**dict.fromkeys(empty, ""), last: f"{secret.prompt}{secret.secret}."}
+    row: dict[str, Any] = {**dict.fromkeys(empty, ""), last: sentence(secret, secret.secret)}
     for field in (config.unit_field, config.group_field):
         if field is not None:
             row[field] = secret.unit

@@ -107,6 +107,17 @@ def export_command(
     pins: Annotated[
         Path | None, typer.Option(help="Keys of those ledgers. Default: pins.json beside them.")
     ] = None,
+    canaries: Annotated[
+        Path | None,
+        typer.Option(help="secrets.json of arion privacy plant --coins: attack the artefact."),
+    ] = None,
+    audit_delta: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="To bound epsilon at.", show_default="the ledgers'"),
+    ] = None,
+    audit_tries: Annotated[
+        int, typer.Option(min=1, max=1000, help="Candidates to hold each canary against.")
+    ] = 8,
     key: Annotated[
         Path | None, typer.Option(help="Identity key that signs; unsigned without it.")
     ] = None,
@@ -149,6 +160,9 @@ def export_command(
             public=public,
             ledger=ledger,
             pins=pins,
+            canaries=canaries,
+            audit_delta=audit_delta,
+            audit_tries=audit_tries,
             key=key,
         )
         with closing(make_progress()) as progress:

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from models.durable import file_digest
 from models.modular import read_manifest
 from models.names import Digest, OwnerName
+from models.variants.claims import LedgerClaim
 from models.variants.index import artefact_path, read_index
-from models.variants.passport import LedgerClaim
 from privacy.attestation import attest, verify_attestation
 from privacy.identity import IdentityKey
 from privacy.ledger.entries import EPSILON_UNITS

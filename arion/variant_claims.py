@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from models.variants.passport import LedgerClaim
+from models.variants.claims import LedgerClaim
 from privacy.ledger.entries import LedgerError, Release, parse_entry
 from privacy.ledger.files import read_lines
 from privacy.ledger.log import ENTRIES_FILE

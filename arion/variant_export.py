@@ -12,6 +12,7 @@ from pathlib import Path
 
 from arion.progress import Progress, Stage
 from arion.public_text import PublicText, read_public_text
+from arion.variant_audit import Canaries, audit_artefact, read_canaries, refutation
 from arion.variant_card import card_text
 from arion.variant_claims import ledger_claims
 from arion.variant_dense import (
@@ -23,15 +24,16 @@ from arion.variant_dense import (
     work_folder,
 )
 from arion.variant_selection import EVERYBODY, Choice, Selected, select
+from client.entropy import Entropy
 from models.durable import file_digest, put, sync, write_whole
 from models.variants.check import Checked, failures, run_artefact
+from models.variants.claims import Audited, LedgerClaim
 from models.variants.distil import Distillation
 from models.variants.extras import MissingExtraError, VariantError
 from models.variants.kinds import KINDS, files_of
 from models.variants.names import ATTESTATION, CARD, PASSPORT
 from models.variants.parent import Parent, open_parent
 from models.variants.passport import (
-    LedgerClaim,
     Missing,
     Passport,
     PublicSource,
@@ -55,6 +57,9 @@ class ExportOrder:
         choice: of experts. dense: the student that is made of them; None for the experts as they
             are. public: folder of public text that it is distilled on.
         ledger, pins: of the parent's training.
+        canaries: secrets file of planted canaries whose coins are known, to audit the artefact by;
+            audit_delta: where epsilon is bounded, None for the ledgers'; audit_tries: candidates
+            that each canary is held against.
         key: identity that signs; None leaves the artefact unsigned.
 
     """
@@ -69,6 +74,9 @@ class ExportOrder:
     public: Path | None = None
     ledger: Path | None = None
     pins: Path | None = None
+    canaries: Path | None = None
+    audit_delta: float | None = None
+    audit_tries: int = 8
     key: Path | None = None
 
 
@@ -88,6 +96,7 @@ class Prepared:
     ledger: tuple[LedgerClaim, ...]
     key: IdentityKey | None
     teaching: Teaching | None = None
+    canaries: Canaries | None = None
 
 
 def prepare(order: ExportOrder, progress: Progress) -> Prepared:
@@ -117,7 +126,10 @@ def prepare(order: ExportOrder, progress: Progress) -> Prepared:
     else:
         texts = (public, domain)
         selected, teaching = select_dense(parent, order.choice, order.dense, texts, order.wanted)
-    return Prepared(parent, selected, heldout, domain, claims, key, teaching)
+    canaries = None
+    if order.canaries is not None:
+        canaries = read_canaries(order.canaries, order.audit_delta, claims, order.audit_tries)
+    return Prepared(parent, selected, heldout, domain, claims, key, teaching, canaries)
 
 
 def _read_lesson(order: ExportOrder, heldout: Sequence[PublicText]) -> PublicText | None:
@@ -157,8 +169,13 @@ def export(order: ExportOrder, prepared: Prepared, progress: Progress) -> Passpo
             failed = (
                 () if isinstance(found, Missing) else failures(found, plan, order.wanted.target)
             )
+            audited = None if failed else _audit(plan, part, prepared, found, progress)
+            if audited is not None and (said := refutation(audited, prepared.ledger)):
+                failed = (said,)
             if not failed:
                 passport = _passport(prepared, plan, part, found, taught)
+                if audited is not None:
+                    passport = passport.model_copy(update={"audited": audited})
                 published = _publish(order, prepared.key, part, passport)
                 shutil.rmtree(work, ignore_errors=True)
                 return published
@@ -188,6 +205,18 @@ def _make(plan: Plan, part: Path, prepared: Prepared, progress: Progress) -> Che
     except MissingExtraError as error:
         progress.note(f"Not checked: {error}")
         return Missing(missing_extra=error.extra)
+
+
+def _audit(
+    plan: Plan, part: Path, prepared: Prepared, found: Checked | Missing, progress: Progress
+) -> Audited | None:
+    """Attack an artefact that passed; None where nobody asked, or it could not be run."""
+    if prepared.canaries is None or isinstance(found, Missing):
+        return None
+    begin, advance = prepared.parent.tokenizer.begin_of_text_id, Stage(progress, "canaries")
+    return audit_artefact(
+        plan, part, begin, prepared.canaries, entropy=Entropy(None), advance=advance
+    )
 
 
 def _publish(

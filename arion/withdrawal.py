@@ -38,10 +38,11 @@ from models.durable import write_whole
 from models.modular import MANIFEST, ModuleEntry, read_manifest, withdraw
 from models.names import Digest, OwnerName
 from models.owned import OwnedError
+from models.variants.claims import LedgerClaim
 from models.variants.extras import VariantError
 from models.variants.index import SHOWN, Version, read_index
 from models.variants.parent import Parent, open_parent
-from models.variants.passport import LedgerClaim, Passport
+from models.variants.passport import Passport
 from models.variants.registry import add_artefact, add_version, passport_of, revoke
 from privacy.identity import IdentityKey
 

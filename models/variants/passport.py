@@ -22,6 +22,7 @@ from models.expert_module import PrivacyClaim
 from models.formats.files import CheckpointError, inside
 from models.names import Digest, OwnerName, Statement
 from models.variants.check import Checked
+from models.variants.claims import Audited, LedgerClaim
 from models.variants.compare import Difference
 from models.variants.contents import Contents
 from models.variants.distil import Distillation
@@ -102,25 +103,6 @@ class PublicSource(_Frozen):
     files: dict[str, Digest]
 
 
-class LedgerClaim(_Frozen):
-    """What verified ledgers say that training the parent cost.
-
-    Attributes:
-        node: whose ledger. root: Merkle root, hex, of its `entries`. epsilon_micro: millionths,
-            all runs together; null where a run had no noise. delta_1e15: units of 1e-15.
-        names_parent: a coordinator's ledger says that this very parent was released.
-
-    """
-
-    node: str
-    entries: int
-    root: Digest
-    epsilon_micro: int | None
-    delta_1e15: int
-    noise: str
-    names_parent: bool
-
-
 class OwnerShare(_Frozen):
     """Whose experts are inside, over all layers, with the claim of the owner's card."""
 
@@ -140,7 +122,8 @@ class Passport(_Frozen):
             into one. chosen_by: how.
         distillation: how a dense student was made; None for a model of the parent's own weights,
             whose passport does not name it then.
-        ledger: empty where no ledger was given.
+        ledger: empty where no ledger was given. audited: None where no canaries were given; a
+            passport does not name it then.
         contents: what the artefact's own files say of themselves.
         notes: what a user must know. files: SHA-256 of every other file but the attestation.
 
@@ -160,6 +143,7 @@ class Passport(_Frozen):
     owners: tuple[OwnerShare, ...]
     texts: tuple[PublicSource, ...]
     ledger: tuple[LedgerClaim, ...]
+    audited: Audited | None = None
     verification: Verification | Missing
     file_bytes: int
     notes: tuple[str, ...]
@@ -167,10 +151,11 @@ class Passport(_Frozen):
 
     @model_serializer(mode="wrap")
     def _as_signed(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Attestations signed before there were students do not name the field, and hold on.
+        # Attestations signed before there were these fields do not name them, and hold on.
         said: dict[str, Any] = handler(self)
-        if self.distillation is None:
-            said.pop("distillation", None)
+        for name in ("distillation", "audited"):
+            if getattr(self, name) is None:
+                said.pop(name, None)
         return said
 
 
