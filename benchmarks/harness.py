@@ -126,10 +126,14 @@ def main(run: Callable[[bool], Iterable[Row]], argv: Sequence[str] | None = None
     parser.add_argument("--quick", action="store_true", help="small sizes, inside a minute")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the rows to this file")
     options = parser.parse_args(argv)
-    rows = list(run(options.quick))
-    if options.json:
+    publish(list(run(options.quick)), options.json)
+
+
+def publish(rows: Sequence[Row], path: Path | None) -> None:
+    """Write the rows to a file, if one is named, and print them."""
+    if path:
         listed = [dataclasses.asdict(row) for row in rows]
-        options.json.write_text(json.dumps(listed, indent=1) + "\n")
+        path.write_text(json.dumps(listed, indent=1) + "\n")
     Console().print(table(rows))
 
 

@@ -12,9 +12,10 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,12 +78,8 @@ class OurFederation:
         home = ServiceHome.create(self._service_home, settings)
         self._service = Party("receivers", "serve", self._service_home)
         ports = (int(self._service.first[0]), int(self._service.first[1]))
-        homes = _build(folder, megabytes, nodes, rounds)
-        for name, node in homes.nodes.items():
-            _consent(node, home.key.public_key.hex())
-            join(node, "localhost", ports, str(home.registry.invite(name)))
-            home.registry.approve(name)
-            collect(node, 5)
+        homes = build(folder, SIZES[megabytes], nodes, rounds)
+        enrol(home, homes.nodes, ports)
         home.close()
         place = self._service_home / RUNS_FOLDER / RUN
         place.mkdir(parents=True)
@@ -108,7 +105,16 @@ class OurFederation:
         return [float(end) for end in ends], {"driver": float(last), "service": service}
 
 
-def _build(folder: Path, megabytes: int, nodes: int, rounds: int) -> Homes:
+def build(folder: Path, size: Mapping[str, int], nodes: int, rounds: int) -> Homes:
+    """Make a base model and nodes' homes, with consents to one run of so many rounds.
+
+    Args:
+        folder: of everything; the model is in its "base".
+        size: of the model, as in `SIZES`.
+        nodes: how many.
+        rounds: of the run.
+
+    """
     data = folder / "data"
     data.mkdir()
     texts = [f"record {number} of the benchmark" for number in range(UNITS)]
@@ -116,7 +122,7 @@ def _build(folder: Path, megabytes: int, nodes: int, rounds: int) -> Homes:
         lines = [json.dumps({"text": f"{text} at {node}"}) + "\n" for text in texts]
         (data / f"node-{node}.jsonl").write_text("".join(lines))
     tokenizer = Tokenizer.train(texts, VOCABULARY)  # it may find fewer than that
-    model = Decoder(_config(megabytes), torch.Generator().manual_seed(0))
+    model = Decoder(_config(size), torch.Generator().manual_seed(0))
     save_model(model, tokenizer, folder / "base")
     prepare(model, RECIPE)
     length = vector_length(model)
@@ -133,8 +139,7 @@ def _build(folder: Path, megabytes: int, nodes: int, rounds: int) -> Homes:
     )  # fmt: skip
 
 
-def _config(megabytes: int) -> ModelConfig:
-    size = SIZES[megabytes]
+def _config(size: Mapping[str, int]) -> ModelConfig:
     return ModelConfig(
         vocab_size=VOCABULARY, heads=4, kv_heads=2, experts=4, experts_per_token=2,
         head_dim=size["hidden_size"] // 4, max_positions=64, **size,
@@ -144,7 +149,7 @@ def _config(megabytes: int) -> ModelConfig:
 def parameters_of(megabytes: int) -> int:
     """How many parameters an update of this size has."""
     with torch.device("meta"):
-        return sum(p.numel() for p in Decoder(_config(megabytes)).parameters())
+        return sum(p.numel() for p in Decoder(_config(SIZES[megabytes])).parameters())
 
 
 def _step(rounds: int, length: int, nodes: int) -> PrivateStep:
@@ -158,10 +163,25 @@ def _step(rounds: int, length: int, nodes: int) -> PrivateStep:
     )  # fmt: skip
 
 
-def _consent(home: Path, coordinator_key: str) -> None:
-    path = home / CONSENT_FILE
-    clauses = {"runtimes": [RUNTIME], "coordinator_key": coordinator_key}
-    write_toml(path, tomllib.loads(path.read_text()) | clauses)
+def enrol(
+    service: ServiceHome, nodes: Mapping[str, Path], ports: tuple[int, int], **clauses: Any
+) -> None:
+    """Have nodes agree to a service's runs, and join it where it listens.
+
+    Args:
+        service: the coordinator's home.
+        nodes: homes by name.
+        ports: of the exchange and of enrolment.
+        clauses: of every consent, beside those that name the service.
+
+    """
+    pinned = {"runtimes": [RUNTIME], "coordinator_key": service.key.public_key.hex()}
+    for name, home in nodes.items():
+        path = home / CONSENT_FILE
+        write_toml(path, tomllib.loads(path.read_text()) | pinned | clauses)
+        join(home, "localhost", ports, str(service.registry.invite(name)))
+        service.registry.approve(name)
+        collect(home, 5)
 
 
 def node(home: Path) -> None:
