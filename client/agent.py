@@ -17,7 +17,7 @@ from client.proxy import link_to
 from client.transport import Link, LinkLost, LinkRefused
 
 _LOG = logging.getLogger("arion.node")
-_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 30.0
+_FIRST_WAIT_S, _LONGEST_WAIT_S, _HELD_S = 0.5, 30.0, 2.0
 
 Answering = Callable[[str, str, bytes, bytes], tuple[str, bytes, bytes]]
 """(action, kind, body, payload) of a question -> (kind, body, payload) of the answer."""
@@ -52,9 +52,9 @@ class Downloads:
 class Waits:
     """How long to wait before the coordinator is dialled again.
 
-    Twice as long each time, while connections fail; from the shortest wait on, after one that
-    lasted longer than the wait before it: a coordinator that is started again finds its nodes soon,
-    however often that happens.
+    Twice as long each time while dials fail at once; from the shortest wait on, after a connection
+    that held for two seconds: a coordinator that is started again finds its nodes soon, however
+    often that happens. A dial that fails later than that was a wait itself.
 
     Args:
         jitter: so that many nodes do not come back at once.
@@ -70,7 +70,7 @@ class Waits:
 
     def after(self, lasted_s: float) -> float:
         """Return the seconds to wait after a connection, or an attempt at one, that lasted so."""
-        if lasted_s > self._next:
+        if lasted_s > _HELD_S:
             self.begin_anew()
         wait = self._next * self._jitter.uniform(0.5, 1.0)
         self._next = min(2 * self._next, _LONGEST_WAIT_S)
