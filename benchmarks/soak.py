@@ -24,7 +24,7 @@ from benchmarks.soak_rows import report
 from benchmarks.soak_run import Soak
 
 SETTINGS_FILE = "soak.json"
-QUICK = {"rounds": 4, "nodes": 4, "run_rounds": 3}
+QUICK = {"rounds": 4, "nodes": 4, "run_rounds": 2}
 FULL = {"rounds": 200, "nodes": 8, "run_rounds": 20}
 
 

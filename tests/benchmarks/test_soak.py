@@ -325,17 +325,17 @@ def test_who_is_killed_or_ends_is_started_again(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_short_soak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four nodes, and something killed every two seconds; stopped in between, it goes on."""
+    """Four nodes, and something killed every three seconds; stopped in between, it goes on."""
     out, rows = tmp_path / "soak", tmp_path / "rows.json"
 
     def run(*options: str) -> dict[str, dict[str, Any]]:
         words = ["soak", "--quick", "--out", str(out), "--json", str(rows), "--minutes", "3"]
-        monkeypatch.setattr(sys, "argv", [*words, "--seconds-between-kills", "2", *options])
+        monkeypatch.setattr(sys, "argv", [*words, "--seconds-between-kills", "3", *options])
         assert soak.main() == 0
         return {row["metric"]: row for row in json.loads(rows.read_text())}
 
-    before = run("--rounds", "3")
-    after = run("--rounds", "9", "--resume")
+    before = run("--rounds", "2")
+    after = run("--rounds", "6", "--resume")
     for found in (before, after):
         assert found["violations"]["value"] == 0
         assert found["runs"]["context"].keys() <= {"finished", "cancelled"}
