@@ -101,7 +101,7 @@ def test_one_sequence_does_not_feel_its_neighbours(model: Decoder) -> None:
         (loss.total_B[0] + loss.router_B[0]).backward()
         return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
-    torch.testing.assert_close(gradient(token), gradient(token[:1]), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradient(token), gradient(token[:1]), rtol=1e-4, atol=1e-5)
 
 
 def test_lora_starts_as_the_identity_and_merges(model: Decoder) -> None:
