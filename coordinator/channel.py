@@ -14,6 +14,11 @@ class Traffic:
     sent_bytes: int = 0
     received_bytes: int = 0
 
+    def since(self, before: "Traffic") -> "Traffic":
+        """Return what was carried after an earlier state of this."""
+        sent = self.sent_bytes - before.sent_bytes
+        return Traffic(sent, self.received_bytes - before.received_bytes)
+
 
 class Channel(Protocol):
     """A way to the nodes; addresses are the carrier's own and prove nothing.

@@ -21,13 +21,13 @@ from coordinator.channel import Channel, Traffic
 from coordinator.epoch import EpochLost, enter_epoch
 from coordinator.errors import RestoredLedgerError, RunError
 from coordinator.member_heads import MemberHeads
-from coordinator.outcome import RoundOutcome, tell_observer
+from coordinator.outcome import outcome_of, tell_observer
 from coordinator.planning import check_reachable, make_plan
 from coordinator.records import RunRecords
 from coordinator.settings import load_settings
 from coordinator.shared import MEMBERS_FOLDER, SharedLedger, next_epoch
 from coordinator.store import RunStore
-from coordinator.suspicion import suspects
+from coordinator.suspicion import warn_of_suspects
 from coordinator.witnesses import LONGEST_TURN_S, Witnesses
 from models.checkpoint import model_digest
 from models.folders import open_model
@@ -220,7 +220,7 @@ class RunDriver:
             self._members = None
 
     def _sum(self, runner: AttemptRunner, attempt: Attempt) -> tuple[Floats, Attempt]:
-        vector = self.state.vector_D.numpy().astype("<f4").tobytes()
+        vector = self.state.vector_D.numpy().astype("<f4", copy=False).tobytes()
         recipe = self.settings.recipe_json()
         survivors = runner.collect(recipe, vector, attempt.survivors)
         attempt = replace(attempt, phase=Phase.SURVIVORS, survivors=survivors)
@@ -263,34 +263,10 @@ class RunDriver:
     def _tell(
         self, attempt: Attempt, report: AttemptReport, before: Traffic, near_edge: int = 0
     ) -> None:
-        traffic = self._channel.traffic
-        outcome = RoundOutcome(
-            round=attempt.round,
-            attempt=attempt.attempt,
-            survivors=attempt.survivors,
-            code=attempt.code,
-            spoilt=attempt.spoilt,
-            refusals=dict(report.refusals),
-            seconds=dict(report.seconds),
-            sent_bytes=traffic.sent_bytes - before.sent_bytes,
-            received_bytes=traffic.received_bytes - before.received_bytes,
-            near_edge=near_edge,
-            model_digest=self._digest,
-        )
-        tell_observer(outcome, self.state)
+        traffic = self._channel.traffic.since(before)
+        tell_observer(outcome_of(attempt, report, traffic, near_edge, self._digest), self.state)
         if attempt.spoilt:
-            self._accuse()
-
-    def _accuse(self) -> None:
-        attempts = self._store.attempts()
-        for suspect in suspects([(at.survivors + at.spoilt, at.spoilt) for at in attempts]):
-            _LOG.warning(
-                "%s was in %d spoilt groups of %d, by chance with p = %.1g: ask its institution",
-                suspect.name,
-                suspect.spoilt,
-                suspect.attempts,
-                suspect.p_value,
-            )
+            warn_of_suspects(self._store.attempts())
 
     def _finish(self) -> None:
         """Hand the model out, tell the nodes, and have the ledger countersigned a last time.

@@ -5,6 +5,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+from coordinator.attempt import AttemptReport
+from coordinator.attempts import Attempt
+from coordinator.channel import Traffic
 from models.optimiser import OptimiserState
 
 
@@ -36,6 +39,30 @@ class RoundOutcome:
     received_bytes: int
     near_edge: int
     model_digest: str
+
+
+def outcome_of(
+    attempt: Attempt, report: AttemptReport, traffic: Traffic, near_edge: int, model_digest: str
+) -> RoundOutcome:
+    """Put together what is told of an attempt.
+
+    Args:
+        attempt: as it ended. traffic: of this attempt alone.
+
+    """
+    return RoundOutcome(
+        round=attempt.round,
+        attempt=attempt.attempt,
+        survivors=attempt.survivors,
+        code=attempt.code,
+        spoilt=attempt.spoilt,
+        refusals=dict(report.refusals),
+        seconds=dict(report.seconds),
+        sent_bytes=traffic.sent_bytes,
+        received_bytes=traffic.received_bytes,
+        near_edge=near_edge,
+        model_digest=model_digest,
+    )
 
 
 Observer = Callable[[RoundOutcome, OptimiserState], None]

@@ -1,10 +1,14 @@
 """Who spoils sums: with groups drawn anew, a member that does is in every group that is spoilt."""
 
+import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from scipy.stats import binom
 
+from coordinator.attempts import Attempt
+
+_LOG = logging.getLogger("arion.coordinator")
 _LEVEL = 0.01
 
 
@@ -51,3 +55,15 @@ def suspects(history: Sequence[tuple[Collection[str], Collection[str]]]) -> list
         if p_value * len(names) < _LEVEL:
             found.append(Suspect(name, count, attempts, p_value))
     return sorted(found, key=lambda suspect: (suspect.p_value, suspect.name))
+
+
+def warn_of_suspects(attempts: Sequence[Attempt]) -> None:
+    """Write into the log whom a run's attempts make suspicious."""
+    for suspect in suspects([(at.survivors + at.spoilt, at.spoilt) for at in attempts]):
+        _LOG.warning(
+            "%s was in %d spoilt groups of %d, by chance with p = %.1g: ask its institution",
+            suspect.name,
+            suspect.spoilt,
+            suspect.attempts,
+            suspect.p_value,
+        )
