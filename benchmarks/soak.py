@@ -24,8 +24,8 @@ from benchmarks.soak_rows import report
 from benchmarks.soak_run import Soak
 
 SETTINGS_FILE = "soak.json"
-QUICK = {"rounds": 4, "nodes": 4, "run_rounds": 2}
-FULL = {"rounds": 200, "nodes": 8, "run_rounds": 20}
+QUICK = {"rounds": 4, "nodes": 4, "run_rounds": 2, "missing": 1}
+FULL = {"rounds": 200, "nodes": 8, "run_rounds": 20, "missing": 2}
 
 
 def main() -> int:
@@ -37,7 +37,8 @@ def main() -> int:
     until = time.monotonic() + options.minutes * 60
     federation = SoakFederation(folder)
     if not options.resume:
-        federation = SoakFederation.create(folder, settings["nodes"], settings["run_rounds"])
+        sizes = (settings[name] for name in ("nodes", "run_rounds", "missing"))
+        federation = SoakFederation.create(folder, *sizes)
         (folder / SETTINGS_FILE).write_text(json.dumps(settings) + "\n")
     soak = Soak(federation, settings["rounds"], options.seconds_between_kills, settings["seed"])
     soak.run(until)
@@ -54,6 +55,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, help="rounds that shall end (200)")
     parser.add_argument("--nodes", type=int, help="institutions (8)")
+    parser.add_argument("--missing", type=int, help="nodes that a sum can do without (2)")
     parser.add_argument("--seconds-between-kills", type=float, default=4.0, metavar="S")
     parser.add_argument("--seed", type=int, default=1, help="of who is killed and when")
     parser.add_argument("--minutes", type=float, default=60.0, help="stop killing after so many")
@@ -74,7 +76,8 @@ def _options() -> argparse.Namespace:
 def _settings(options: argparse.Namespace) -> dict[str, int]:
     """What was asked for; a soak that goes on keeps its nodes, and may be given more rounds."""
     usual = QUICK if options.quick else FULL
-    chosen = {name: getattr(options, name, None) or value for name, value in usual.items()}
+    given = {name: getattr(options, name, None) for name in usual}
+    chosen = {name: usual[name] if value is None else value for name, value in given.items()}
     if not options.resume:
         return chosen | {"seed": options.seed}
     kept = json.loads((options.out / SETTINGS_FILE).read_text())

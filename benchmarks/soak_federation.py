@@ -28,7 +28,6 @@ EPSILON_PER_RUN, DELTA_PER_RUN = 8.0, 1e-7
 RUNS = 1_000
 """Runs that a consent has budget for."""
 DEADLINE_S = 20.0
-_MISSING = 2
 _LISTENS_S = 60.0
 
 
@@ -44,18 +43,19 @@ class SoakFederation:
     folder: Path
 
     @classmethod
-    def create(cls, folder: Path, nodes: int, rounds: int) -> "SoakFederation":
+    def create(cls, folder: Path, nodes: int, rounds: int, missing: int) -> "SoakFederation":
         """Make model, homes and consents, and have every node join.
 
         Args:
             folder: of the soak.
-            nodes: how many; where a quorum bears it, two may be missing in a round.
+            nodes: how many.
             rounds: of each run.
+            missing: nodes that may be missing in a round, at most what a quorum bears.
 
         """
         folder.mkdir(parents=True, exist_ok=True)
         made = cls(folder)
-        n_min = nodes - min(_MISSING, nodes - quorum_for(nodes, COLLUDERS))
+        n_min = nodes - min(missing, nodes - quorum_for(nodes, COLLUDERS))
         ports = _free_ports()
         settings = ServiceSettings(
             federation=FEDERATION, hosts=("localhost",), port=ports[0], enrolment_port=ports[1]
