@@ -18,7 +18,7 @@ from arion.run_file import RunFile
 from arion.run_order import RunOrder, order_run
 from client.histories import COORDINATOR
 from coordinator.app import GridChannel
-from coordinator.attempts import Attempt, Phase
+from coordinator.attempts import Attempt, Phase, read_attempts
 from coordinator.cancellation import Cancellation
 from coordinator.driver import RunDriver
 from coordinator.errors import RunError
@@ -27,7 +27,7 @@ from coordinator.outcome import Observer, observing
 from coordinator.service.home import ServiceHome
 from coordinator.settings import SETTINGS_FILE, load_settings, save_settings
 from coordinator.shared import RUNS_FOLDER
-from coordinator.store import RunStore, is_closed, is_driven
+from coordinator.store import is_closed, is_driven
 from models.durable import put, sync
 from privacy.enrolment import NAME
 from privacy.ledger.files import make_directory, replace_durably
@@ -217,8 +217,7 @@ def find(service: ServiceHome, name: str) -> Path:
 def status_of(home: Path) -> RunStatus:
     """Read where the run in a home stands."""
     settings = load_settings(home)
-    with closing(RunStore(home)) as store:
-        attempts = tuple(store.attempts())
+    attempts = tuple(read_attempts(home))
     recorded = sum(attempt.phase == Phase.RECORDED for attempt in attempts)
     reason = home / STOPPED_FILE
     return RunStatus(

@@ -1,24 +1,29 @@
 """`arion run`: from a run file to a model, over nodes in threads of this process."""
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from arion.federation import write_toml
-from arion.runs import RunStatus, cancel, carry_on
+from arion.runs import RunStatus, cancel, carry_on, status_of
+from coordinator.attempts import Attempt, Phase
 from coordinator.driver import RunDriver
 from coordinator.errors import RunError
 from coordinator.settings import load_settings
 from coordinator.shared import RUNS_FOLDER
+from coordinator.store import RunStore
 from models.folders import open_model
 from privacy.dp.accountant import epsilon_after
+from privacy.identity import Signed
 from tests.service.institutions import EXACT, Institutions, Make
 from tests.small_federation import NAMES, Ground, SmallFederation, digest_of, dying
 
@@ -251,6 +256,20 @@ def test_a_driver_that_was_killed_while_it_cancelled_tells_the_nodes(institution
     assert "after 1 of 2 rounds" in there.command("cancel", "small").output
     assert [body["run"] for body in there.bodies("north", "run-closed")] == ["small"]
     assert there.status()["state"] == "cancelled"
+
+
+def test_to_look_at_a_run_changes_nothing_in_its_store(institutions: Make, tmp_path: Path) -> None:
+    """A driver that opens the store while somebody who looked cleans it up finds it locked."""
+    home = institutions().order("small")
+    attempt = Attempt(1, 1, Phase.UPLOADING, Signed(b"{}", b""))
+    with closing(RunStore(home)) as store:
+        store.save(attempt)
+        shutil.copytree(home, tmp_path / "killed")  # as a driver leaves it that was killed
+    files = [tmp_path / "killed" / f"rounds.sqlite{end}" for end in ("", "-wal")]
+    before = [path.read_bytes() for path in files]
+    assert all(before)
+    assert status_of(tmp_path / "killed").attempts == (attempt,)
+    assert [path.read_bytes() for path in files] == before
 
 
 @pytest.mark.slow
