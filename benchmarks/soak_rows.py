@@ -32,7 +32,7 @@ def report(soak: Soak, settings: Mapping[str, Any]) -> Iterator[Row]:
     yield Row("rounds recorded", recorded, "rounds", context=details)
     yield Row("rounds given up after three attempts, or at the end", given_up, "rounds")
     yield from _attempts(state)
-    yield from _befell(events)
+    yield from _befell(events, f"{soak.federation.folder}/")
     yield from _went_on(state, events)
     for kind in KINDS:
         found = memory[kind]
@@ -55,7 +55,7 @@ def _attempts(state: State) -> Iterator[Row]:
     yield Row("releases charged at nodes", releases, "")
 
 
-def _befell(events: list[dict[str, Any]]) -> Iterator[Row]:
+def _befell(events: list[dict[str, Any]], place: str) -> Iterator[Row]:
     for kind in KINDS:
         own = [event for event in events if event["kind"] == kind]
         counts = Counter(event["event"] for event in own)
@@ -63,7 +63,9 @@ def _befell(events: list[dict[str, Any]]) -> Iterator[Row]:
         yield Row(f"kills of a {kind}", counts["kill"], "")
         yield Row(f"restarts of a {kind}", counts["start"] - len(names), "")
     said = Counter(
-        event["said"][:160] for event in events if event["event"] == "exit" and event["code"]
+        event["said"].replace(place, "")[:160]
+        for event in events
+        if event["event"] == "exit" and event["code"]
     )
     yield Row("stops of a driver that said why", sum(said.values()), "", context=dict(said))
 

@@ -326,11 +326,22 @@ def test_who_is_killed_or_ends_is_started_again(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_short_soak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four nodes, and something killed every three seconds; stopped in between, it goes on."""
+    """Three nodes, all of whom a sum needs, and something killed every three seconds; stopped in between, it goes on."""
     out, rows = tmp_path / "soak", tmp_path / "rows.json"
 
     def run(*options: str) -> dict[str, dict[str, Any]]:
-        words = ["soak", "--quick", "--out", str(out), "--json", str(rows), "--minutes", "3"]
+        words = [
+            "soak",
+            "--quick",
+            "--nodes",
+            "3",
+            "--out",
+            str(out),
+            "--json",
+            str(rows),
+            "--minutes",
+            "3",
+        ]
         monkeypatch.setattr(sys, "argv", [*words, "--seconds-between-kills", "3", *options])
         assert soak.main() == 0
         return {row["metric"]: row for row in json.loads(rows.read_text())}
@@ -340,7 +351,7 @@ def test_a_short_soak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for found in (before, after):
         assert found["violations"]["value"] == 0
         assert found["runs"]["context"].keys() <= {"finished", "cancelled"}
-    assert before["rounds recorded"]["value"] >= 3
+    assert before["rounds recorded"]["value"] >= 2
     assert after["rounds recorded"]["value"] > before["rounds recorded"]["value"]
     assert after["attempts"]["value"] >= after["rounds recorded"]["value"]
     assert sum(after[f"kills of a {kind}"]["value"] for kind in KINDS) > 0
