@@ -54,7 +54,7 @@ def read_attempts(home: Path) -> list[Attempt]:
     """Read the attempts of the run in a home, also while another process drives it.
 
     Args:
-        home: the run's; one that has not begun has none.
+        home: the run's; one that has not begun has none, nor one whose driver was killed as it began.
 
     Raises:
         DiskError: the disk or the file is damaged.
@@ -64,7 +64,8 @@ def read_attempts(home: Path) -> list[Attempt]:
     if not path.exists():
         return []
     with naming(path), closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
-        return all_attempts(connection)
+        begun = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'attempts'")
+        return all_attempts(connection) if begun.fetchone() else []
 
 
 def attempt_of(row: tuple[Any, ...]) -> Attempt:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -270,6 +271,16 @@ def test_to_look_at_a_run_changes_nothing_in_its_store(institutions: Make, tmp_p
     assert all(before)
     assert status_of(tmp_path / "killed").attempts == (attempt,)
     assert [path.read_bytes() for path in files] == before
+
+
+def test_a_store_that_is_being_made_holds_no_attempt(institutions: Make) -> None:
+    home = institutions().order("small")
+    (home / "rounds.sqlite").touch()
+    assert status_of(home).state == "submitted"
+    with closing(sqlite3.connect(home / "rounds.sqlite")) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        assert status_of(home).attempts == ()
+    assert status_of(home).attempts == ()
 
 
 @pytest.mark.slow
