@@ -17,8 +17,10 @@ import pytest
 
 from tests.crash.recording import ACKNOWLEDGED, CHANGES, OUTPUT, Call, read_trace
 
+TRACE = "trace"
 _LONGEST = 1 << 26
 _PR_SET_PTRACER = 0x59616D61
+_STOPPING = "--- SIGSTOP {"  # a signal comes: not the stop that an actor waits in to be watched
 
 needs_strace = pytest.mark.skipif(
     shutil.which("strace") is None,
@@ -28,18 +30,37 @@ needs_strace = pytest.mark.skipif(
 
 @dataclass(frozen=True)
 class Fault:
-    """The n-th call of a kind fails.
+    """Something happens at the n-th call of a kind.
 
     Attributes:
         calls: names of calls, with commas between.
-        error: its symbol, such as ENOSPC.
+        action: "error=ENOSPC" and the like fail the call, "signal=KILL" ends the process before it,
+            "signal=STOP" stops the process after it.
         number: from 1.
 
     """
 
     calls: str
-    error: str
+    action: str
     number: int
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How an act ended.
+
+    Attributes:
+        code: exit code, or minus the signal that ended it.
+        output: all that it wrote.
+        calls: what was recorded of it.
+        was_met: whether the fault came about.
+
+    """
+
+    code: int
+    output: str
+    calls: list[Call]
+    was_met: bool
 
 
 class Actors:
@@ -65,22 +86,50 @@ class Actors:
         self._server.stdin.close()
         self._server.wait(20)
 
-    def record(self, arguments: list[str], folder: Path) -> list[Call]:
-        """Act to the end and return the calls; it must succeed."""
-        trace, output = folder / "trace", folder / "output"
-        options = ["-xx", "-s", str(_LONGEST), "-e", f"trace={','.join(CHANGES)}"]
-        code = self._act(arguments, [*options, "-o", str(trace)], output)
-        assert code == 0, output.read_text()
-        return list(read_trace(trace.read_text()))
+    def record(self, arguments: list[str], folder: Path, also: str = "") -> list[Call]:
+        """Act to the end and return the calls that change files, and others; it must succeed."""
+        ended = self.act(arguments, folder, also=",".join([*CHANGES, *also.split()]))
+        assert ended.code == 0, ended.output
+        return ended.calls
 
-    def act_with_fault(self, arguments: list[str], fault: Fault, folder: Path) -> tuple[int, str]:
-        """Act while one call fails; return exit code and all output."""
-        output = folder / "output"
-        inject = f"inject={fault.calls}:error={fault.error}:when={fault.number}"
-        options = ["-e", f"trace={fault.calls}", "-e", inject, "-o", "/dev/null"]
-        return self._act(arguments, options, output), output.read_text()
+    def act(
+        self,
+        arguments: list[str],
+        folder: Path,
+        fault: Fault | None = None,
+        *,
+        also: str = "",
+        while_stopped: Callable[[], object] | None = None,
+    ) -> Ended:
+        """Act, perhaps while a fault comes about.
 
-    def _act(self, arguments: list[str], options: list[str], output: Path) -> int:
+        Args:
+            arguments: of the act.
+            folder: of the trace and of the output.
+            fault: None lets it act to the end.
+            also: names of calls to record beside those of the fault, with commas between.
+            while_stopped: what is done once the fault has stopped the process, before it goes on.
+
+        """
+        trace, output = folder / TRACE, folder / "output"
+        recorded = ",".join(filter(None, [fault.calls if fault else "", also])) or "none"
+        options = ["-xx", "-s", str(_LONGEST), "-e", f"trace={recorded}", "-o", str(trace)]
+        if fault is not None:
+            options += ["-e", f"inject={fault.calls}:{fault.action}:when={fault.number}"]
+        code, was_stopped = self._act(arguments, options, output, while_stopped)
+        text = trace.read_text()
+        was_met = was_stopped or code == -signal.SIGKILL or "(INJECTED)" in text
+        return Ended(code, output.read_text(), list(read_trace(text)), was_met)
+
+    def _act(
+        self,
+        arguments: list[str],
+        options: list[str],
+        output: Path,
+        while_stopped: Callable[[], object] | None,
+    ) -> tuple[int, bool]:
+        trace = output.with_name(TRACE)
+        trace.unlink(missing_ok=True)
         self._say(json.dumps([str(output), *arguments]))
         actor = int(self._heard())
         _wait_for(actor, "State:\tT")
@@ -89,10 +138,14 @@ class Actors:
         )
         _wait_for(actor, f"TracerPid:\t{watcher.pid}\n")
         os.kill(actor, signal.SIGCONT)
+        was_stopped = while_stopped is not None and _stops(actor, trace)
+        if while_stopped is not None and was_stopped:
+            while_stopped()
+            os.kill(actor, signal.SIGCONT)
         code = int(self._heard())
         _, messages = watcher.communicate(timeout=60)
         assert watcher.returncode in (0, code), messages
-        return code
+        return code, was_stopped
 
     def _say(self, line: str) -> None:
         assert self._server.stdin is not None
@@ -139,6 +192,20 @@ def _wait_for(process: int, text: str) -> None:
     while text not in Path(f"/proc/{process}/status").read_text():
         assert time.monotonic() < end, f"process {process} did not come to {text!r}"
         time.sleep(0.002)
+
+
+def _stops(process: int, trace: Path) -> bool:
+    """Wait until a fault has stopped a process, as its trace says; False where it ends before."""
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        is_there = Path(f"/proc/{process}").exists()
+        _, signalled, rest = (trace.read_text() if trace.exists() else "").partition(_STOPPING)
+        if signalled and "stopped by SIGSTOP" in rest:
+            return True
+        if not is_there:
+            return False
+        time.sleep(0.005)
+    raise AssertionError(f"process {process} neither stopped nor ended")
 
 
 def acknowledge(text: str) -> None:

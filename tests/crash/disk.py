@@ -51,7 +51,6 @@ class State:
         place: number of calls that were made, and the last one's name.
         tree: what is there.
         acknowledged: what the process had said was done.
-        is_new: whether no state before was the same.
 
     """
 
@@ -59,7 +58,6 @@ class State:
     place: str
     tree: Tree
     acknowledged: tuple[str, ...]
-    is_new: bool
 
 
 @dataclass
@@ -85,16 +83,12 @@ class Disk:
         self.flushed_names = dict(self.names)
 
     def states(self, calls: list[Call]) -> Iterator[State]:
-        """Yield each state that a crash may leave; `is_new` where none before was the same."""
-        seen: set[int] = set()
+        """Yield each state that a crash may leave; many are the same."""
         for number, call in enumerate([*calls, None]):
             if call is None or self._touches(call):
                 place = f"{number} {call.name if call else 'end'}"
                 for kind, tree in self._trees(call):
-                    key = hash((frozenset(tree.items()), tuple(self.acknowledged)))
-                    said = tuple(self.acknowledged)
-                    yield State(kind, place, tree, said, is_new=key not in seen)
-                    seen.add(key)
+                    yield State(kind, place, tree, tuple(self.acknowledged))
             if call is not None:
                 self.apply(call)
 

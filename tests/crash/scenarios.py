@@ -13,6 +13,7 @@ from tests.crash.actors import serve
 from tests.crash.careless_acts import CARELESS
 from tests.crash.coordinator_acts import ClosePhase, PublishModel
 from tests.crash.node_acts import AppendLedger, RenewAtNode, SignSet
+from tests.crash.release_acts import Release
 from tests.crash.service_acts import AcceptUpload, Enrol, Initialise, Migrate, RenewAtService
 
 
@@ -37,6 +38,8 @@ SCENARIOS: dict[str, Scenario] = {
     "publish-model": PublishModel(),
     "append-ledger": AppendLedger(),
     "sign-set": SignSet(),
+    "release": Release("schedule"),
+    "release-filter": Release("filter"),
     "renew-at-service": RenewAtService(),
     "renew-at-node": RenewAtNode(),
     "migrate": Migrate(),

@@ -39,6 +39,17 @@ NAME, RUN = "north", "first"
 SETTINGS = ServiceSettings(federation="hospitals", hosts=("localhost",))
 PAYLOAD = bytes(range(251)) * 40
 CHUNK = 4_000
+DATABASE = "database"
+
+
+def database_of(rests: Path) -> str | None:
+    """URL of the database that a test wants, or None for SQLite in the home."""
+    path = rests / DATABASE
+    return path.read_text() if path.exists() else None
+
+
+def settings_of(rests: Path) -> ServiceSettings:
+    return SETTINGS.model_copy(update={"database": database_of(rests)})
 
 
 @contextlib.contextmanager
@@ -57,7 +68,7 @@ class Initialise:
         folder.mkdir()
 
     def act(self, folder: Path, rests: Path) -> None:
-        ServiceHome.create(folder, SETTINGS).close()
+        ServiceHome.create(folder, settings_of(rests)).close()
         acknowledge("made")
 
     def check(self, folder: Path, rests: Path, acknowledged: Sequence[str]) -> None:
@@ -65,7 +76,7 @@ class Initialise:
             ServiceHome.open(folder).close()
         except (RunError, ValueError):
             assert not acknowledged
-            ServiceHome.create(folder, SETTINGS).close()
+            ServiceHome.create(folder, settings_of(rests)).close()
         with opened(folder) as home:
             joined(home, Asking.new(home.registry.invite(NAME)))
             assert home.registry.approve(NAME).status == "active"
@@ -95,7 +106,7 @@ class Enrol:
     """Invited, joined, approved, revoked: each once, and not undone."""
 
     def prepare(self, folder: Path, rests: Path) -> None:
-        ServiceHome.create(folder, SETTINGS).close()
+        ServiceHome.create(folder, settings_of(rests)).close()
         IdentityKey.generate().save(rests / "identity.key")
         (rests / "request.pem").write_bytes(signing_request(new_connection_key(), NAME))
 
@@ -160,7 +171,7 @@ class AcceptUpload:
     """An answer's payload: what was flushed is not sent again, what was acknowledged is there."""
 
     def prepare(self, folder: Path, rests: Path) -> None:
-        with contextlib.closing(ServiceHome.create(folder, SETTINGS)) as home:
+        with contextlib.closing(ServiceHome.create(folder, settings_of(rests))) as home:
             enrolled(home)
             message = home.mailbox.post(RUN, 1, "train.upload", ("UploadRequest", b"?", b"model"))
             (rests / "message").write_text(message)
@@ -226,7 +237,7 @@ class RenewAtService:
     def prepare(self, folder: Path, rests: Path) -> None:
         identity = IdentityKey.generate()
         identity.save(rests / "identity.key")
-        with contextlib.closing(ServiceHome.create(folder, SETTINGS)) as home:
+        with contextlib.closing(ServiceHome.create(folder, settings_of(rests))) as home:
             (rests / "first.pem").write_bytes(enrolled(home, identity).certificate)
 
     def act(self, folder: Path, rests: Path) -> None:
@@ -263,13 +274,13 @@ class Migrate:
         folder.mkdir()
 
     def act(self, folder: Path, rests: Path) -> None:
-        engine = open_database(folder)
+        engine = open_database(folder, database_of(rests))
         assert schema.migrate(engine)
         acknowledge("migrated")
         engine.dispose()
 
     def check(self, folder: Path, rests: Path, acknowledged: Sequence[str]) -> None:
-        engine = open_database(folder)
+        engine = open_database(folder, database_of(rests))
         if acknowledged:
             schema.verify(engine)
         with transaction(engine) as connection:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -45,9 +46,14 @@ class Server:
     def new_database(self) -> str:
         """Make an empty database; return its URL."""
         name = "d" + secrets.token_hex(6)
-        with psycopg.connect(self._where("postgres"), autocommit=True) as connection:
-            connection.execute(f'CREATE DATABASE "{name}"')
+        self.ask(f'CREATE DATABASE "{name}"')
         return f"postgresql+psycopg://arion:{PASSWORD}@127.0.0.1:{self.port}/{name}"
+
+    def ask(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
+        """Give the server a statement, outside of any transaction; return the rows."""
+        with psycopg.connect(self._where("postgres"), autocommit=True) as connection:
+            cursor = connection.execute(statement, values)
+            return cursor.fetchall() if cursor.description else []
 
     def start(self) -> None:
         """Start, and wait until it answers."""
@@ -85,11 +91,11 @@ class Server:
 
 
 @contextmanager
-def running_server() -> Iterator[Server]:
-    """Start a server in a folder of its own; skips where there is none."""
+def running_server(place: Path | None = None, *options_of_initdb: str) -> Iterator[Server]:
+    """Start a server in a folder of its own, within `place`; skips where there is none."""
     programs = _programs()
     user = _user()
-    folder = Path(tempfile.mkdtemp(prefix="arion-postgresql-"))
+    folder = Path(tempfile.mkdtemp(prefix="arion-postgresql-", dir=place))
     options: dict[str, object] = {"cwd": folder}
     if user is not None:
         shutil.chown(folder, user.pw_uid, user.pw_gid)
@@ -98,7 +104,7 @@ def running_server() -> Iterator[Server]:
     words.write_text(PASSWORD)
     words.chmod(0o644)
     command = [programs / "initdb", "-D", folder / "data", "-U", "arion", "--no-sync", "-E", "UTF8"]
-    login = ["--auth=scram-sha-256", f"--pwfile={words}", "--no-locale"]
+    login = ["--auth=scram-sha-256", f"--pwfile={words}", "--no-locale", *options_of_initdb]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
