@@ -54,7 +54,7 @@ def read_attempts(home: Path) -> list[Attempt]:
     """Read the attempts of the run in a home, also while another process drives it.
 
     Args:
-        home: the run's; one that has not begun has none, nor one whose driver was killed as it began.
+        home: the run's; one that has not begun has none, nor one whose driver died as it began.
 
     Raises:
         DiskError: the disk or the file is damaged.

@@ -338,15 +338,15 @@ def test_a_short_soak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             "--minutes",
             "3",
             "--seconds-between-kills",
-            "3",
+            "2",
         ]
         words += ["--out", str(out), "--json", str(rows)]
         monkeypatch.setattr(sys, "argv", [*words, *options])
         assert soak.main() == 0
         return {row["metric"]: row for row in json.loads(rows.read_text())}
 
-    before = run("--rounds", "4")
-    after = run("--rounds", "10", "--resume")
+    before = run("--rounds", "2")
+    after = run("--rounds", "6", "--resume")
     for found in (before, after):
         assert found["violations"]["value"] == 0
         assert found["runs"]["context"].keys() <= {"finished", "cancelled"}
