@@ -194,6 +194,11 @@ def transaction(engine: Engine, *, only_reads: bool = False) -> Iterator[Connect
         raise DatabaseError(error) from None  # its context would hold the statement's values
 
 
+def only_reads(connection: Connection) -> bool:
+    """Tell whether a connection is in a transaction that was begun with `only_reads`."""
+    return bool(connection.get_execution_options().get(_ONLY_READS, False))
+
+
 def _durable(connection: Any, _: object) -> None:
     connection.isolation_level = None  # BEGIN is ours: the driver's would come after the reads
     cursor = connection.cursor()
@@ -203,5 +208,4 @@ def _durable(connection: Any, _: object) -> None:
 
 
 def _begin(connection: Connection) -> None:
-    reads = connection.get_execution_options().get(_ONLY_READS, False)
-    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+    connection.exec_driver_sql("BEGIN" if only_reads(connection) else "BEGIN IMMEDIATE")

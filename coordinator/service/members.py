@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from coordinator.service.bindings import RegistryError
-from coordinator.service.database import MEMBERS
+from coordinator.service.database import MEMBERS, only_reads
 from coordinator.service.pki import Role
 
 
@@ -33,8 +33,14 @@ class Member:
 
 
 def find_row(connection: Connection, name: str) -> Any:
-    """Return a member's row, or None."""
-    return connection.execute(select(MEMBERS).where(MEMBERS.c.name == name)).one_or_none()
+    """Return a member's row, or None; a transaction that may change it holds it from here on.
+
+    Else PostgreSQL would let an approval that read "pending" overwrite a revocation after it.
+    """
+    query = select(MEMBERS).where(MEMBERS.c.name == name)
+    if not only_reads(connection):
+        query = query.with_for_update()
+    return connection.execute(query).one_or_none()
 
 
 def known_row(connection: Connection, name: str) -> Any:

@@ -82,6 +82,29 @@ def test_an_invitation_is_for_one_node_once(service: RunningService, tmp_path: P
 
 
 @on_both
+def test_a_revocation_beside_an_approval_stands(
+    service: RunningService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The approval has read that the node waits, and is about to say that it is active."""
+    registry = service.home.registry
+    join(tmp_path, "localhost", service.pair, str(registry.invite("north")))
+    revoking = threading.Thread(target=registry.revoke, args=("north",))
+    issue = registry._issue
+
+    def issue_later(*arguments: object) -> bytes:
+        revoking.start()
+        revoking.join(1.0)  # it goes through at once, or waits for the approval
+        return issue(*arguments)
+
+    monkeypatch.setattr(registry, "_issue", issue_later)
+    registry.approve("north")
+    revoking.join(20)
+    assert not revoking.is_alive()
+    (member,) = registry.members()
+    assert member.status == "revoked"
+
+
+@on_both
 def test_an_invitation_expires(service_home: ServiceHome, monkeypatch: pytest.MonkeyPatch) -> None:
     registry = service_home.registry
     invitation = registry.invite("north")
