@@ -19,7 +19,7 @@ from coordinator.attempts import Attempt, Phase
 from coordinator.cancellation import Cancellation
 from coordinator.channel import Channel, Traffic
 from coordinator.epoch import EpochLost, enter_epoch
-from coordinator.errors import RestoredLedgerError, RunError
+from coordinator.errors import MissingMembersError, RunError
 from coordinator.member_heads import MemberHeads
 from coordinator.outcome import outcome_of, tell_observer
 from coordinator.planning import check_reachable, make_plan
@@ -278,9 +278,7 @@ class RunDriver:
         self._records.released(self._digest)
         try:
             self._in_epoch(None)
-        except RestoredLedgerError:
-            raise
-        except RunError as error:
+        except MissingMembersError as error:
             _LOG.warning("the last head is not countersigned: %s", error)
         self._tell_closed()
 

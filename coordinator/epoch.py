@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from coordinator.attempt import Members
 from coordinator.channel import Channel
-from coordinator.errors import RunError
+from coordinator.errors import MissingMembersError, RunError
 from coordinator.member_heads import MemberHeads
 from coordinator.settings import RunSettings
 from privacy.identity import SignatureError, Signed
@@ -149,7 +149,7 @@ def _bundles(settings: RunSettings, epoch: int, channel: Channel) -> dict[int, S
 def _check_complete(present: set[str], settings: RunSettings, what: str) -> None:
     missing = sorted(set(settings.members) - present)
     if missing:
-        raise RunError(
+        raise MissingMembersError(
             f"Expected all {len(settings.members)} pinned members to {what} within "
             f"{settings.deadline_s:g} s, got none from {', '.join(missing)}. Start their nodes, "
             "then resume the run."

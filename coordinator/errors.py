@@ -9,3 +9,7 @@ class RestoredLedgerError(RunError):
     """The coordinator's ledger holds less than it has signed: nothing may be planned on it."""
 
     code = "restored-ledger"
+
+
+class MissingMembersError(RunError):
+    """Pinned members did not answer; those that did refused nothing."""

@@ -12,7 +12,7 @@ from models.config import ModelConfig
 from models.decoder import Decoder
 from models.language_model import SequenceLoss
 from models.lora import add_lora
-from models.owned import branch
+from models.owned import banks, branch
 from privacy.dp.clipping import Chunk, add_clipped_gradients
 from privacy.dp.records import UnitLayout
 
@@ -40,7 +40,12 @@ def adapters(model: Decoder) -> None:
 
 
 def owned(model: Decoder) -> None:
+    """After a step: a row that equals its source's ties with it, and rounding breaks ties."""
     branch(model, (0, 2), train_rows=True)
+    generator = torch.Generator().manual_seed(5)
+    for bank in banks(model):
+        for weight in bank.router.parameters():
+            weight.data += 0.05 * torch.randn(weight.shape, generator=generator)
 
 
 def checkpointed(model: Decoder) -> None:

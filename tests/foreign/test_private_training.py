@@ -88,7 +88,7 @@ def test_the_gradient_of_a_sequence_does_not_depend_on_the_others(
                        together.present_U)  # fmt: skip
     only_third.target_BT[[0, 1, 3]] = IGNORED
     found, expected = flat(gradients(model, only_third)), flat(gradients(model, alone))
-    assert float((found - expected).norm() / expected.norm()) < 1e-6
+    assert float((found - expected).norm() / expected.norm()) < 5e-6
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
@@ -120,7 +120,7 @@ def test_padding_on_the_right_changes_nothing(model_type: str, family: Family) -
         unit_losses(model, padded), unit_losses(model, short), rtol=1e-6, atol=0
     )
     found, expected = flat(gradients(model, padded)), flat(gradients(model, short))
-    assert float((found - expected).norm() / expected.norm()) < 1e-6
+    assert float((found - expected).norm() / expected.norm()) < 5e-6
 
 
 def test_the_loss_is_plain_cross_entropy_of_each_sequence(family: Family) -> None:
