@@ -35,7 +35,7 @@ FORMATS: dict[Container, tuple[str, ...]] = {
     "gguf": ("f16", "q8_0", "q4_k_m"),
     "onnx": ("int8", "int4"),
 }
-_CALIBRATION_ROWS, _HELDOUT_ROWS = 256, 120
+_CALIBRATION_ROWS, HELDOUT_ROWS = 256, 120
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def run(quick: bool) -> Iterator[Row]:
 def _domain(ground: Ground, domain: str, kept: list[int]) -> Iterator[Row]:
     config = ground.model.config
     rows = spread_rows(ground.tokenizer, ground.train[domain], LENGTH, _CALIBRATION_ROWS)
-    heldout = spread_rows(ground.tokenizer, ground.heldout[domain], LENGTH, _HELDOUT_ROWS)
+    heldout = spread_rows(ground.tokenizer, ground.heldout[domain], LENGTH, HELDOUT_ROWS)
     whole = evaluate(ground.model, heldout).nats_per_token
     scores_LE = {
         "REAP": expert_use(ground.model, rows).reap_LE,
@@ -80,8 +80,8 @@ def _domain(ground: Ground, domain: str, kept: list[int]) -> Iterator[Row]:
             continue
         chosen = best(everything(config), scores, experts)
         model = prune(ground.model, chosen) if experts < config.experts else ground.model
-        for plan in _plans(ground, model):
-            loss, size = _loss(ground, model, plan, heldout)
+        for plan in plans_of(ground, model):
+            loss, size = loss_of(ground, model, plan, heldout)
             details = {"bytes": size, "domain": domain, "experts": experts, "chosen_by": how}
             yield Row(
                 f"{plan.container} {plan.number_format}, {experts} experts by {how}: {domain}",
@@ -93,7 +93,8 @@ def _domain(ground: Ground, domain: str, kept: list[int]) -> Iterator[Row]:
             )  # fmt: skip
 
 
-def _plans(ground: Ground, model: Decoder) -> Iterator[Plan]:
+def plans_of(ground: Ground, model: Decoder) -> Iterator[Plan]:
+    """Yield a plan for each format of `FORMATS`."""
     for container, formats in FORMATS.items():
         for bits in KINDS[container].number_formats:
             wanted = Wanted("edge", container, bits)
@@ -104,7 +105,7 @@ def _plans(ground: Ground, model: Decoder) -> Iterator[Plan]:
                     yield plan
 
 
-def _loss(
+def loss_of(
     ground: Ground, model: Decoder, plan: Plan, heldout: Sequence[TextRow]
 ) -> tuple[float, int]:
     """Write an artefact; return the loss of the weights in it, and the bytes of its files."""

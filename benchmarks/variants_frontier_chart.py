@@ -1,4 +1,7 @@
-"""Size against loss as a chart: `python -m benchmarks.variants_frontier_chart IN.json OUT.svg`."""
+"""Size against loss as a chart.
+
+python -m benchmarks.variants_frontier_chart IN.json [IN.json ...] OUT.svg
+"""
 
 import json
 import sys
@@ -19,7 +22,9 @@ STYLES = {
     "onnx int8": ("purple", "D"),
     "onnx int4": ("muted", "v"),
 }
-"""Format: colour, marker; filled where the experts were chosen, hollow where they are random."""
+"""Format: colour, marker; filled where the experts were chosen, hollow where they are random, a
+star where a dense student was distilled."""
+_LINES = {"REAP": "-", "random": "", "distilled": ":"}
 
 
 def svg(rows: Rows) -> str:
@@ -43,7 +48,7 @@ def _draw(rows: Rows) -> Figure:
 
 def _panel(axes: Axes, rows: Rows, domain: str) -> None:
     for name, (colour, marker) in STYLES.items():
-        for how in ("REAP", "random"):
+        for how, line in _LINES.items():
             points = sorted(
                 (row["context"]["bytes"] / 1e6, row["value"])
                 for row in rows
@@ -51,8 +56,9 @@ def _panel(axes: Axes, rows: Rows, domain: str) -> None:
             )
             if points:
                 axes.plot(
-                    *zip(*points, strict=True), marker=marker, markersize=4.5, linewidth=0.8,
-                    linestyle="-" if how == "REAP" else "", color=COLOURS[colour],
+                    *zip(*points, strict=True), linewidth=0.8, linestyle=line,
+                    marker="*" if how == "distilled" else marker,
+                    markersize=7 if how == "distilled" else 4.5, color=COLOURS[colour],
                     markerfacecolor=COLOURS[colour if how == "REAP" else "surface"],
                     label=name if how == "REAP" else None,
                 )  # fmt: skip
@@ -63,5 +69,5 @@ def _panel(axes: Axes, rows: Rows, domain: str) -> None:
 
 
 if __name__ == "__main__":
-    source, target = map(Path, sys.argv[1:])
-    target.write_text(svg(json.loads(source.read_text())))
+    *sources, target = map(Path, sys.argv[1:])
+    target.write_text(svg([row for source in sources for row in json.loads(source.read_text())]))
