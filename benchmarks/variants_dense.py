@@ -2,7 +2,7 @@
 
     ARION_VARIANTS_MODEL=WORK/model python -m benchmarks.variants_dense [--json PATH]
 
-Half an hour of one core. WORK is what `python -m benchmarks.variants_model WORK` made; --quick
+A quarter of an hour. WORK is what `python -m benchmarks.variants_model WORK` made; --quick
 takes a small random model. Experts and layers are chosen on all domains' training text and the
 student is distilled on it, from the whole parent. Each artefact is written, its own weights are
 read back and evaluated on each domain's held-out text. The limit is the parent's loss, the peer the
@@ -28,7 +28,7 @@ from models.variants.dense import block_influence, dense_student, most_influenti
 from models.variants.distil import Distilling, Learnt, distil, lesson_of
 from models.variants.experts import best, everything, expert_use
 
-SETTINGS = Distilling(steps=400, batch=16, sequence_length=128, learning_rate=1e-3)
+SETTINGS = Distilling(steps=150, batch=16, sequence_length=128, learning_rate=1e-3)
 QUICK = Distilling(steps=3, batch=2, sequence_length=16)
 _CALIBRATION_ROWS = 64  # of each domain
 
