@@ -56,7 +56,7 @@ def read_canaries(
         delta: None for the largest of the ledgers' claims.
 
     Raises:
-        ValueError: not such a file, too few canaries, or no delta.
+        ValueError: not such a file, too few canaries, no delta, or one below the claims'.
 
     """
     secrets = load_secrets(path)
@@ -72,8 +72,13 @@ def read_canaries(
             "Expected --audit-delta, or --ledger to take it from, got neither. Epsilon is bounded "
             "at a delta."
         )
-    at = max(claim.delta_1e15 for claim in claims) / 1e15 if delta is None else delta
-    return Canaries(secrets, file_digest(path), at, tries)
+    claimed = max((claim.delta_1e15 for claim in claims), default=0) / 1e15
+    if delta is not None and delta < claimed:
+        raise VariantError(
+            f"Expected --audit-delta of at least {claimed:.3g}, which the ledgers claim at, got "
+            f"{delta:.3g}. A claim says nothing of a smaller one: leave it out."
+        )
+    return Canaries(secrets, file_digest(path), claimed if delta is None else delta, tries)
 
 
 def audit_artefact(

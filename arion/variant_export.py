@@ -42,6 +42,7 @@ from models.variants.passport import (
 )
 from models.variants.plan import Plan, Wanted
 from privacy.attestation import attest
+from privacy.audit.one_run import AuditError
 from privacy.identity import IdentityKey
 
 PREDICATE = "urn:arion:variant:v1"
@@ -170,8 +171,6 @@ def export(order: ExportOrder, prepared: Prepared, progress: Progress) -> Passpo
                 () if isinstance(found, Missing) else failures(found, plan, order.wanted.target)
             )
             audited = None if failed else _audit(plan, part, prepared, found, progress)
-            if audited is not None and (said := refutation(audited, prepared.ledger)):
-                failed = (said,)
             if not failed:
                 passport = _passport(prepared, plan, part, found, taught)
                 if audited is not None:
@@ -210,13 +209,27 @@ def _make(plan: Plan, part: Path, prepared: Prepared, progress: Progress) -> Che
 def _audit(
     plan: Plan, part: Path, prepared: Prepared, found: Checked | Missing, progress: Progress
 ) -> Audited | None:
-    """Attack an artefact that passed; None where nobody asked, or it could not be run."""
-    if prepared.canaries is None or isinstance(found, Missing):
+    """Attack an artefact that passed; None where nobody asked.
+
+    Raises:
+        AuditError: more is shown than was claimed, or the artefact cannot be run. No other plan is
+            tried then: a coarser one may hide what was found, and the fault is in the training.
+
+    """
+    if prepared.canaries is None:
         return None
+    if isinstance(found, Missing):
+        raise AuditError(
+            f"Expected an artefact that runs here, to audit it, got no runtime. Run pip install "
+            f"'arion-federated[{found.missing_extra}]', or export without --canaries."
+        )
     begin, advance = prepared.parent.tokenizer.begin_of_text_id, Stage(progress, "canaries")
-    return audit_artefact(
+    audited = audit_artefact(
         plan, part, begin, prepared.canaries, entropy=Entropy(None), advance=advance
     )
+    if said := refutation(audited, prepared.ledger):
+        raise AuditError(said)
+    return audited
 
 
 def _publish(

@@ -21,8 +21,9 @@ from models.durable import file_digest
 from models.tokenizer import Tokenizer
 from models.variants import check
 from models.variants.claims import Audited, LedgerClaim
-from models.variants.extras import VariantError
+from models.variants.extras import MissingExtraError, VariantError
 from models.variants.passport import read_passport, verify_artefact
+from models.variants.plan import Plan
 from models.variants.probe import Probe
 
 pytest.importorskip("transformers")
@@ -76,7 +77,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def export(ground: Path, name: str, out: Path, *more: object) -> Result:
-    options = ("--tier", "cluster", "--bits", 32, "--out", out)
+    options = ("--tier", "cluster", "--bits", 32, "--out", out)  # a later option counts
     return CliRunner().invoke(app, [*map(str, ("model", "export", ground / name, *options, *more))])
 
 
@@ -154,6 +155,57 @@ def test_a_bound_above_the_claim_keeps_an_artefact_from_being_published(
     result = export(ground, "greedy", tmp_path / "a", *options)
     assert result.exit_code == 2
     assert "REFUTED: an attack shows epsilon of at least" in result.stderr
+    assert not (tmp_path / "a").exists()
+
+
+def test_no_coarser_format_is_tried_after_a_refutation(
+    ground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("arion.variant_export.ledger_claims", lambda *_: (claim(10**6),))
+    seen: list[str] = []
+
+    def audit(plan: Plan, *_: object, **__: object) -> Audited:
+        seen.append(plan.number_format)
+        return Audited(
+            canaries=100, included=50, tries=8, delta=1e-5, confidence=0.95, guessed=50,
+            epsilon_at_least=9.0 if len(seen) == 1 else 0.0, correct=49, most_it_can_show=9.0,
+            secrets="b" * 64,
+        )  # fmt: skip
+
+    monkeypatch.setattr("arion.variant_export.audit_artefact", audit)
+    monkeypatch.setattr("arion.variant_export.failures", lambda *_: ())
+    monkeypatch.setattr("arion.variant_export.run_artefact", lambda *_: None)
+    listing = ("--canaries", ground / "canaries" / "secrets.json", "--ledger", tmp_path)
+    options = ("--format", "gguf", "--bits", 16, *listing)
+    pytest.importorskip("gguf")
+    result = export(ground, "blind", tmp_path / "a", *options)
+    assert result.exit_code == 2
+    assert "REFUTED" in result.stderr
+    assert seen == ["f16"]  # bf16 would have been next
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_delta_below_the_claims_is_refused(
+    ground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("arion.variant_export.ledger_claims", lambda *_: (claim(10**6),))
+    listing = ("--canaries", ground / "canaries" / "secrets.json", "--ledger", tmp_path)
+    result = export(ground, "blind", tmp_path / "a", *listing, "--audit-delta", 1e-6)
+    assert result.exit_code == 2
+    assert "at least 1e-05" in result.stderr
+
+
+def test_an_artefact_that_cannot_be_run_is_not_published_unaudited(
+    ground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: object) -> None:
+        raise MissingExtraError("transformers", "foreign")
+
+    monkeypatch.setattr("arion.variant_export.run_artefact", missing)
+    options = ("--canaries", ground / "canaries" / "secrets.json", "--audit-delta", DELTA)
+    result = export(ground, "blind", tmp_path / "a", *options)
+    assert result.exit_code == 2
+    assert "export without --canaries" in result.stderr
     assert not (tmp_path / "a").exists()
 
 
