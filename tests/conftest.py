@@ -1,11 +1,14 @@
 """Fixtures every test package shares."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+import client.epoch
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -18,6 +21,22 @@ def _one_thread() -> Iterator[None]:
     """After each test: a command that ran in this process may have set another number."""
     yield
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _memory_of_its_own() -> Iterator[None]:
+    """A folder of tmpfs for this process's tests, where there is tmpfs.
+
+    A node that starts deletes the keys of homes that are gone; a test that puts a home back, and so
+    takes it away for a moment, would lose them to another process's test.
+    """
+    tmpfs = client.epoch._TMPFS
+    if not (tmpfs.is_dir() and os.access(tmpfs, os.W_OK)):
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(dir=tmpfs) as folder:
+        patch.setattr(client.epoch, "_TMPFS", Path(folder))
+        yield
 
 
 @pytest.fixture(scope="session")
