@@ -17,7 +17,7 @@ from privacy.identity import SignatureError
 from privacy.ledger.entries import LedgerError
 from privacy.rounds import PlanRefused
 from privacy.secagg.header import SecAggRefused
-from privacy.secagg.keys import RosterError
+from privacy.secagg.keys import KeysLostError, RosterError
 from protos.epoch_messages import (
     KeyBundleMessage,
     RevealMessage,
@@ -230,6 +230,8 @@ def _answer(
         reply = act(node, from_records(message.content, kind))
     except (PlanRefused, SecAggRefused) as refusal:
         reply = _refusal(node, str(refusal.code), getattr(refusal, "clause", ""), refusal)
+    except KeysLostError as error:
+        reply = _refusal(node, error.code, "members", error)
     except RosterError as error:
         reply = _refusal(node, "bad-roster", "members", error)
     except (LedgerError, SignatureError) as error:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from privacy.identity import IdentityKey, Signed
 from privacy.ledger.files import write_all
-from privacy.secagg.keys import EpochKeys, RosterError
+from privacy.secagg.keys import EpochKeys, KeysLostError, RosterError
 from privacy.secagg.memory import RoundStore, StoreConflict
 from privacy.secagg.pairwise import PairwiseKeys
 from privacy.secagg.roster import OwnReveal, Roster, accept_reveals, accept_roster, reveal
@@ -88,15 +88,21 @@ class EpochKeeper:
         """Check an epoch's bundles and reveal our nonce; the same bytes for the same bundles.
 
         Raises:
-            RosterError: no epoch was entered, another roster of it was accepted before, too many
-                epochs, or as `privacy.secagg.roster.accept_roster`.
+            KeysLostError: no epoch was entered since this process started, nor left keys in tmpfs.
+            RosterError: another roster of the epoch was accepted before, or as
+                `privacy.secagg.roster.accept_roster`.
 
         Formal guarantee: a nonce is revealed for one roster, ever, and that is on the disk before:
         whoever sees it has committed to all other nonces.
 
         """
         if not self._held:
-            raise RosterError("Expected a request for keys first, got a roster.")
+            self._load(federation)
+        if not self._held:
+            raise KeysLostError(
+                "Expected a request for keys first, got a roster: this node holds no epoch's keys. "
+                "The coordinator must open a new epoch."
+            )
         own = [epoch for epoch in self._held.values() if epoch.bundle in bundles]
         current = own[0] if own else self._held[max(self._held)]
         roster = accept_roster(bundles, pins, current.bundle, current.number, federation)
@@ -114,12 +120,16 @@ class EpochKeeper:
         """Check an epoch's nonces and return our pairwise secrets.
 
         Raises:
-            RosterError: no roster was accepted, or as `privacy.secagg.roster.accept_reveals`.
+            KeysLostError: no roster was accepted since this process started.
+            RosterError: as `privacy.secagg.roster.accept_reveals`.
 
         """
         open_ = [epoch for epoch in self._held.values() if epoch.reveal is not None]
         if not open_:
-            raise RosterError("Expected a roster first, got nonces.")
+            raise KeysLostError(
+                "Expected a roster first, got nonces: this node accepted none since it started. "
+                "The coordinator must show the roster again, or open a new epoch."
+            )
         own = [epoch for epoch in open_ if epoch.reveal and epoch.reveal.signed in reveals]
         current = own[0] if own else max(open_, key=lambda epoch: epoch.number)
         assert current.reveal is not None and current.roster is not None, "chosen by that"  # noqa: PT018

@@ -25,7 +25,7 @@ from coordinator.outcome import outcome_of, tell_observer
 from coordinator.planning import check_reachable, make_plan
 from coordinator.records import RunRecords
 from coordinator.settings import load_settings
-from coordinator.shared import MEMBERS_FOLDER, SharedLedger, next_epoch
+from coordinator.shared import MEMBERS_FOLDER, SharedLedger
 from coordinator.store import RunStore
 from coordinator.suspicion import warn_of_suspects
 from coordinator.witnesses import LONGEST_TURN_S, Witnesses
@@ -202,10 +202,9 @@ class RunDriver:
     def _in_epoch(self, plan: RoundPlan | None) -> Members:
         """Return the members of the epoch we are in; enter a plan's or a new one where need be."""
         if self._members is None:
-            epoch = plan.epoch if plan else next_epoch(self.settings.coordinator)
             members = enter_epoch(
                 self.settings,
-                epoch,
+                plan.epoch if plan else None,
                 self._channel,
                 self._heads,
                 expected=plan.roster_digest if plan else None,

@@ -1,5 +1,6 @@
 """Opening an epoch: every pinned member publishes keys and accepts the same roster."""
 
+import logging
 from collections.abc import Iterator
 
 from coordinator.attempt import Members
@@ -7,9 +8,10 @@ from coordinator.channel import Channel
 from coordinator.errors import MissingMembersError, RunError
 from coordinator.member_heads import MemberHeads
 from coordinator.settings import RunSettings
+from coordinator.shared import next_epoch
 from privacy.identity import SignatureError, Signed
 from privacy.ledger.entries import LedgerError
-from privacy.secagg.keys import KeyBundle, RosterError
+from privacy.secagg.keys import KeyBundle, KeysLostError, RosterError
 from privacy.secagg.roster import Roster, accept_reveals, accept_roster
 from protos.epoch_messages import (
     KeyBundleMessage,
@@ -21,14 +23,26 @@ from protos.messages import Refusal
 from protos.round_messages import Done, EpochRequest, OwnHead, OwnHeadShown
 from protos.wire import Parcel, WireMessage
 
+OPENINGS = 3
+"""How often an epoch is opened for a member that starts again in the midst of it.
+
+A member may see all nonces before it says that it lost its keys, and so have the graph drawn anew:
+each roster is one of the 2^16 that the bounds of docs/secure_aggregation.md, section 9, count.
+"""
+_LOG = logging.getLogger("arion.coordinator")
+
 
 class EpochLost(Exception):  # noqa: N818  (an outcome of the protocol)
     """Members of an epoch lost its keys; they reveal their nonces for one roster only."""
 
 
+class _StartedAgain(Exception):  # noqa: N818  (an outcome of the protocol)
+    """A member started again between two messages of an opening."""
+
+
 def enter_epoch(
     settings: RunSettings,
-    epoch: int,
+    epoch: int | None,
     channel: Channel,
     heads: MemberHeads,
     *,
@@ -36,9 +50,12 @@ def enter_epoch(
 ) -> Members:
     """Relay an epoch's bundles, then its nonces, and show each member its newest ledger head.
 
+    Where a member starts again meanwhile, this begins anew: members that still have their keys
+    answer with the same bytes again.
+
     Args:
         settings: names the federation and pins its members.
-        epoch: number of the epoch; members that hold its keys answer with the same bundle again.
+        epoch: number of the epoch that is entered again; None opens new ones.
         channel: the way to the nodes.
         heads: of the members' own ledgers; what the members answer is kept there.
         expected: digest of the roster that the epoch had when it was entered before, hex.
@@ -47,10 +64,30 @@ def enter_epoch(
         The verified roster, and where each member is reached.
 
     Raises:
-        RunError: a member is missing, or refuses; the message says who.
+        RunError: a member is missing, refuses, or starts again and again; the message says who.
         EpochLost: another roster than expected; nobody was shown it.
 
     """
+    for _ in range(OPENINGS):
+        number = next_epoch(settings.coordinator) if epoch is None else epoch
+        try:
+            return _enter(settings, number, channel, heads, expected)
+        except _StartedAgain as error:
+            _LOG.warning("epoch %d is opened anew: %s", number, error)
+            last = error
+    raise RunError(
+        f"Expected every member to stay up while an epoch is opened, got {OPENINGS} openings in "
+        f"which one started again. The last: {last} Look at its node, then resume the run."
+    )
+
+
+def _enter(
+    settings: RunSettings,
+    epoch: int,
+    channel: Channel,
+    heads: MemberHeads,
+    expected: str | None,
+) -> Members:
     bundles = _bundles(settings, epoch, channel)
     pins = {name: bytes.fromhex(key) for name, key in settings.members.items()}
     try:
@@ -127,7 +164,8 @@ def _recall(settings: RunSettings, members: Members, channel: Channel, heads: Me
 
 def _check_agrees(name: str, what: str, parcel: Parcel) -> None:
     if isinstance(parcel.message, Refusal):
-        raise RunError(f"{name} refuses {what}: {parcel.message.detail}")
+        told = f"{name} refuses {what}: {parcel.message.detail}"
+        raise _StartedAgain(told) if parcel.message.code == KeysLostError.code else RunError(told)
 
 
 def _bundles(settings: RunSettings, epoch: int, channel: Channel) -> dict[int, Signed]:

@@ -27,6 +27,12 @@ class RosterError(ValueError):
     """Key bundles that this member does not accept; no round of the epoch may run on them."""
 
 
+class KeysLostError(RosterError):
+    """None of the epochs whose keys this member holds is meant: it started again, or never had it."""
+
+    code = "keys-lost"
+
+
 class KeyBundle(BaseModel):
     """A member's public keys of one epoch; its identity key signs the canonical bytes.
 

@@ -16,9 +16,12 @@ from typing import Any
 import pytest
 
 import client.app
+import client.epoch
 from client.node import Node
 from client.outbox import Outbox
 from coordinator.attempt import AttemptRunner
+from coordinator.epoch import OPENINGS
+from coordinator.errors import RunError
 from coordinator.member_heads import MemberHeads
 from coordinator.records import RunRecords
 from coordinator.store import RunStore
@@ -189,14 +192,68 @@ def test_a_fixed_set_whose_member_does_not_come_back(federation: SmallFederation
     check(federation, attempts=4)
 
 
+OPENING = ("roster", "reveals")
+RESTARTS = (*OPENING, "recall", "countersign")
+
+
+def restarts(federation: SmallFederation, at: str, *, times: int, keys: str) -> Callable[..., bool]:
+    """All nodes' processes are others when such a message comes for north, the first few times.
+
+    Their keys are in tmpfs, or those of north are lost.
+    """
+    left = iter(range(times))
+
+    def restart(name: str, action: str) -> bool:
+        if (name, action) == ("north", f"query.{at}") and next(left, None) is not None:
+            client.app.close_nodes()
+            if keys == "lost":
+                lose_keys(federation, "north")
+        return False
+
+    return restart
+
+
+@pytest.mark.parametrize("keys", ["kept", "lost"])
+@pytest.mark.parametrize("at", RESTARTS)
+def test_a_node_starts_again_while_an_epoch_is_opened(
+    federation: SmallFederation, undisturbed: str, at: str, keys: str
+) -> None:
+    ended = federation.run(restarts(federation, at, times=1, keys=keys))
+    assert ended.step == ROUNDS
+    assert digest_of(ended) == undisturbed or at not in OPENING
+    check(federation)
+
+
+@pytest.mark.parametrize("keys", ["kept", "lost"])
+@pytest.mark.parametrize("at", RESTARTS)
+def test_a_node_starts_again_while_an_attempts_epoch_is_entered_again(
+    federation: SmallFederation, undisturbed: str, at: str, keys: str
+) -> None:
+    crash(federation, *POINTS["uploads collected"], "after")
+    ended = federation.run(restarts(federation, at, times=1, keys=keys))
+    aborted = [body["code"] for body in federation.bodies("coordinator", "round-aborted")]
+    if at in OPENING:
+        assert aborted == (["epoch-lost"] if keys == "lost" else [])
+        assert keys == "lost" or digest_of(ended) == undisturbed
+    check(federation, attempts=4)
+
+
+def test_a_node_that_starts_again_and_again_ends_the_opening(federation: SmallFederation) -> None:
+    drops = restarts(federation, "reveals", times=OPENINGS, keys="kept")
+    with pytest.raises(RunError, match="Expected every member to stay up .* north refuses"):
+        federation.run(drops)
+    assert federation.run().step == ROUNDS
+    check(federation)
+
+
 DRIVE = """
 import sys
 from pathlib import Path
-import client.app, coordinator.app
+import client.app, client.epoch, coordinator.app
 from arion.local_grid import LocalGrid
 from coordinator.app import GridChannel
 from coordinator.driver import RunDriver
-root = Path(sys.argv[1])
+root, client.epoch._TMPFS = map(Path, sys.argv[1:])
 nodes = {home.name: home for home in (root / "nodes").iterdir()}
 RunDriver(root / "coordinator", GridChannel(LocalGrid(client.app.app, nodes))).run()
 """
@@ -215,7 +272,8 @@ def test_kill_minus_nine(make_federation: Callable[..., SmallFederation]) -> Non
     undisturbed = digest_of(make_federation(**rounds).run())
     federation = make_federation(**rounds)
     root = federation.homes.root
-    process = subprocess.Popen([sys.executable, "-c", DRIVE, str(root)])
+    arguments = [str(root), str(client.epoch._TMPFS)]
+    process = subprocess.Popen([sys.executable, "-c", DRIVE, *arguments])
     wait_for_round(federation.homes.coordinator / "ledger" / "entries.jsonl", 4, process)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL

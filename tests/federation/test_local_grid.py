@@ -74,8 +74,8 @@ def test_what_a_member_dropped_is_an_error(grid: LocalGrid) -> None:
     ("action", "message", "code"),
     [
         ("query.keys", EpochRequest("another", 1), "wrong-federation"),
-        ("query.roster", RosterMessage((FORGED,)), "bad-roster"),
-        ("query.reveals", RevealsMessage((FORGED,)), "bad-roster"),
+        ("query.roster", RosterMessage((FORGED,)), "keys-lost"),
+        ("query.reveals", RevealsMessage((FORGED,)), "keys-lost"),
         ("train.upload", UploadRequest(FORGED, b"{}"), "other-roster"),
         ("query.survivors", SurvivorsRequest(bytes(32), (FORGED,)), "other-plan"),
         ("query.countersign", HeadOffer(FORGED, ()), "bad-ledger"),
