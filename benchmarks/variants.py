@@ -7,7 +7,8 @@ whose figures say that everything runs and nothing else. Every artefact passes t
 model export`, or its rows are missing and the reason is printed.
 
 Formats: divergence, agreement and loss on held-out text of five domains. Speed: decoding one text
-in the artefact's runtime; the peer is the parent in PyTorch (`models.generate`). Experts: half of
+in the artefact's runtime; the peer is the parent in PyTorch (`models.generate`), the limit a dense
+model in the same format and runtime, as wide as the experts that a token uses. Experts: half of
 each layer's, chosen on a domain's training text; the value is the rise of its held-out loss, the
 peer's is the mean rise of three random halves.
 """
@@ -17,6 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -34,13 +36,16 @@ from models.tokenizer import Row as TextRow
 from models.tokenizer import Tokenizer
 from models.variants.check import Checked, Source, failures, run_artefact, spread_rows
 from models.variants.compare import SAMPLES, SAMPLES_NAME
+from models.variants.dense import dense_config
 from models.variants.experts import best, everything, expert_use, merge, prune
 from models.variants.extras import VariantError
 from models.variants.kinds import KINDS
 from models.variants.plan import Plan, Target, Wanted, fitting_plans
+from models.variants.probe import probe
 
 PACKAGES = ("torch", "gguf", "llama-cpp-python", "onnxruntime", "transformers")
 PEER, RANDOM = "parent in PyTorch", "random halves"
+LIMIT = "dense, as many active parameters"
 _HELDOUT_ROWS, _CALIBRATION_ROWS = 120, 256
 _DECODED = 64
 _SEEDS = (0, 1, 2)
@@ -52,7 +57,7 @@ def run(quick: bool) -> Iterator[Row]:
     model, tokenizer, train, heldout = quick_ground() if quick else ground()
     # Experts first: they are minutes, formats are many.
     yield from _experts(model, tokenizer, train, heldout)
-    yield from _formats(model, tokenizer, heldout)
+    yield from _formats(model, tokenizer, heldout, quick)
 
 
 def ground() -> tuple[Decoder, Tokenizer, Texts, Texts]:
@@ -73,27 +78,36 @@ def quick_ground() -> tuple[Decoder, Tokenizer, Texts, Texts]:
     return Decoder(config, torch.Generator().manual_seed(0)), tokenizer, texts, texts
 
 
-def _formats(model: Decoder, tokenizer: Tokenizer, heldout: Texts) -> Iterator[Row]:
-    peer_speed = _parent_speed(model, tokenizer)
-    wanted = [
-        Wanted("edge", name, bits) for name, kind in KINDS.items() for bits in kind.number_formats
-    ]
+def _formats(model: Decoder, tokenizer: Tokenizer, heldout: Texts, quick: bool) -> Iterator[Row]:
+    peer_speed, dense = _parent_speed(model, tokenizer), _equally_active(model)
     progress = make_progress()
-    for each in wanted:
-        for plan in fitting_plans(model.config, model.config.experts, tokenizer, each):
-            try:
+    for wanted in _wanted(quick):
+        try:
+            for plan in fitting_plans(model.config, model.config.experts, tokenizer, wanted):
                 found = _run(plan, model, tokenizer, heldout)
-            except VariantError as error:
-                progress.note(f"{plan.name}: {error}")
-                continue
-            yield from _format_rows(plan, found, peer_speed, model)
+                limit = _speed(plan, dense, tokenizer)
+                yield from _format_rows(plan, found, (peer_speed, limit), model)
+        except VariantError as error:
+            progress.note(f"{wanted.container}, {wanted.bits} bits: {error}")
     progress.close()
 
 
+def _wanted(quick: bool) -> Iterator[Wanted]:
+    """All formats; in a quick run those of the fewest bits that any model can have."""
+    for name, kind in KINDS.items():
+        for bits in kind.number_formats:
+            if not quick or bits == (16 if name == "hf" else min(kind.number_formats)):
+                yield Wanted("edge", name, bits)
+
+
+def _equally_active(model: Decoder) -> Decoder:
+    """A dense model that does this one's work for a token but routing; weights are random."""
+    config = dense_config(model.config, model.config.experts_per_token, model.config.layers)
+    return Decoder(config, torch.Generator().manual_seed(0))
+
+
 def _run(plan: Plan, model: Decoder, tokenizer: Tokenizer, heldout: Texts) -> Checked:
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder) / "artefact"
-        KINDS[plan.container].write(model, tokenizer, place, plan.number_format, lambda *done: None)
+    with _written(plan, model, tokenizer) as place:
         texts = {name: documents[:_HELDOUT_ROWS] for name, documents in heldout.items()}
         found = run_artefact(plan, place, Source(model, model, tokenizer), texts)
     if failed := failures(found, plan, Target()):
@@ -101,7 +115,23 @@ def _run(plan: Plan, model: Decoder, tokenizer: Tokenizer, heldout: Texts) -> Ch
     return found
 
 
-def _format_rows(plan: Plan, found: Checked, peer_speed: float, model: Decoder) -> Iterator[Row]:
+def _speed(plan: Plan, model: Decoder, tokenizer: Tokenizer) -> float:
+    with _written(plan, model, tokenizer) as place:
+        return probe(plan.container, place, plan.context, tokenizer.begin_of_text_id).tokens_per_s
+
+
+@contextmanager
+def _written(plan: Plan, model: Decoder, tokenizer: Tokenizer) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "artefact"
+        KINDS[plan.container].write(model, tokenizer, place, plan.number_format, lambda *done: None)
+        yield place
+
+
+def _format_rows(
+    plan: Plan, found: Checked, speeds: tuple[float, float], model: Decoder
+) -> Iterator[Row]:
+    """Yield an artefact's rows; `speeds` are the parent's and the dense model's."""
     name = f"{plan.container} {plan.number_format}"
     domains = [each for text, each in found.quality.items() if text != SAMPLES_NAME]
     tokens = sum(each.tokens for each in domains)
@@ -122,10 +152,11 @@ def _format_rows(plan: Plan, found: Checked, peer_speed: float, model: Decoder) 
     yield Row(f"{name}: top-1 agreement", agreed, "share", context=facts)
     rise = sum(each.nats - each.model_nats for each in domains) / tokens
     yield Row(f"{name}: loss above the parent's", rise, "nats/token", context=facts)
-    speed = found.probe.tokens_per_s
+    speed, (peer, limit) = found.probe.tokens_per_s, speeds
     yield Row(
-        f"{name}: decoding", speed, "tokens/s", PEER, peer_speed, speed / peer_speed, context=facts
-    )
+        f"{name}: decoding", speed, "tokens/s", PEER, peer, speed / peer,
+        LIMIT, limit, speed / limit, context=facts,
+    )  # fmt: skip
 
 
 def _parent_speed(model: Decoder, tokenizer: Tokenizer) -> float:
