@@ -28,7 +28,7 @@ class RosterError(ValueError):
 
 
 class KeysLostError(RosterError):
-    """None of the epochs whose keys this member holds is meant: it started again, or never had it."""
+    """This member holds no keys of the epoch that is meant: it started again, or never had any."""
 
     code = "keys-lost"
 

@@ -240,7 +240,7 @@ def test_a_node_starts_again_while_an_attempts_epoch_is_entered_again(
 
 def test_a_node_that_starts_again_and_again_ends_the_opening(federation: SmallFederation) -> None:
     drops = restarts(federation, "reveals", times=OPENINGS, keys="kept")
-    with pytest.raises(RunError, match="Expected every member to stay up .* north refuses"):
+    with pytest.raises(RunError, match=r"Expected every member to stay up .* north refuses"):
         federation.run(drops)
     assert federation.run().step == ROUNDS
     check(federation)
