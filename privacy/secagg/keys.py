@@ -28,7 +28,7 @@ class RosterError(ValueError):
 
 
 class KeysLostError(RosterError):
-    """This member holds no keys of the epoch that is meant: it started again, or never had any."""
+    """A member holds no keys of the epoch that is meant: it started again, or never had any."""
 
     code = "keys-lost"
 
