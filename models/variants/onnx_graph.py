@@ -6,8 +6,9 @@
     logits          fp32 [batch, tokens, vocabulary]
     present.LAYER.key|value           [batch, kv heads, cached + tokens, head width]
 
-These are onnxruntime-genai's names. Experts are com.microsoft's MoE or, rounded, QMoE; attention is
-its GroupQueryAttention, which also rotates; head norms stand before it, as its kernel for
+These are onnxruntime-genai's names. Experts are com.microsoft's MoE or, rounded, QMoE, and a single
+one, which nothing routes to, is products as those of attention are. Attention is its
+GroupQueryAttention, which also rotates; head norms stand before it, as its kernel for
 processors has none.
 """
 
@@ -120,7 +121,8 @@ class Graph:
         prefix = f"layers.{layer}."
         mixed = self._attention(prefix, layer, self._norm(x, prefix + "attention_norm"))
         x = self._node("Add", [x, mixed], [prefix + "attended"])
-        found = self._experts(prefix, self._norm(x, prefix + "experts_norm"))
+        feed_forward = self._experts if self._config.experts > 1 else self._dense
+        found = feed_forward(prefix, self._norm(x, prefix + "experts_norm"))
         return self._node("Add", [x, found], [prefix + "after"])
 
     def _norm(self, x: str, weight: str) -> str:
@@ -185,6 +187,17 @@ class Graph:
         rounding = {"expert_weight_bits": bits, "block_size": BLOCK}
         return self._node("QMoE", [x, rows, *inputs], out, _MICROSOFT, **shared, **rounding)
 
+    def _dense(self, prefix: str, x: str) -> str:
+        """down(silu(gate x) * up x)."""
+        config, gate, up = self._config, prefix + "gate", prefix + "up"
+        width = config.expert_hidden_size
+        both = self._project(x, prefix + "gate_up", 2 * width, prefix + "gate_up.of")
+        self._node("Split", [both], [gate, up], axis=-1, num_outputs=2)
+        sigmoid = self._node("Sigmoid", [gate], [gate + ".sigmoid"])
+        silu = self._node("Mul", [gate, sigmoid], [gate + ".silu"])
+        inner = self._node("Mul", [silu, up], [prefix + "inner"])
+        return self._project(inner, prefix + "down", config.hidden_size, prefix + "experts.of")
+
     def _head(self) -> str:
         return TABLE if self._config.tie_embeddings else HEAD
 
@@ -193,9 +206,11 @@ class Graph:
         bits = bits_of(weight, self._kind)
         if bits == 32:
             return self._node("FusedMatMul", [x, weight], [name], _MICROSOFT, transB=1)
-        wide = self._config.hidden_size
+        config, wide = self._config, self._config.hidden_size
         if weight.endswith(".out"):
-            wide = self._config.heads * self._config.head_dim
+            wide = config.heads * config.head_dim
+        elif weight.endswith(".down"):
+            wide = config.expert_hidden_size
         block_bytes = BLOCK * bits // 8
         shape = CONSTANT + weight
         self._integers[shape] = [outputs, wide // BLOCK, block_bytes]

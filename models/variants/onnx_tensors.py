@@ -66,9 +66,13 @@ def places(model: Decoder) -> Iterator[Place]:
             yield Place(prefix + "q_norm", attention.q_norm.weight.data)
             yield Place(prefix + "k_norm", attention.k_norm.weight.data)
         yield Place(prefix + "experts_norm", block.experts_norm.weight.data)
-        yield Place(prefix + "router", experts.router.weight.data)
-        yield Place(prefix + "gate_up", experts.gate_up.weight.data, paired=True)
-        yield Place(prefix + "down", experts.down.weight.data)
+        if model.config.experts > 1:
+            yield Place(prefix + "router", experts.router.weight.data)
+            yield Place(prefix + "gate_up", experts.gate_up.weight.data, paired=True)
+            yield Place(prefix + "down", experts.down.weight.data)
+        else:  # a matrix like others, and no choice
+            yield Place(prefix + "gate_up", experts.gate_up.weight.data[0])
+            yield Place(prefix + "down", experts.down.weight.data[0])
     yield Place(NORM, model.norm.weight.data)
     if not model.config.tie_embeddings:
         yield Place(HEAD, model.head.data)

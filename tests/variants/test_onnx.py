@@ -93,6 +93,17 @@ def test_runtime_computes_the_rounded_parent(kind: str, shape: str, tmp_path: Pa
     assert beside_parent > 10 * beside_stored or kind == "int8"
 
 
+@pytest.mark.parametrize(("kind", "mixture"), [("f32", "MoE"), ("int4", "QMoE")])
+def test_a_single_expert_is_no_mixture(kind: str, mixture: str, tmp_path: Path) -> None:
+    """Runtimes that were built without these operators run dense students too."""
+    for experts in (4, 1):
+        model = decoder("qwen3moe", experts=experts, experts_per_token=1)
+        graph = onnx.load(made(model, tmp_path / str(experts), kind)).graph
+        kinds = {node.op_type for node in graph.node}
+        routers = [each.name for each in graph.initializer if "router" in each.name]
+        assert (mixture in kinds, bool(routers)) == (experts > 1, experts > 1)
+
+
 @pytest.mark.parametrize("bits", [8, 4])
 def test_rounding_is_to_the_nearest_of_each_block_of_32(bits: int) -> None:
     weights = torch.randn(3, 5, 64, generator=torch.Generator().manual_seed(0))
@@ -128,8 +139,15 @@ def test_norms_and_routers_are_exact_and_the_table_has_eight_bits() -> None:
 
 
 @pytest.mark.parametrize("kind", ["f32", "int8", "int4"])
-def test_what_is_written_is_no_larger_than_planned(kind: str, tmp_path: Path) -> None:
-    model = decoder("qwen3moe", hidden=256, expert_hidden_size=256)
+@pytest.mark.parametrize("experts", [4, 1])
+def test_what_is_written_is_no_larger_than_planned(kind: str, experts: int, tmp_path: Path) -> None:
+    model = decoder(
+        "qwen3moe",
+        hidden=256,
+        experts=experts,
+        experts_per_token=1,
+        expert_hidden_size=1024 // experts,
+    )
     made(model, tmp_path / "a", kind)
     written = sum(path.stat().st_size for path in files_of(tmp_path / "a"))
     planned = KINDS["onnx"].size(model.config, WORDS, kind)
