@@ -35,7 +35,7 @@ test: install ## Run the tests (under 15 minutes on 2 cores).
 	@echo "==> Running the tests"
 	@$(VENV)/bin/python -m pytest -m "not slow" -n 2 --dist loadfile
 
-crash-test: install ## Walk the whole crash matrix (minutes; wants strace, for a part PostgreSQL).
+crash-test: install ## Walk the whole crash matrix (9 minutes; wants strace, for a part PostgreSQL).
 	@$(VENV)/bin/python -m pytest -s -rs tests/crash
 
 container-test: ## Build the images and run a federation on them (docker or podman; exit code 77: neither works).
