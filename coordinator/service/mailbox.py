@@ -257,18 +257,18 @@ class Mailbox:
 
     def clear(self, run: str) -> None:
         """Forget all messages of a run and their answers: who answers now is told it is over."""
-        of_run = select(MESSAGES.c.id).where(MESSAGES.c.run == run)
+        of_run = select(MESSAGES.c.id, MESSAGES.c.payload_digest).where(MESSAGES.c.run == run)
         with transaction(self._engine) as connection:
+            # An answer that comes meanwhile waits for these rows, and then finds none.
+            questions = connection.execute(of_run.with_for_update()).all()
+            uploads = [row.id for row in questions]
             answers = connection.execute(
-                select(REPLIES.c.payload_digest).where(REPLIES.c.message.in_(of_run))
+                select(REPLIES.c.payload_digest).where(REPLIES.c.message.in_(uploads))
             ).scalars()
-            questions = connection.execute(
-                select(MESSAGES.c.payload_digest).where(MESSAGES.c.run == run)
-            ).scalars()
-            payloads = {digest for digest in (*answers, *questions) if digest}
-            uploads = connection.execute(of_run).scalars().all()
-            connection.execute(REPLIES.delete().where(REPLIES.c.message.in_(of_run)))
-            connection.execute(MESSAGES.delete().where(MESSAGES.c.run == run))
+            asked = [row.payload_digest for row in questions]
+            payloads = {digest for digest in (*answers, *asked) if digest}
+            connection.execute(REPLIES.delete().where(REPLIES.c.message.in_(uploads)))
+            connection.execute(MESSAGES.delete().where(MESSAGES.c.id.in_(uploads)))
             kept = set(
                 connection.execute(
                     select(MESSAGES.c.payload_digest).where(MESSAGES.c.payload_digest.in_(payloads))

@@ -1,12 +1,14 @@
 """Messages and answers: kept once, durably, and never for another node."""
 
 import hashlib
+import threading
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, func, select, text
 
 from coordinator.service.blobs import CHUNK_BYTES, BlobError, Blobs
+from coordinator.service.database import REPLIES
 from coordinator.service.home import ServiceHome
 from coordinator.service.mailbox import Mailbox, Post
 from tests.service.postgresql import on_both
@@ -45,6 +47,27 @@ def test_a_message_waits_until_it_is_answered_once(mailbox: Mailbox) -> None:
     assert found is not None
     assert (found[0].message, found[0].address, found[0].body) == (first, 1, b"body")
     assert mailbox.first_answer([second]) is None
+
+
+@on_both
+def test_an_answer_beside_the_end_of_its_phase_leaves_nothing(service_home: ServiceHome) -> None:
+    """The phase's answers are gone, and its messages are about to go."""
+    mailbox, engine = service_home.mailbox, service_home.engine
+    message = mailbox.post("r", 1, "train.upload", ("UploadRequest", b"", PAYLOAD))
+    kept: list[bool] = []
+    answering = threading.Thread(target=lambda: kept.append(mailbox.answer(answer_to(message))))
+
+    def answer_now(connection: object, cursor: object, statement: str, *_: object) -> None:
+        if statement.startswith("DELETE FROM messages"):
+            answering.start()
+            answering.join(1.0)  # it goes through at once, or waits for the end of the phase
+
+    event.listen(engine, "before_cursor_execute", answer_now)
+    mailbox.clear("r")
+    answering.join(20)
+    assert kept == [False]
+    with engine.connect() as connection:
+        assert connection.execute(select(func.count()).select_from(REPLIES)).scalar_one() == 0
 
 
 @on_both
