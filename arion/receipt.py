@@ -8,12 +8,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import Field, FiniteFloat, ValidationError
 
 from models.durable import file_digest
 from models.modular import read_manifest
 from models.names import Digest, OwnerName
 from models.variants.claims import LedgerClaim
+from models.variants.frozen import Frozen
 from models.variants.index import artefact_path, read_index
 from privacy.attestation import attest, verify_attestation
 from privacy.identity import IdentityKey
@@ -33,11 +34,7 @@ class ReceiptError(ValueError):
     """A receipt that does not hold, or does not fit what it is held against."""
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Exposures(_Frozen):
+class Exposures(Frozen):
     """How far a model gives planted secrets away.
 
     Attributes:
@@ -56,14 +53,14 @@ class Exposures(_Frozen):
         return self.p_value >= CHANCE
 
 
-class Canaries(_Frozen):
+class Canaries(Frozen):
     """Secrets of the owner's training text, before and after the withdrawal."""
 
     before: Exposures
     after: Exposures
 
 
-class Revoked(_Frozen):
+class Revoked(Frozen):
     """An artefact that held the owner's experts.
 
     Attributes:
@@ -76,7 +73,7 @@ class Revoked(_Frozen):
     why_none: str | None = None
 
 
-class Receipt(_Frozen):
+class Receipt(Frozen):
     """What a withdrawal did.
 
     Attributes:

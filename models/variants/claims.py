@@ -1,15 +1,12 @@
 """What is claimed of private text in an artefact, and what an attack on it shows."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from models.names import Digest
+from models.variants.frozen import Frozen
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class LedgerClaim(_Frozen):
+class LedgerClaim(Frozen):
     """What verified ledgers say that training the parent cost.
 
     Attributes:
@@ -28,7 +25,7 @@ class LedgerClaim(_Frozen):
     names_parent: bool
 
 
-class Audited(_Frozen):
+class Audited(Frozen):
     """An attack on this very artefact, by canaries that a fair coin put into its training.
 
     Attributes:

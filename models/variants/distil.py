@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import Field, FiniteFloat
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -29,17 +29,14 @@ from models.names import Digest
 from models.pretrain import cosine, windows
 from models.snapshot import Snapshot, Trained
 from models.variants.extras import VariantError
+from models.variants.frozen import Frozen
 
 HELD_OUT_EVERY = 20
 _MOST_HELD_OUT = 256  # blocks that are measured, spread over all that are held out
 _BATCH = 16
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Distilling(_Frozen):
+class Distilling(Frozen):
     """Settings: AdamW, linear warm-up, cosine to 3% of the rate.
 
     Attributes:
@@ -59,14 +56,14 @@ class Distilling(_Frozen):
         return self.batch * self.sequence_length
 
 
-class Standing(_Frozen):
+class Standing(Frozen):
     """A student on held-out text. kl: from its teacher; loss: of the text; nats per token."""
 
     kl: float = Field(ge=0, allow_inf_nan=False)
     loss: FiniteFloat
 
 
-class Distillation(_Frozen):
+class Distillation(Frozen):
     """What a passport says of a student.
 
     Attributes:

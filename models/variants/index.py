@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import ValidationError, model_validator
 
 from models.names import Digest, OwnerName, Statement
 from models.variants.extras import VariantError
+from models.variants.frozen import Frozen
 from models.variants.names import Container
 
 INDEX_FILE, ARTEFACTS_FOLDER = "registry.json", "artefacts"
@@ -26,11 +27,7 @@ class RegistryError(VariantError):
     """A registry that cannot be read or changed as asked."""
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Version(_Frozen):
+class Version(Frozen):
     """A model that artefacts are made of.
 
     Attributes:
@@ -44,7 +41,7 @@ class Version(_Frozen):
     because: Statement
 
 
-class Entry(_Frozen):
+class Entry(Frozen):
     """An artefact.
 
     Attributes:
@@ -71,7 +68,7 @@ class Entry(_Frozen):
         return self.status == "active"
 
 
-class Index(_Frozen):
+class Index(Frozen):
     """Everything that a registry knows."""
 
     format: Literal[1] = 1

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     FiniteFloat,
     SerializerFunctionWrapHandler,
@@ -27,17 +25,14 @@ from models.variants.compare import Difference
 from models.variants.contents import Contents
 from models.variants.distil import Distillation
 from models.variants.extras import VariantError
+from models.variants.frozen import Frozen
 from models.variants.kinds import KINDS
 from models.variants.names import ATTESTATION, PASSPORT, Container
 
 Use = Literal["held-out", "calibration", "distillation"]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class TextFigures(_Frozen):
+class TextFigures(Frozen):
     """The artefact beside a model on one text.
 
     Attributes:
@@ -57,7 +52,7 @@ class TextFigures(_Frozen):
     largest_difference: FiniteFloat
 
 
-class Verification(_Frozen):
+class Verification(Frozen):
     """The run in the artefact's own runtime.
 
     Attributes:
@@ -80,13 +75,13 @@ class Verification(_Frozen):
     machine: str
 
 
-class Missing(_Frozen):
+class Missing(Frozen):
     """Why nothing was verified: the extra that was not installed."""
 
     missing_extra: str
 
 
-class PublicSource(_Frozen):
+class PublicSource(Frozen):
     """Public text that took part.
 
     Attributes:
@@ -103,7 +98,7 @@ class PublicSource(_Frozen):
     files: dict[str, Digest]
 
 
-class OwnerShare(_Frozen):
+class OwnerShare(Frozen):
     """Whose experts are inside, over all layers, with the claim of the owner's card."""
 
     owner: OwnerName
@@ -113,7 +108,7 @@ class OwnerShare(_Frozen):
     licence: str | None = None
 
 
-class Passport(_Frozen):
+class Passport(Frozen):
     """Everything that is claimed of an artefact.
 
     Attributes:
