@@ -6,11 +6,11 @@ phase are cleared when the next one is pushed: who is late is told that it is ov
 
 import hashlib
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 
 from flwr.app import Message
 
-from coordinator.service.mailbox import Mailbox
+from coordinator.service.mailbox import Mailbox, Question
 from coordinator.service.registry import Registry
 from protos.flower import CarrierGrid, parcel_of, records_of
 
@@ -47,17 +47,10 @@ class ServiceGrid(CarrierGrid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Leave messages in the mailbox; those of an earlier push are over."""
-        self._mailbox.clear(self._run)
-        self._pushed = {}
-        last, digest = b"", b""
-        for message in messages:
-            metadata, parcel = message.metadata, parcel_of(message.content)
-            if parcel[2] is not last:  # a round's model is one payload for all
-                last, digest = parcel[2], hashlib.sha256(parcel[2]).digest()
-            posted = self._mailbox.post(
-                self._run, metadata.dst_node_id, metadata.message_type, parcel, digest
-            )
-            self._pushed[posted] = message
+        pushed = list(messages)
+        self._pushed = dict(
+            zip(self._mailbox.ask(self._run, list(_questions(pushed))), pushed, strict=True)
+        )
         return [message.metadata.message_id for message in self._pushed.values()]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -90,3 +83,12 @@ class ServiceGrid(CarrierGrid):
     def close(self) -> None:
         """Clear what is left of the run in the mailbox."""
         self._mailbox.clear(self._run)
+
+
+def _questions(messages: Iterable[Message]) -> Iterator[Question]:
+    last, digest = b"", b""
+    for message in messages:
+        metadata, parcel = message.metadata, parcel_of(message.content)
+        if parcel[2] is not last:  # a round's model is one payload for all
+            last, digest = parcel[2], hashlib.sha256(parcel[2]).digest()
+        yield Question(metadata.dst_node_id, metadata.message_type, parcel, digest)

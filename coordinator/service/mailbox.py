@@ -6,10 +6,11 @@ answer counts. A message that nobody waits for any more is over, and its answer 
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Connection, Engine, func, select
 from sqlalchemy.exc import IntegrityError
 
 from coordinator.service.blobs import BlobError, Blobs
@@ -38,6 +39,24 @@ class Post:
     payload_bytes: int = 0
 
 
+@dataclass(frozen=True)
+class Question:
+    """A message for a node that is about to be posted.
+
+    Attributes:
+        address: the node's number.
+        action: what is asked.
+        parcel: kind, body and payload.
+        digest: of the payload, where it is known: one payload may go to many nodes.
+
+    """
+
+    address: int
+    action: str
+    parcel: tuple[str, bytes, bytes]
+    digest: bytes | None = None
+
+
 class Mailbox:
     """The mailbox of one coordinator; many processes may use it at once.
 
@@ -58,40 +77,56 @@ class Mailbox:
         parcel: tuple[str, bytes, bytes],
         digest: bytes | None = None,
     ) -> str:
-        """Leave a message for a node.
+        """Leave a message for a node, beside what the run asked before.
 
         Args:
             run: whose message it is; `clear` takes what was left of a run.
-            address: the node's number.
-            action: what is asked.
-            parcel: kind, body and payload.
-            digest: of the payload, where it is known: one payload may go to many nodes.
+            address, action, parcel, digest: as `Question`.
 
         Returns:
             The message's identifier.
 
         """
-        kind, body, payload = parcel
-        message = secrets.token_hex(16)
-        digest = self.blobs.put(payload, digest) if payload else b""
-        with transaction(self._engine) as connection:
-            connection.execute(
-                MESSAGES.insert().values(
-                    id=message,
-                    run=run,
-                    address=address,
-                    action=action,
-                    kind=kind,
-                    body=body,
-                    payload_digest=digest,
-                    payload_bytes=len(payload),
-                    state="waiting",
-                    posted=time.time(),
-                )
-            )
-        if payload:
-            self.blobs.put(payload, digest)  # another run's `clear` may have come in between
+        (message,) = self._post(run, [Question(address, action, parcel, digest)], begins=False)
         return message
+
+    def ask(self, run: str, questions: Sequence[Question]) -> list[str]:
+        """Begin a phase of a run: what was asked before is over, and this is asked, at once.
+
+        Returns:
+            The messages' identifiers, in order.
+
+        """
+        return self._post(run, questions, begins=True)
+
+    def _post(self, run: str, questions: Sequence[Question], *, begins: bool) -> list[str]:
+        rows = [self._row(run, question) for question in questions]
+        lost: tuple[list[bytes], list[str]] = [], []
+        with transaction(self._engine) as connection:
+            if begins:
+                lost = _forget(connection, run, {row["payload_digest"] for row in rows})
+            if rows:
+                connection.execute(MESSAGES.insert(), rows)
+        self._delete(*lost)
+        for question, row in zip(questions, rows, strict=True):
+            if row["payload_bytes"]:  # another run's `clear` may have come in between
+                self.blobs.put(question.parcel[2], row["payload_digest"])
+        return [str(row["id"]) for row in rows]
+
+    def _row(self, run: str, question: Question) -> dict[str, Any]:
+        kind, body, payload = question.parcel
+        return {
+            "id": secrets.token_hex(16),
+            "run": run,
+            "address": question.address,
+            "action": question.action,
+            "kind": kind,
+            "body": body,
+            "payload_digest": self.blobs.put(payload, question.digest) if payload else b"",
+            "payload_bytes": len(payload),
+            "state": "waiting",
+            "posted": time.time(),
+        }
 
     def waiting(self, address: int) -> list[Post]:
         """Return messages for a node that were not answered, oldest first."""
@@ -257,24 +292,37 @@ class Mailbox:
 
     def clear(self, run: str) -> None:
         """Forget all messages of a run and their answers: who answers now is told it is over."""
-        of_run = select(MESSAGES.c.id, MESSAGES.c.payload_digest).where(MESSAGES.c.run == run)
         with transaction(self._engine) as connection:
-            # An answer that comes meanwhile waits for these rows, and then finds none.
-            questions = connection.execute(of_run.with_for_update()).all()
-            uploads = [row.id for row in questions]
-            answers = connection.execute(
-                select(REPLIES.c.payload_digest).where(REPLIES.c.message.in_(uploads))
-            ).scalars()
-            asked = [row.payload_digest for row in questions]
-            payloads = {digest for digest in (*answers, *asked) if digest}
-            connection.execute(REPLIES.delete().where(REPLIES.c.message.in_(uploads)))
-            connection.execute(MESSAGES.delete().where(MESSAGES.c.id.in_(uploads)))
-            kept = set(
-                connection.execute(
-                    select(MESSAGES.c.payload_digest).where(MESSAGES.c.payload_digest.in_(payloads))
-                ).scalars()
-            )
-        for digest in payloads - kept:
+            lost = _forget(connection, run, frozenset())
+        self._delete(*lost)
+
+    def _delete(self, digests: Collection[bytes], uploads: Collection[str]) -> None:
+        for digest in digests:
             self.blobs.delete(digest)
         for upload in uploads:
             self.blobs.forget(upload)
+
+
+def _forget(
+    connection: Connection, run: str, wanted: Collection[bytes]
+) -> tuple[list[bytes], list[str]]:
+    """Delete a run's rows; return what then is of no use: digests of payloads, and uploads.
+
+    Args:
+        wanted: digests that a message which comes next names.
+
+    """
+    # An answer that comes meanwhile waits for these rows, and then finds none.
+    of_run = select(MESSAGES.c.id, MESSAGES.c.payload_digest).where(MESSAGES.c.run == run)
+    questions = connection.execute(of_run.with_for_update()).all()
+    uploads = [row.id for row in questions]
+    answers = connection.execute(
+        select(REPLIES.c.payload_digest).where(REPLIES.c.message.in_(uploads))
+    ).scalars()
+    asked = [row.payload_digest for row in questions]
+    payloads = {digest for digest in (*answers, *asked) if digest}
+    connection.execute(REPLIES.delete().where(REPLIES.c.message.in_(uploads)))
+    connection.execute(MESSAGES.delete().where(MESSAGES.c.id.in_(uploads)))
+    named = select(MESSAGES.c.payload_digest).where(MESSAGES.c.payload_digest.in_(payloads))
+    kept = set(connection.execute(named).scalars()) | set(wanted)
+    return sorted(payloads - kept), uploads
