@@ -11,7 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 from coordinator.channel import Traffic
 from coordinator.driver import RunDriver
 from coordinator.errors import RunError
-from protos.flower import reply_from, to_records
+from protos.flower import CarrierGrid, reply_from, to_records
 from protos.wire import Parcel, WireError, WireMessage
 
 app = ServerApp()
@@ -37,6 +37,7 @@ class GridChannel:
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
+        self._wait = grid.wait if isinstance(grid, CarrierGrid) else time.sleep
         self.traffic = Traffic()
         self.interrupt: Callable[[], None] = _never
 
@@ -61,6 +62,8 @@ class GridChannel:
         deadline_s: float,
     ) -> Iterator[tuple[int, Parcel]]:
         """See `Channel.exchange`; replies are pulled one by one, so that memory stays small."""
+        if not requests:
+            return
         messages = [
             self._grid.create_message(to_records(parcel), action, address, "")
             for address, parcel in requests.items()
@@ -79,7 +82,7 @@ class GridChannel:
             # Replies come soon or after training: first it looks often, then less so.
             pause = _FIRST_POLL_S if pulled else min(1.5 * pause, _POLL_S)
             if not pulled:
-                time.sleep(pause)
+                self._wait(pause)
 
     def _read(self, message: Message, reply: type[WireMessage]) -> Parcel | None:
         """Read a reply; what is no message of ours is logged and left out."""

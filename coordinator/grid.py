@@ -10,11 +10,13 @@ from collections.abc import Collection, Iterable, Iterator
 
 from flwr.app import Message
 
+from coordinator.service.doors import run_door
 from coordinator.service.mailbox import Mailbox, Question
 from coordinator.service.registry import Registry
 from protos.flower import CarrierGrid, parcel_of, records_of
 
 _POLL_S = 0.02
+_LOOK_S = 0.05
 
 
 class ServiceGrid(CarrierGrid):
@@ -36,6 +38,7 @@ class ServiceGrid(CarrierGrid):
         self._run, self._registry, self._mailbox = run, registry, mailbox
         self._names = frozenset(names)
         self._pushed: dict[str, Message] = {}
+        self._door = mailbox.doors.open(run_door(run))
 
     def get_node_ids(self) -> Iterable[int]:
         """Addresses of those that are active and ever connected."""
@@ -77,11 +80,16 @@ class ServiceGrid(CarrierGrid):
             waiting -= {message.metadata.reply_to_message_id for message in pulled}
             replies.extend(pulled)
             if not pulled:
-                time.sleep(_POLL_S)
+                self.wait(_POLL_S)
         return replies
+
+    def wait(self, seconds: float) -> None:
+        """See `CarrierGrid.wait`; longer where the service knocks."""
+        self._door.wait(max(seconds, _LOOK_S) if self._door.was_heard else seconds)
 
     def close(self) -> None:
         """Clear what is left of the run in the mailbox."""
+        self._door.close()
         self._mailbox.clear(self._run)
 
 

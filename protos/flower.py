@@ -26,6 +26,10 @@ class CarrierGrid(Grid):
     def set_run(self, run: object) -> None:
         """Flower's engines name the run here; this grid has one."""
 
+    def wait(self, seconds: float) -> None:
+        """Wait so long, or until an answer may have come."""
+        time.sleep(seconds)
+
     @property
     def run(self) -> object:  # type: ignore[override]
         """There is no record of a run outside Flower's own engines."""

@@ -100,9 +100,10 @@ class Exchange(rpc.ExchangeServicer):
         member = await self._callers.admit(context, "node")
         with self._transfers.take(member.name):
             head = _checked_head(await self._next(parts, self._limits.idle_s))
-            if not await asyncio.to_thread(self._mailbox.is_waiting, head.message, member.address):
-                return pb.AnswerReply(status="over")
             if head.payload_bytes:
+                waiting = self._mailbox.is_waiting
+                if not await asyncio.to_thread(waiting, head.message, member.address):
+                    return pb.AnswerReply(status="over")
                 await self._receive(head, parts, member.address)
             answer = Post(
                 head.message,

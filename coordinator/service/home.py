@@ -12,6 +12,7 @@ from coordinator.errors import RunError
 from coordinator.service import schema
 from coordinator.service.blobs import Blobs
 from coordinator.service.database import check_database_url, open_database
+from coordinator.service.doors import Doors
 from coordinator.service.limits import Limits
 from coordinator.service.mailbox import Mailbox
 from coordinator.service.pki import Authority, Role
@@ -133,7 +134,7 @@ class ServiceHome:
             IdentityKey.load(path / IDENTITY_FILE),
             engine,
             Registry(engine, authority, settings.federation, settings.approvals),
-            Mailbox(engine, open_blobs(path, settings)),
+            Mailbox(engine, open_blobs(path, settings), Doors(path)),
         )
 
     def new_server_pair(self) -> tuple[bytes, bytes]:
@@ -145,6 +146,7 @@ class ServiceHome:
 
     def close(self) -> None:
         """Give the database back."""
+        self.mailbox.doors.close()
         self.engine.dispose()
 
 

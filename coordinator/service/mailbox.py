@@ -15,6 +15,7 @@ from sqlalchemy.exc import IntegrityError
 
 from coordinator.service.blobs import BlobError, Blobs
 from coordinator.service.database import MESSAGES, REPLIES, transaction
+from coordinator.service.doors import SERVICE, Doors, run_door
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,12 @@ class Mailbox:
     Args:
         engine: the database.
         blobs: payloads.
+        doors: whom it knocks at when something was left for them.
 
     """
 
-    def __init__(self, engine: Engine, blobs: Blobs) -> None:
-        self._engine, self.blobs = engine, blobs
+    def __init__(self, engine: Engine, blobs: Blobs, doors: Doors) -> None:
+        self._engine, self.blobs, self.doors = engine, blobs, doors
 
     def post(
         self,
@@ -111,6 +113,7 @@ class Mailbox:
         for question, row in zip(questions, rows, strict=True):
             if row["payload_bytes"]:  # another run's `clear` may have come in between
                 self.blobs.put(question.parcel[2], row["payload_digest"])
+        self.doors.knock(SERVICE)
         return [str(row["id"]) for row in rows]
 
     def _row(self, run: str, question: Question) -> dict[str, Any]:
@@ -241,7 +244,7 @@ class Mailbox:
         if answer.payload_bytes:
             self.blobs.keep(answer.message, answer.payload_digest)
         with transaction(self._engine) as connection:
-            changed = connection.execute(
+            run = connection.execute(
                 MESSAGES.update()
                 .where(
                     MESSAGES.c.id == answer.message,
@@ -249,8 +252,9 @@ class Mailbox:
                     MESSAGES.c.state == "waiting",
                 )
                 .values(state="answered")
-            ).rowcount
-            if not changed:
+                .returning(MESSAGES.c.run)
+            ).scalar()
+            if run is None:
                 return False
             try:
                 connection.execute(
@@ -264,6 +268,7 @@ class Mailbox:
                 )
             except IntegrityError as error:
                 raise BlobError("Expected one answer to a message, got another.") from error
+        self.doors.knock(run_door(run))
         return True
 
     def first_answer(self, messages: Sequence[str]) -> tuple[Post, bytes] | None:

@@ -10,10 +10,11 @@ from sqlalchemy import event, func, select, text
 from coordinator.service.blobs import CHUNK_BYTES, BlobError, Blobs
 from coordinator.service.database import REPLIES
 from coordinator.service.home import ServiceHome
-from coordinator.service.mailbox import Mailbox, Post
+from coordinator.service.mailbox import Mailbox, Post, Question
 from tests.service.postgresql import on_both
 
 PAYLOAD = bytes(range(256)) * 9_000  # more than two chunks
+OTHER = ("EpochRequest", b"", b"a payload of its own")
 
 
 @pytest.fixture
@@ -68,6 +69,23 @@ def test_an_answer_beside_the_end_of_its_phase_leaves_nothing(service_home: Serv
     assert kept == [False]
     with engine.connect() as connection:
         assert connection.execute(select(func.count()).select_from(REPLIES)).scalar_one() == 0
+
+
+@on_both
+def test_what_is_asked_next_takes_the_place_of_what_was(mailbox: Mailbox) -> None:
+    """In one transaction; a payload that is asked with again stays on the disk, another goes."""
+    model = ("UploadRequest", b"", PAYLOAD)
+    first = mailbox.ask("r", [Question(1, "train.upload", model), Question(2, "query.keys", OTHER)])
+    upload(mailbox, first[1], b"half")
+    other = mailbox.post("another", 1, "query.keys", ("EpochRequest", b"", b""))
+    (second,) = mailbox.ask("r", [Question(1, "train.upload", model)])
+    assert [post.message for post in mailbox.waiting(1)] == [other, second]
+    assert mailbox.waiting(2) == []
+    assert not mailbox.answer(answer_to(first[0]))
+    assert mailbox.blobs.names() == [hashlib.sha256(PAYLOAD).digest().hex()]
+    assert mailbox.ask("r", []) == []
+    assert [post.message for post in mailbox.waiting(1)] == [other]
+    assert mailbox.blobs.names() == []
 
 
 @on_both

@@ -199,7 +199,7 @@ def test_a_fault_is_logged_without_what_it_holds(
         raise RuntimeError("text of a patient\nsecond line")
 
     link = enrol(service, tmp_path / "node")
-    monkeypatch.setattr(service.home.mailbox, "is_waiting", fails)
+    monkeypatch.setattr(service.home.mailbox, "answer", fails)
     for formatter in (JsonLines(), TextLines()):
         with logged(formatter) as text, pytest.raises(LinkRefused) as caught:
             link.answer("0" * 32, "Done", b"", b"")
