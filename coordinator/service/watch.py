@@ -70,7 +70,7 @@ class CallWatch(grpc.aio.ServerInterceptor):
 
     @asynccontextmanager
     async def _watching(self, method: str, context: Any) -> AsyncIterator[None]:
-        started, outcome = time.monotonic(), "ok"
+        started, outcome, refusal = time.monotonic(), "ok", None
         try:
             yield
         except asyncio.CancelledError:
@@ -86,9 +86,10 @@ class CallWatch(grpc.aio.ServerInterceptor):
             refusal = refusal_of(error)
             outcome = refusal.code
             self._log(method, refusal.code, error)
-            await _end(context, refusal)
-        finally:
+        finally:  # counted before the caller knows
             self._metrics.count_call(method, outcome, time.monotonic() - started)
+        if refusal is not None:
+            await _end(context, refusal)
 
     @staticmethod
     def _log(method: str, code: str, error: Exception) -> None:
