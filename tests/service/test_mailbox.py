@@ -72,13 +72,18 @@ def test_an_answer_beside_the_end_of_its_phase_leaves_nothing(service_home: Serv
 
 
 @on_both
-def test_what_is_asked_next_takes_the_place_of_what_was(mailbox: Mailbox) -> None:
+def test_what_is_asked_next_takes_the_place_of_what_was(
+    mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In one transaction; a payload that is asked with again stays on the disk, another goes."""
     model = ("UploadRequest", b"", PAYLOAD)
     first = mailbox.ask("r", [Question(1, "train.upload", model), Question(2, "query.keys", OTHER)])
     upload(mailbox, first[1], b"half")
     other = mailbox.post("another", 1, "query.keys", ("EpochRequest", b"", b""))
+    delete, deleted = mailbox.blobs.delete, list[bytes]()
+    monkeypatch.setattr(mailbox.blobs, "delete", lambda each: (deleted.append(each), delete(each)))
     (second,) = mailbox.ask("r", [Question(1, "train.upload", model)])
+    assert deleted == [hashlib.sha256(OTHER[2]).digest()]  # the model is there all the while
     assert [post.message for post in mailbox.waiting(1)] == [other, second]
     assert mailbox.waiting(2) == []
     assert not mailbox.answer(answer_to(first[0]))
