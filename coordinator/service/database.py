@@ -25,6 +25,8 @@ from sqlalchemy import (
     create_engine,
     event,
     false,
+    func,
+    select,
 )
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
@@ -34,6 +36,7 @@ DATABASE_FILE = "service.sqlite"
 POSTGRESQL = "postgresql+psycopg"
 METADATA = MetaData()
 _ONLY_READS = "arion_only_reads"
+_TURN = 0x6172696F6E  # an advisory lock of this database
 
 INVITATIONS = Table(
     "invitations",
@@ -192,6 +195,18 @@ def transaction(engine: Engine, *, only_reads: bool = False) -> Iterator[Connect
         raise
     except (DBAPIError, PoolTimeout) as error:
         raise DatabaseError(error) from None  # its context would hold the statement's values
+
+
+@contextmanager
+def alone(engine: Engine) -> Iterator[Connection]:
+    """A transaction beside which no other of this kind runs, in any process.
+
+    SQLite's writers follow one another anyway.
+    """
+    with transaction(engine) as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(select(func.pg_advisory_xact_lock(_TURN)))
+        yield connection
 
 
 def only_reads(connection: Connection) -> bool:

@@ -6,7 +6,7 @@ answer counts. A message that nobody waits for any more is over, and its answer 
 
 import secrets
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,11 @@ from sqlalchemy import Connection, Engine, func, select
 from sqlalchemy.exc import IntegrityError
 
 from coordinator.service.blobs import BlobError, Blobs
-from coordinator.service.database import MESSAGES, REPLIES, transaction
+from coordinator.service.database import MESSAGES, REPLIES, alone, transaction
 from coordinator.service.doors import SERVICE, Doors, run_door
+
+_DELETED_AT_ONCE = 16
+"""Others wait meanwhile, and an object store may be slow."""
 
 
 @dataclass(frozen=True)
@@ -104,14 +107,14 @@ class Mailbox:
     def _post(self, run: str, questions: Sequence[Question], *, begins: bool) -> list[str]:
         rows = [self._row(run, question) for question in questions]
         lost: tuple[list[bytes], list[str]] = [], []
-        with transaction(self._engine) as connection:
+        with alone(self._engine) as connection:
             if begins:
-                lost = _forget(connection, run, {row["payload_digest"] for row in rows})
+                lost = _forget(connection, run)
             if rows:
                 connection.execute(MESSAGES.insert(), rows)
         self._delete(*lost)
         for question, row in zip(questions, rows, strict=True):
-            if row["payload_bytes"]:  # another run's `clear` may have come in between
+            if row["payload_bytes"]:  # another run may have deleted it before it was named
                 self.blobs.put(question.parcel[2], row["payload_digest"])
         self.doors.knock(SERVICE)
         return [str(row["id"]) for row in rows]
@@ -198,16 +201,16 @@ class Mailbox:
         """
         columns = (MESSAGES.c.payload_digest, REPLIES.c.payload_digest)
         files = self.blobs.names()
-        with transaction(self._engine, only_reads=True) as connection:
+        with alone(self._engine) as connection:
             uploads = set(connection.execute(select(MESSAGES.c.id)).scalars())
             named = {
                 bytes(digest).hex()
                 for column in columns
                 for digest in connection.execute(select(column)).scalars()
             }
-        lost = [name for name in files if name not in named | uploads]
-        for name in lost:
-            self.blobs.discard(name)
+            lost = [name for name in files if name not in named | uploads]
+            for name in lost:
+                self.blobs.discard(name)
         return len(lost)
 
     def is_waiting(self, message: str, address: int) -> bool:
@@ -238,12 +241,15 @@ class Mailbox:
         Its payload's bytes must be on the disk: `Blobs.receive`.
 
         Raises:
-            BlobError: the payload is not the one that the answer names.
+            BlobError: the payload is not the one that the answer names, or it was deleted with
+                another answer that had the same one.
 
         """
         if answer.payload_bytes:
             self.blobs.keep(answer.message, answer.payload_digest)
-        with transaction(self._engine) as connection:
+        with alone(self._engine) as connection:
+            if answer.payload_bytes and self.blobs.size(answer.payload_digest) is None:
+                raise BlobError("Expected a payload that no other answer has, got one that had.")
             run = connection.execute(
                 MESSAGES.update()
                 .where(
@@ -297,29 +303,25 @@ class Mailbox:
 
     def clear(self, run: str) -> None:
         """Forget all messages of a run and their answers: who answers now is told it is over."""
-        with transaction(self._engine) as connection:
-            lost = _forget(connection, run, frozenset())
+        with alone(self._engine) as connection:
+            lost = _forget(connection, run)
         self._delete(*lost)
 
-    def _delete(self, digests: Collection[bytes], uploads: Collection[str]) -> None:
-        for digest in digests:
-            self.blobs.delete(digest)
+    def _delete(self, digests: Sequence[bytes], uploads: Sequence[str]) -> None:
+        """Delete payloads, but those that were named since, or by another run; and uploads."""
+        for start in range(0, len(digests), _DELETED_AT_ONCE):
+            some = digests[start : start + _DELETED_AT_ONCE]
+            with alone(self._engine) as connection:
+                for digest in set(some) - _named(connection, some):
+                    self.blobs.delete(digest)
         for upload in uploads:
             self.blobs.forget(upload)
 
 
-def _forget(
-    connection: Connection, run: str, wanted: Collection[bytes]
-) -> tuple[list[bytes], list[str]]:
-    """Delete a run's rows; return what then is of no use: digests of payloads, and uploads.
-
-    Args:
-        wanted: digests that a message which comes next names.
-
-    """
-    # An answer that comes meanwhile waits for these rows, and then finds none.
+def _forget(connection: Connection, run: str) -> tuple[list[bytes], list[str]]:
+    """Delete a run's rows; return digests of the payloads that they named, and their uploads."""
     of_run = select(MESSAGES.c.id, MESSAGES.c.payload_digest).where(MESSAGES.c.run == run)
-    questions = connection.execute(of_run.with_for_update()).all()
+    questions = connection.execute(of_run).all()
     uploads = [row.id for row in questions]
     answers = connection.execute(
         select(REPLIES.c.payload_digest).where(REPLIES.c.message.in_(uploads))
@@ -328,6 +330,14 @@ def _forget(
     payloads = {digest for digest in (*answers, *asked) if digest}
     connection.execute(REPLIES.delete().where(REPLIES.c.message.in_(uploads)))
     connection.execute(MESSAGES.delete().where(MESSAGES.c.id.in_(uploads)))
-    named = select(MESSAGES.c.payload_digest).where(MESSAGES.c.payload_digest.in_(payloads))
-    kept = set(connection.execute(named).scalars()) | set(wanted)
-    return sorted(payloads - kept), uploads
+    return sorted(payloads), uploads
+
+
+def _named(connection: Connection, digests: Sequence[bytes]) -> set[bytes]:
+    """Return which of these payloads a message or an answer names."""
+    columns = (MESSAGES.c.payload_digest, REPLIES.c.payload_digest)
+    return {
+        digest
+        for column in columns
+        for digest in connection.execute(select(column).where(column.in_(digests))).scalars()
+    }

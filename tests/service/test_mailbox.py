@@ -3,6 +3,7 @@
 import hashlib
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import event, func, select, text
@@ -173,6 +174,89 @@ def test_clearing_a_run_leaves_the_other_alone(mailbox: Mailbox) -> None:
         assert mailbox.blobs.size(hashlib.sha256(gone).digest()) is None
     mailbox.clear("two")
     assert mailbox.blobs.size(hashlib.sha256(PAYLOAD).digest()) is None
+
+
+@on_both
+def test_a_payload_that_another_run_asks_with_while_it_is_deleted(
+    service_home: ServiceHome,
+) -> None:
+    """Between the rows' end and the file's: the file that is there is about to go."""
+    mailbox, model = service_home.mailbox, ("UploadRequest", b"", PAYLOAD)
+    other = ServiceHome.open(service_home.path)
+    mailbox.post("one", 1, "train.upload", model)
+    asked: list[str] = []
+
+    def ask_now(*_: object) -> None:
+        if not asked:
+            asked.append("once")
+            asked.append(other.mailbox.post("two", 1, "train.upload", model))
+
+    event.listen(service_home.engine, "checkin", ask_now)  # the first transaction is through
+    mailbox.clear("one")
+    assert [post.message for post in mailbox.waiting(1)] == asked[1:]
+    assert mailbox.blobs.read(hashlib.sha256(PAYLOAD).digest()) == PAYLOAD
+    other.close()
+
+
+@on_both
+def test_a_payload_that_is_asked_with_as_its_deletion_begins(
+    service_home: ServiceHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What nobody named a moment ago is deleted, and whoever names it now puts it again."""
+    mailbox, model = service_home.mailbox, ("UploadRequest", b"", PAYLOAD)
+    other = ServiceHome.open(service_home.path)
+    mailbox.post("one", 1, "train.upload", model)
+    asking = threading.Thread(target=other.mailbox.post, args=("two", 1, "train.upload", model))
+    delete = mailbox.blobs.delete
+
+    def delete_late(digest: bytes) -> None:
+        asking.start()
+        asking.join(1.0)  # it found the file, and waits to be told that its row is there
+        delete(digest)
+
+    monkeypatch.setattr(mailbox.blobs, "delete", delete_late)
+    mailbox.clear("one")
+    asking.join(20)
+    assert len(mailbox.waiting(1)) == 1
+    assert mailbox.blobs.read(hashlib.sha256(PAYLOAD).digest()) == PAYLOAD
+    other.close()
+
+
+@on_both
+def test_equal_answers_to_two_runs_do_not_hurt_one_another(mailbox: Mailbox) -> None:
+    """As a member could send that means ill."""
+    one = mailbox.post("one", 1, "train.upload", ("UploadRequest", b"", b""))
+    two = mailbox.post("two", 1, "train.upload", ("UploadRequest", b"", b""))
+    for message in (one, two):
+        upload(mailbox, message, b"same")
+        assert mailbox.answer(answer_to(message, payload=b"same"))
+    mailbox.clear("one")
+    found = mailbox.first_answer([two])
+    assert found is not None
+    assert found[1] == b"same"
+
+
+@on_both
+def test_an_answer_whose_payload_goes_with_another_is_not_kept(
+    mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file bears the other's name, and goes before its row is there."""
+    one = mailbox.post("one", 1, "train.upload", ("UploadRequest", b"", b""))
+    two = mailbox.post("two", 1, "train.upload", ("UploadRequest", b"", b""))
+    upload(mailbox, one, b"same")
+    assert mailbox.answer(answer_to(one, payload=b"same"))
+    upload(mailbox, two, b"same")
+    keep = mailbox.blobs.keep
+
+    def clear_after(*args: Any) -> None:
+        keep(*args)
+        mailbox.clear("one")
+
+    monkeypatch.setattr(mailbox.blobs, "keep", clear_after)
+    with pytest.raises(BlobError, match="no other answer"):
+        mailbox.answer(answer_to(two, payload=b"same"))
+    assert mailbox.is_waiting(two, 1)
+    assert mailbox.first_answer([two]) is None
 
 
 def test_acknowledged_rows_survive_a_loss_of_power(service_home: ServiceHome) -> None:
