@@ -13,6 +13,8 @@ import click
 import typer
 from typer.core import TyperGroup
 
+from arion.memory import keep_freed_memory
+
 
 @dataclass(frozen=True)
 class Part:
@@ -86,6 +88,7 @@ def front_door() -> None:
 
 def main() -> None:
     """Run the command line."""
+    keep_freed_memory()
     app()
 
 

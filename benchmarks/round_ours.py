@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 import client.app
 from arion.federation import Budget, Homes, build_homes, share_out, write_toml
 from arion.institutions import find_institutions
+from arion.memory import keep_freed_memory
 from arion.runs import RUNS_FOLDER, carry_on
 from benchmarks.transport import Party
 from benchmarks.transport_receivers import peak_mb, say
@@ -218,6 +219,7 @@ def drive(service: Path, run: str) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """One of both processes."""
+    keep_freed_memory()  # as every command does
     logging.disable(logging.WARNING)
     role, place, *rest = arguments
     {"node": node, "drive": drive}[role](Path(place), *rest)

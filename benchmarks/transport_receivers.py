@@ -14,6 +14,7 @@ import threading
 from contextlib import closing
 from pathlib import Path
 
+from arion.memory import keep_freed_memory
 from coordinator.service.home import ServiceHome
 from coordinator.service.serve import Service
 from privacy.ledger.files import sync_directory, write_all
@@ -87,4 +88,5 @@ def _take(context: ssl.SSLContext, plain: socket.socket, folder: Path) -> None:
 
 if __name__ == "__main__":
     role, place = sys.argv[1:]
+    keep_freed_memory()  # as every command does
     {"serve": serve, "sink": sink}[role](Path(place))

@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,7 +33,7 @@ from models.folders import open_model
 from models.optimiser import OptimiserState, adam_step
 from models.recipe import prepare
 from models.vector import read_vector, write_vector
-from privacy.dp.lattice import release_variance
+from privacy.dp.lattice import count_near_edge, release_variance
 from privacy.identity import IdentityKey
 from privacy.rounds import LARGEST_ATTEMPT, RoundPlan, sign_plan
 from privacy.secagg.header import RefusalCode
@@ -44,7 +43,6 @@ from protos.round_messages import Done, RunClose
 from protos.wire import Parcel
 
 IDENTITY_FILE = "identity.key"
-_NEAR_THE_EDGE = 7 / 8
 _LOG = logging.getLogger("arion.coordinator")
 
 
@@ -244,8 +242,7 @@ class RunDriver:
         attempt = replace(attempt, phase=Phase.APPLIED)
         self._store.save(attempt)
         self._record(attempt)
-        edge = _NEAR_THE_EDGE * 2.0 ** (plan.step.ring_bits - 1) * plan.step.lattice_scale
-        return int(np.count_nonzero(np.abs(sum_D) > edge))
+        return count_near_edge(sum_D, plan.step)
 
     def _record(self, attempt: Attempt) -> None:
         self._records.recorded(attempt, self._digest)

@@ -16,6 +16,7 @@ from privacy.rounds import RoundPlan
 from privacy.secagg.recovery import AbortCode, SecAggAbort
 from privacy.units import INSTITUTION
 
+_PIECE = 1 << 16
 _BITS = 40
 _DEVIATIONS = 10.0
 
@@ -53,7 +54,7 @@ def check_norm(sum_D: NDArray[np.float32], plan: RoundPlan, survivors: int, batc
     """
     if not plan.step.is_private:
         return
-    norm = float(np.linalg.norm(sum_D.astype(np.float64)))
+    norm = math.sqrt(math.fsum(map(_square, np.split(sum_D, range(_PIECE, len(sum_D), _PIECE)))))
     bound = largest_norm(plan, survivors, batches)
     if not norm <= bound:
         raise SecAggAbort(
@@ -62,3 +63,8 @@ def check_norm(sum_D: NDArray[np.float32], plan: RoundPlan, survivors: int, batc
             "clip, or far more units were drawn than expected_batch says. Find that member, or "
             "raise federation.plausible_batches.",
         )
+
+
+def _square(part: NDArray[np.float32]) -> float:
+    exact = part.astype(np.float64)
+    return float(exact @ exact)

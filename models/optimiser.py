@@ -124,7 +124,7 @@ def adam_step(
     (arXiv 2312.14334), Algorithm 1; the average, corrected for its start as Adam's moments are.
 
     """
-    if sum_D.shape != state.vector_D.shape or not torch.isfinite(sum_D).all():
+    if sum_D.shape != state.vector_D.shape or not _is_finite(sum_D):
         raise ValueError(
             f"Expected a finite sum of {len(state.vector_D)} coordinates, got shape "
             f"{tuple(sum_D.shape)}. The round must be aborted."
@@ -148,6 +148,11 @@ def adam_step(
         torch.sub(state.vector_D[piece], change_d, out=vector_D[piece])
     average_D = _average(state, vector_D, step, settings.average_decay)
     return OptimiserState(step, vector_D, first_D, second_D, average_D)
+
+
+def _is_finite(sum_D: Tensor) -> bool:
+    """Tell whether all are finite: a sum's extremes are not where one is not."""
+    return bool(torch.isfinite(torch.stack(torch.aminmax(sum_D))).all())
 
 
 def _average(state: OptimiserState, vector_D: Tensor, step: int, decay: float) -> Tensor:

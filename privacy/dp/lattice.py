@@ -21,6 +21,7 @@ BFloats = NDArray[np.uint16]
 """bf16 numbers as their bits, for numpy has no such type: `tensor.view(torch.uint16).numpy()`."""
 
 _CHUNK = 32768
+_NEAR_EDGE = 7 / 8
 _LARGEST_LATTICE_POINT = 2.0**50
 _WHOLE = 1.5 * 2.0**52
 """A float64 this large plus a number below 2^51 is rounded to a whole one, whose low bits are then
@@ -124,6 +125,20 @@ def count_wraps(true_sum: NDArray[np.float64], step: PrivateStep) -> int:
     points = np.rint(true_sum / step.lattice_scale)
     half = 2.0 ** (step.ring_bits - 1)
     return int(np.count_nonzero((points < -half) | (points >= half)))
+
+
+def count_near_edge(sum_D: NDArray[np.float32], step: PrivateStep) -> int:
+    """How many coordinates of a decoded sum lie beyond 7/8 of the ring's range: it may soon wrap.
+
+    Args:
+        sum_D: decoded sum, fp32 [d], d >= 1.
+        step: gives gamma and w.
+
+    """
+    edge = _NEAR_EDGE * 2.0 ** (step.ring_bits - 1) * step.lattice_scale
+    if max(float(sum_D.max()), -float(sum_D.min())) <= edge:  # nearly always, and without a copy
+        return 0
+    return int(np.count_nonzero(np.abs(sum_D) > edge))
 
 
 def release_variance(step: PrivateStep, survivors: int) -> float:

@@ -12,6 +12,7 @@ from scipy import stats
 from privacy.dp.lattice import (
     LatticeError,
     _round_with_noise,
+    count_near_edge,
     count_wraps,
     decode,
     encode,
@@ -177,6 +178,15 @@ def test_wraps_are_counted(make_step):
     edge = 32768 * step.lattice_scale
     total = np.array([0.0, edge * 0.999, edge * 1.001, -edge * 0.999, -edge * 1.001])
     assert count_wraps(total, step) == 2
+
+
+def test_coordinates_near_the_edge_are_counted(make_step):
+    step = make_step()
+    edge = 7 / 8 * 32768 * step.lattice_scale
+    inside = np.array([0.0, 0.999 * edge, -0.999 * edge], np.float32)
+    assert count_near_edge(inside, step) == 0
+    for beyond in (1.001 * edge, -1.001 * edge):
+        assert count_near_edge(np.append(inside, np.float32(beyond)), step) == 1
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

@@ -69,6 +69,17 @@ def test_a_sum_that_is_no_sum(sum_D: torch.Tensor) -> None:
         adam_step(state, sum_D, 1.0, OptimiserSettings(), 3)
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_one_bad_coordinate_is_found_wherever_it_is(bad: float) -> None:
+    length = 203  # vectors of the processor, and a rest
+    state = OptimiserState.start(torch.zeros(length))
+    for place in range(length):
+        sum_D = torch.linspace(-1.0, 1.0, length)
+        sum_D[place] = bad
+        with pytest.raises(ValueError, match="finite"):
+            adam_step(state, sum_D, 1.0, OptimiserSettings(), 3)
+
+
 def test_a_step_does_not_change_the_state_before_it() -> None:
     state = OptimiserState.start(torch.zeros(2))
     after = adam_step(state, torch.ones(2), 1.0, OptimiserSettings(), 3)
