@@ -7,6 +7,7 @@ After a crash at any instant the same call goes on: an attempt that was under wa
 import logging
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -237,8 +238,10 @@ class RunDriver:
             self.settings.rounds,
             noise_variance=release_variance(plan.step, len(attempt.survivors)),
         )
-        self._store.save_state(self.state)
-        self._write(self.state.vector_D)
+        with ThreadPoolExecutor(1) as disk:  # it and the digest take as long as one another
+            saved = disk.submit(self._store.save_state, self.state)
+            self._write(self.state.vector_D)
+            saved.result()
         attempt = replace(attempt, phase=Phase.APPLIED)
         self._store.save(attempt)
         self._record(attempt)
