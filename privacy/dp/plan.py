@@ -193,7 +193,7 @@ def event_json(event: DpEvent) -> JsonValue:
         PlanError: an event of a kind that is not listed, or a field out of its range.
 
     """
-    written = _named_tuple_json(event.to_named_tuple())
+    written = _written(event)
     event_from_json(written)
     return written
 
@@ -221,11 +221,15 @@ def event_from_json(value: JsonValue) -> DpEvent:
     return cls(**{name: read(value[name]) for name, read in fields.items()})
 
 
-def _named_tuple_json(value: Any) -> JsonValue:
-    if hasattr(value, "_fields"):
-        return {name: _named_tuple_json(getattr(value, name)) for name in value._fields}
+def _written(value: Any) -> JsonValue:
+    """Write what `event_from_json` reads; to_named_tuple itself makes a new class each time."""
+    if isinstance(value, DpEvent):
+        kind = type(value)
+        _, fields = _FIELDS.get(kind.__name__, (kind, {}))
+        names = {"module_name": kind.__module__, "class_name": kind.__name__}
+        return names | {name: _written(getattr(value, name)) for name in fields}
     if isinstance(value, list | tuple):
-        return [_named_tuple_json(item) for item in value]
+        return [_written(item) for item in value]
     if isinstance(value, int | float | str):
         return value
     raise PlanError(f"Expected numbers and events in a DP event, got {type(value).__name__}.")
