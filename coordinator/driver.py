@@ -237,6 +237,7 @@ class RunDriver:
             self.settings.optimiser,
             self.settings.rounds,
             noise_variance=release_variance(plan.step, len(attempt.survivors)),
+            in_place=True,  # the old one is on the disk
         )
         with ThreadPoolExecutor(1) as disk:  # it and the digest take as long as one another
             saved = disk.submit(self._store.save_state, self.state)

@@ -80,6 +80,21 @@ def test_one_bad_coordinate_is_found_wherever_it_is(bad: float) -> None:
             adam_step(state, sum_D, 1.0, OptimiserSettings(), 3)
 
 
+@pytest.mark.parametrize("average_decay", [0.0, 0.5])
+def test_a_step_in_place_is_the_same_step(average_decay: float) -> None:
+    settings = OptimiserSettings(average_decay=average_decay, bias_correction=True)
+    generator = torch.Generator().manual_seed(3)
+    start_D = torch.randn(70_001, generator=generator)  # more than a piece
+    apart, in_place = OptimiserState.start(start_D), OptimiserState.start(start_D.clone())
+    for _ in range(3):
+        sum_D, places = torch.randn(70_001, generator=generator), in_place
+        apart = adam_step(apart, sum_D, 4.0, settings, 9, noise_variance=0.1)
+        in_place = adam_step(in_place, sum_D, 4.0, settings, 9, noise_variance=0.1, in_place=True)
+        assert in_place.to_bytes() == apart.to_bytes()
+        assert in_place.vector_D is places.vector_D
+        assert in_place.second_D is places.second_D
+
+
 def test_a_step_does_not_change_the_state_before_it() -> None:
     state = OptimiserState.start(torch.zeros(2))
     after = adam_step(state, torch.ones(2), 1.0, OptimiserSettings(), 3)
