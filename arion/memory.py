@@ -5,7 +5,10 @@ import ctypes
 KEPT_BYTES = 1 << 30
 """Larger blocks are given back when they are freed, and so is more than this at the heap's end."""
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # of malloc.h
+_ARENAS = 2
+"""Heaps that threads share: of more, each would keep what it once needed."""
+
 _LARGEST_INT = (1 << 31) - 1
 
 
@@ -23,5 +26,6 @@ def keep_freed_memory(kept_bytes: int = KEPT_BYTES) -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    kept = ctypes.c_int(min(kept_bytes, _LARGEST_INT))
-    return bool(mallopt(_MMAP_THRESHOLD, kept)) and bool(mallopt(_TRIM_THRESHOLD, kept))
+    kept = min(kept_bytes, _LARGEST_INT)
+    settings = ((_MMAP_THRESHOLD, kept), (_TRIM_THRESHOLD, kept), (_ARENA_MAX, _ARENAS))
+    return all(mallopt(ctypes.c_int(name), ctypes.c_int(value)) for name, value in settings)

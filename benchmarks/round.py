@@ -25,9 +25,9 @@ from benchmarks.round_ours import OurFederation, parameters_of
 from benchmarks.round_peers import flare_rounds, flower_rounds
 
 NODES = 4
-ROUNDS = {4: 12, 100: 5}
+ROUNDS = {4: 12, 100: 9}
 QUICK = {4: 4}
-PEER_ROUNDS = {4: 6, 100: 4}
+PEER_ROUNDS = {4: 6, 100: 6}
 Timed = Callable[[Path, int, int, int], tuple[list[float], dict[str, float]]]
 PEERS: dict[str, Timed] = {"Flower": flower_rounds, "NVIDIA FLARE": flare_rounds}
 
