@@ -1,4 +1,4 @@
-"""A coordinator that plays foul: the node refuses, releases nothing, and writes down why."""
+"""Plans and requests that play foul: the node refuses, releases nothing, and writes down why."""
 
 import tomllib
 from collections.abc import Callable
@@ -12,40 +12,16 @@ import pytest
 
 from arion.federation import write_toml
 from client.config import NODE_FILE
-from client.epoch import HELD_EPOCHS
-from client.histories import FORK_FILE
-from client.node import CONSENT_FILE, IDENTITY_FILE, Node
+from client.node import CONSENT_FILE
 from client.outbox import Outbox
 from models.recipe import Recipe
 from privacy.canonical import canonical_bytes, sha256_hex
-from privacy.identity import IdentityKey, SignatureError, Signed
-from privacy.ledger.entries import ForkError
-from privacy.ledger.log import LedgerLog
+from privacy.identity import IdentityKey, Signed
 from privacy.rounds import PlanCode, PlanRefused, run_cost, sign_plan
-from privacy.secagg.header import RefusalCode, SecAggRefused
-from privacy.secagg.keys import EpochKeys, RosterError
-from privacy.secagg.roster import accept_roster
-from protos.messages import SurvivorsRequest
-from protos.round_messages import HeadOffer, UploadRequest
-from tests.small_federation import FEDERATION, NAMES, NO_NOISE, RUN, Hands, SmallFederation
-
-
-def refused(hands: Hands, code: PlanCode, act: Callable[[], object], sealed: int = 0) -> None:
-    """The node refuses with this code; nothing new is sealed or debited, and its ledger says so."""
-    node = hands.nodes["north"]
-    before = hands.federation.bodies("north", "release-debited")
-    with pytest.raises(PlanRefused) as caught:
-        act()
-    assert caught.value.code is code, caught.value
-    assert len(hands.outbox("north")) == sealed
-    assert hands.federation.bodies("north", "release-debited") == before
-    assert hands.federation.bodies("north", "refusal")[-1]["code"] == str(code)
-    node.close()
-    assert hands.federation.verified()["north"].is_ok
-
-
-def ask(hands: Hands, request: UploadRequest, vector: bytes | None = None) -> None:
-    hands.nodes["north"].release(request, memoryview(vector or hands.vector))
+from privacy.secagg.header import SecAggRefused
+from protos.round_messages import UploadRequest
+from tests.client.refusals import ask, refused, rewrite_consent
+from tests.small_federation import FEDERATION, NO_NOISE, RUN, Hands
 
 
 @pytest.mark.parametrize(
@@ -98,13 +74,6 @@ def tighten(hands: Hands, code: PlanCode) -> None:
             epsilon_per_run=1.05 * cost.epsilon,
             epsilon_if_all_others_collude=1.05 * cost.epsilon_if_all_others_collude,
         )
-
-
-def rewrite_consent(hands: Hands, **clauses: Any) -> None:
-    """North's officer signs off another consent, and the node starts again."""
-    path = hands.federation.homes.nodes["north"] / CONSENT_FILE
-    write_toml(path, tomllib.loads(path.read_text()) | clauses)
-    hands.reopen("north")
 
 
 def rewrite_node(hands: Hands, **changes: Any) -> None:
@@ -310,227 +279,3 @@ def test_a_seeded_plan_at_a_node_without_a_seed(hands: Hands, consent: bool) -> 
     rewrite_node(hands, seed=None)
     rewrite_consent(hands, allow_seeded_simulation=consent)
     refused(hands, PlanCode.SEEDED, lambda: hands.release("north", hands.plan()))
-
-
-def sybil_bundles(hands: Hands, case: str) -> list[Signed]:
-    """Bundles of epoch 1 with one that is not a pinned member's."""
-    bundles, stranger = list(hands.bundles), IdentityKey.generate()
-    fake = EpochKeys.generate()
-    if case == "extra":
-        return [*bundles, fake.bundle(FEDERATION, 1, "mallory", stranger)]
-    if case == "swapped":
-        return [fake.bundle(FEDERATION, 1, "east", stranger), *bundles[1:]]
-    if case == "twice":
-        return [*bundles, bundles[0]]
-    if case == "missing":
-        return bundles[:-1]
-    return [hands.bundles[0], fake.bundle(FEDERATION, 1, "north", stranger), *bundles[2:]]
-
-
-@pytest.mark.parametrize("case", ["extra", "swapped", "twice", "missing", "our own"])
-def test_sybils_in_the_roster(hands: Hands, case: str) -> None:
-    node = hands.nodes["north"]
-    with pytest.raises(RosterError):
-        node.accept_roster(sybil_bundles(hands, case))
-    plan = hands.plan(roster_digest="0" * 64)
-    refused(hands, PlanCode.WRONG_ROSTER, lambda: ask(hands, hands.request(plan)))
-
-
-def with_another_nonce(hands: Hands) -> list[Signed]:
-    """Bundles of epoch 1, east's of them made after all nonces were shown."""
-    home = hands.federation.homes.nodes["east"]
-    chosen = EpochKeys.generate().bundle(
-        FEDERATION, 1, "east", IdentityKey.load(home / IDENTITY_FILE)
-    )
-    return [chosen, *hands.bundles[1:]]
-
-
-@pytest.mark.parametrize("restarted", [False, True])
-def test_a_roster_made_after_the_nonces_were_shown(hands: Hands, restarted: bool) -> None:
-    """Who has seen our nonce would choose its own, and with it the graph: it is not shown twice."""
-    if restarted:
-        hands.reopen("north")
-    node = hands.nodes["north"]
-    with pytest.raises(RosterError, match="revealed its nonce for"):
-        node.accept_roster(with_another_nonce(hands))
-    assert node.accept_roster(hands.bundles) == hands.reveals[1]
-    node.accept_reveals(hands.reveals)
-    node.countersign(hands.shown)
-    hands.release("north", hands.plan())
-
-
-def test_nonces_that_are_never_passed_on_count(
-    hands: Hands, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A coordinator that collects nonces, dislikes their graph and says nothing has had a trial."""
-    monkeypatch.setattr("privacy.secagg.store.LARGEST_EPOCHS", 3)
-    for number in (2, 3, 4):
-        bundles = [node.publish_keys(FEDERATION, number) for node in hands.nodes.values()]
-        if number < 4:
-            for node in hands.nodes.values():
-                node.accept_roster(bundles)
-    with pytest.raises(RosterError, match="at most 3 epochs"):
-        hands.nodes["north"].accept_roster(bundles)
-
-
-def test_a_member_that_another_institutions_consent_pins_otherwise(hands: Hands) -> None:
-    members = dict(hands.nodes["north"].consent.members)
-    members["east"] = IdentityKey.generate().public_key.hex()
-    with pytest.raises(RosterError, match="'east'"):
-        rewrite_consent(hands, members=members)
-
-
-def test_a_second_survivor_set_under_one_plan(hands: Hands) -> None:
-    plan = hands.plan()
-    total = hands.collect(plan)
-    headers = total.close().headers
-    node = hands.nodes["north"]
-    node.sign_survivors(SurvivorsRequest(plan.digest(), headers))
-    for other in (headers[:3], headers[1:]):
-        with pytest.raises(SecAggRefused) as caught:
-            node.sign_survivors(SurvivorsRequest(plan.digest(), other))
-        assert caught.value.code is RefusalCode.SECOND_SET
-    hands.reopen("north")
-    hands.release("north", plan)
-    with pytest.raises(SecAggRefused, match="a member signs one"):
-        hands.nodes["north"].sign_survivors(SurvivorsRequest(plan.digest(), headers[:3]))
-
-
-def test_unmasking_without_a_quorum_or_another_plan(hands: Hands) -> None:
-    plan = hands.plan()
-    total = hands.collect(plan)
-    request = total.close()
-    signatures = [hands.nodes[name].sign_survivors(request) for name in NAMES]
-    total.certify(signatures)
-    node = hands.nodes["north"]
-    asked = total.unmask_request("north")
-    for code, foul in (
-        (RefusalCode.NO_QUORUM, replace(asked, certificate=asked.certificate[:2])),
-        (RefusalCode.OTHER_PLAN, replace(asked, plan_digest=hands.plan(2).digest())),
-        (RefusalCode.NOT_SIGNED, replace(asked, headers=asked.headers[:3])),
-    ):
-        with pytest.raises(SecAggRefused) as caught:
-            node.unmask(foul)
-        assert caught.value.code is code
-
-
-def test_messages_before_an_epoch(federation: SmallFederation) -> None:
-    node = Node(federation.homes.nodes["north"], "simulate")
-    request = UploadRequest(Signed(b"{}", bytes(64)), b"{}")
-    try:
-        with pytest.raises(SecAggRefused, match="a roster of this epoch first"):
-            node.release(request, memoryview(b""))
-        with pytest.raises(RosterError, match="a request for keys first"):
-            node.accept_roster([])
-        with pytest.raises(RosterError, match="a roster first"):
-            node.accept_reveals([])
-        with pytest.raises(PlanRefused, match="Expected federation"):
-            node.publish_keys("another", 1)
-    finally:
-        node.close()
-
-
-def test_an_epoch_that_was_left(hands: Hands) -> None:
-    """The ninth epoch at once ends the first one."""
-    node = hands.nodes["north"]
-    for number in range(2, 2 + HELD_EPOCHS):
-        node.publish_keys(FEDERATION, number)
-    with pytest.raises(RosterError, match="Expected epoch 9 or a later one"):
-        node.publish_keys(FEDERATION, 1)
-
-
-def test_numbers_may_come_in_another_order(hands: Hands) -> None:
-    node = hands.nodes["north"]
-    later = node.publish_keys(FEDERATION, 3)
-    assert node.publish_keys(FEDERATION, 2) != later == node.publish_keys(FEDERATION, 3)
-
-
-def enter(hands: Hands, number: int) -> list[Signed]:
-    """Everyone enters another epoch; returns its bundles."""
-    nodes = hands.nodes.values()
-    bundles = [each.publish_keys(FEDERATION, number) for each in nodes]
-    reveals = [each.accept_roster(bundles) for each in nodes]
-    for each in nodes:
-        each.accept_reveals(reveals)
-        each.countersign(hands.shown)
-    return bundles
-
-
-def test_an_older_roster(hands: Hands) -> None:
-    """Neither its bundles, nor its nonces, nor a plan passes once its run went on in another."""
-    node, old = hands.nodes["north"], hands.plan(2)
-    hands.release("north", hands.plan(1))
-    bundles = enter(hands, 2)
-    pins = {name: bytes.fromhex(key) for name, key in node.consent.members.items()}
-    roster = accept_roster(bundles, pins, None, 2, FEDERATION)
-    plan = hands.plan(1, 2, epoch=2, roster_digest=roster.digest.hex())
-    hands.release("north", plan)
-    with pytest.raises(RosterError, match="epoch"):
-        node.accept_roster(hands.bundles)
-    with pytest.raises(RosterError, match="for this roster"):
-        node.accept_reveals(hands.reveals)
-    with pytest.raises(SecAggRefused) as caught:
-        hands.release("north", old)
-    assert caught.value.code is RefusalCode.OTHER_ROSTER
-
-
-def test_runs_at_once_have_epochs_of_their_own(hands: Hands) -> None:
-    """A plan of one run's epoch is signed and opened after another run's was entered."""
-    plan = hands.plan()
-    total = hands.collect(plan)
-    enter(hands, 2)
-    request = total.close()
-    total.certify([hands.nodes[name].sign_survivors(request) for name in NAMES])
-    shares = [hands.nodes[name].unmask(total.unmask_request(name)) for name in NAMES]
-    assert total.open_sum(shares).survivors == NAMES
-
-
-@pytest.mark.parametrize("epoch", [2, 9])
-def test_a_plan_of_an_epoch_that_nobody_entered(hands: Hands, epoch: int) -> None:
-    with pytest.raises(SecAggRefused) as caught:
-        hands.release("north", hands.plan(epoch=epoch))
-    assert caught.value.code is RefusalCode.OTHER_ROSTER
-    assert hands.federation.bodies("north", "run-reserved") == []
-
-
-@pytest.fixture
-def two_histories(hands: Hands, tmp_path: Path) -> tuple[HeadOffer, HeadOffer]:
-    """Two heads of the coordinator's ledger that no one history holds."""
-    body = {"run": "two", "federation": FEDERATION, "cohort": [], "model_digest": "0" * 64}
-    with LedgerLog(tmp_path / "two", "coordinator") as log:
-        log.append("run-opened", body)
-        return hands.shown, HeadOffer(log.sign_head(hands.key), ())
-
-
-def test_a_forked_ledger_stops_the_node(
-    hands: Hands, two_histories: tuple[HeadOffer, HeadOffer]
-) -> None:
-    node, plan = hands.nodes["north"], hands.plan()
-    node.countersign(two_histories[0])
-    assert node.held_head() == two_histories[0].head
-    with pytest.raises(ForkError):
-        node.countersign(two_histories[1])
-    assert "Expected" in (node.home / FORK_FILE).read_text()
-    hands.reopen("north")
-    refused(hands, PlanCode.FORKED_LEDGER, lambda: hands.release("north", plan))
-
-
-def test_an_officer_settles_a_fork(
-    hands: Hands, two_histories: tuple[HeadOffer, HeadOffer]
-) -> None:
-    node = hands.nodes["north"]
-    node.countersign(two_histories[0])
-    with pytest.raises(ForkError):
-        node.countersign(two_histories[1])
-    (node.home / FORK_FILE).unlink()
-    hands.release("north", hands.plan())
-
-
-def test_a_head_by_another_key(hands: Hands, two_histories: tuple[HeadOffer, HeadOffer]) -> None:
-    node = hands.nodes["north"]
-    head = two_histories[0].head
-    forged = HeadOffer(IdentityKey.generate().sign("ledger-head", head.payload), ())
-    with pytest.raises(SignatureError):
-        node.countersign(forged)
-    assert not (node.home / FORK_FILE).exists()
-    assert node.held_head() == head
