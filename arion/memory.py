@@ -16,7 +16,7 @@ def keep_freed_memory(kept_bytes: int = KEPT_BYTES) -> bool:
     """Have this process keep freed memory for its next vectors; False where its libc cannot.
 
     By default glibc gives each block above 32 MiB back at once. A round frees and asks for vectors
-    of a model's size some twenty times, and the system clears each page anew: a fifth of all
+    of a model's size again and again, and the system clears each page anew: a fifth of all
     computing time of a round of 100 MB (benchmarks/README.md, "round").
 
     Args:

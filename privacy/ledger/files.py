@@ -195,14 +195,12 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def replace_durably(path: Path, *parts: bytes | memoryview, instead_of: Path | None = None) -> None:
+def replace_durably(path: Path, *parts: bytes | memoryview) -> None:
     """Replace a file as a whole: readers and crashes see the old bytes or the new.
 
     Args:
         path: the file; its folder exists.
         parts: what it holds, one after the other; none is copied.
-        instead_of: another file of that folder, which goes. Its blocks and cached pages are written
-            over, which takes half the time of having new ones; it is gone from the start on.
 
     Raises:
         DiskError: the old bytes are there, or the new.
@@ -210,17 +208,10 @@ def replace_durably(path: Path, *parts: bytes | memoryview, instead_of: Path | N
     """
     part = path.with_name(path.name + ".part")
     with naming(path):
-        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
-        if instead_of is not None:
-            instead_of.replace(part)
-        else:
-            flags |= os.O_TRUNC
-        descriptor = os.open(part, flags, 0o600)
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             for data in parts:
                 write_all(descriptor, data)
-            if instead_of is not None:
-                os.ftruncate(descriptor, os.lseek(descriptor, 0, os.SEEK_CUR))
             os.fsync(descriptor)
         finally:
             os.close(descriptor)

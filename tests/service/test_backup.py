@@ -5,9 +5,11 @@ import io
 import tarfile
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from sqlalchemy import Engine, text
 from typer.testing import CliRunner
 
@@ -21,6 +23,7 @@ from coordinator.service.database import MEMBERS, transaction
 from coordinator.service.home import ServiceHome
 from coordinator.service.restore import restore
 from coordinator.store import RunStore
+from models.optimiser import OptimiserState
 from privacy.identity import Signed
 from tests.service.postgresql import Server, on_both
 from tests.service.test_schema import at_first_schema
@@ -219,6 +222,20 @@ def test_a_backup_is_of_one_instant_while_all_goes_on(filled: ServiceHome, tmp_p
         for post in opened.mailbox.waiting(2):
             assert opened.mailbox.blobs.read(post.payload_digest)
         opened.close()
+
+
+def test_a_state_keeps_its_bytes_under_a_second_name(tmp_path: Path) -> None:
+    """As a backup gives it, while the run goes on to rounds that delete it."""
+    store, start = RunStore(tmp_path / "run"), OptimiserState.start(torch.zeros(300))
+    kept: dict[Path, bytes] = {}
+    for step in range(5):
+        store.save_state(replace(start, step=step, first_D=torch.full((300,), float(step))))
+        (newest,) = tmp_path.glob(f"run/states/*{step}.safetensors")
+        second = tmp_path / f"second-{step}"
+        second.hardlink_to(newest)
+        kept[second] = newest.read_bytes()
+    assert all(path.read_bytes() == data for path, data in kept.items())
+    store.close()
 
 
 def test_a_run_that_never_pauses_and_a_damaged_payload(
