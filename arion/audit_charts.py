@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from arion.charts import COLOURS, SERIES, WIDTH
+from arion.charts import COLOURS, SERIES, figure_of
 from privacy.figures import at_least, at_most
 
 _LEAST_RATE = 1e-3
@@ -18,7 +18,7 @@ def bounds(claim: float, found: Mapping[str, tuple[float, float]]) -> Figure:
         claim: epsilon. found: (lower bound, most that could have been shown) by attack.
 
     """
-    figure = Figure(figsize=(WIDTH, 1.1 + 0.42 * len(found)), layout="constrained")
+    figure = figure_of(1.1 + 0.42 * len(found))
     axes = figure.subplots()
     for row, (shown, most) in enumerate(found.values()):
         axes.barh(row, most, 0.62, color=COLOURS["rule"], linewidth=0)
@@ -44,7 +44,7 @@ def rocs(curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]) -> F
         curves: points (FPR, TPR) by attack, then institution.
 
     """
-    figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
+    figure = figure_of(3.4)
     grid = figure.subplots(1, len(curves), sharey=True, squeeze=False)
     for axes, (attack, lines) in zip(grid.flat, curves.items(), strict=True):
         _roc_panel(axes, attack, lines)

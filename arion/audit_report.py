@@ -15,7 +15,7 @@ from arion.audit_canaries import ATTACKS, CanaryAudit
 from arion.audit_membership import AttackResult, MembershipAudit
 from arion.audit_secrets import SecretFinding
 from arion.audit_target import Audit
-from arion.report import Block, Section, Table, chart_block, render_page
+from arion.page import Block, Section, Table, chart_block, render_page
 from arion.summary import stamp
 from privacy.audit.exposure import expected_when_unseen
 from privacy.figures import at_least, at_most

@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
-from arion.report import ARMS, comparison_table, number, write_chart, write_report
+from arion.page import number
+from arion.report import comparison_table, write_chart, write_report
+from arion.report_values import ARMS
 
 SECTIONS = {
     "loss": ("loss_per_round", "loss_by_institution_per_round"),
