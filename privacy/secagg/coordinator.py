@@ -12,6 +12,7 @@ import numpy as np
 
 from privacy.ledger.merkle import MerkleTree
 from privacy.rounds import RoundPlan
+from privacy.secagg.answers import Shares, sort_replies, sort_signatures
 from privacy.secagg.header import (
     Header,
     SecAggRefused,
@@ -20,7 +21,6 @@ from privacy.secagg.header import (
     mask_key,
     mask_sign,
     read_survivors,
-    verify_survivor_signature,
 )
 from privacy.secagg.masks import (
     COUNT_BYTES,
@@ -169,20 +169,7 @@ class StreamingSum:
 
         """
         survivors = self._closed()
-        valid: dict[str, SurvivorSignature] = {}
-        elsewhere: list[str] = []
-        for signature in signatures:
-            if (
-                signature.plan_digest != self._plan_digest
-                or signature.node not in self.group.committee
-            ):
-                continue
-            if not verify_survivor_signature(signature, self._roster):
-                continue
-            if signature.set_digest == survivors.digest:
-                valid[signature.node] = signature
-            else:
-                elsewhere.append(signature.node)
+        valid, elsewhere = sort_signatures(signatures, survivors, self.group, self._roster)
         if elsewhere:
             abort = SecAggAbort(
                 AbortCode.EQUIVOCATION,
@@ -232,7 +219,7 @@ class StreamingSum:
         if self._opened is not None:
             return self._opened
         survivors = self._closed()
-        by_member = self._usable(replies)
+        by_member = self._usable(replies, survivors)
         if len(by_member) < self._plan.quorum:
             raise SecAggAbort(
                 AbortCode.NO_QUORUM,
@@ -269,47 +256,13 @@ class StreamingSum:
                     seed = recovery.edge_seed(name, edge.peer, edge.commitment)
                     yield Mask(mask_key(seed, plan_digest), mask_sign(edge.peer, name))
 
-    def _usable(self, replies: Iterable[UnmaskReply]) -> dict[str, dict[tuple[str, str], bytes]]:
-        """Shares by member; who sent no such thing is left out, as if it had not answered."""
-        usable, wrong = {}, []
-        for reply in replies:
-            try:
-                usable[reply.node] = self._checked_reply(reply)
-            except SecAggAbort as abort:
-                self.faults[reply.node] = abort
-                wrong.append(abort)
+    def _usable(self, replies: Iterable[UnmaskReply], survivors: SurvivorSet) -> dict[str, Shares]:
+        """Shares by member; who sent no such thing is in `faults`, unless too few are left."""
+        usable, wrong = sort_replies(replies, survivors, self.group)
+        self.faults |= {abort.nodes[0]: abort for abort in wrong}
         if wrong and len(usable) < self._plan.quorum:
             raise wrong[0]
         return usable
-
-    def _checked_reply(self, reply: UnmaskReply) -> dict[tuple[str, str], bytes]:
-        """Shares by (dealer, dealer or dropped peer), after a check that they are on our set."""
-        survivors = self._closed()
-        about = (reply.plan_digest, reply.set_digest)
-        well_formed = all(
-            entry.survivor in survivors.headers
-            and [edge.dropped for edge in entry.edge_shares] == self._dropped(entry.survivor)
-            for entry in reply.shares
-        )
-        if (
-            about != (self._plan_digest, survivors.digest)
-            or reply.node not in self.group.committee
-            or not well_formed
-        ):
-            raise SecAggAbort(
-                AbortCode.BAD_REPLY,
-                f"Expected shares of the certified set, got others from {reply.node!r}.",
-                (reply.node,),
-            )
-        shares = {(entry.survivor, entry.survivor): entry.own_share for entry in reply.shares}
-        for entry in reply.shares:
-            for edge in entry.edge_shares:
-                shares[entry.survivor, edge.dropped] = edge.share
-        return shares
-
-    def _dropped(self, name: str) -> list[str]:
-        """Neighbours of a survivor that are not in the sum."""
-        return sorted(self.group.neighbours[name] - self._closed().headers.keys())
 
     def _closed(self) -> SurvivorSet:
         assert self._survivors is not None, "close() fixes the survivor set first"
