@@ -12,7 +12,8 @@ from rich.table import Table
 from arion.errors import user_errors
 from arion.progress import make_progress
 from arion.variant_dense import USUAL, Dense, Teaching
-from arion.variant_export import ExportOrder, Prepared, export, prepare
+from arion.variant_export import export
+from arion.variant_order import ExportOrder, Prepared, prepare
 from arion.variant_selection import CRITERIA, Choice
 from arion.variant_verify import Verdict, verify_variant
 from models.variants.distil import Distilling

@@ -11,7 +11,8 @@ from pathlib import Path
 from arion.progress import Progress
 from arion.public_text import PublicText
 from arion.variant_dense import Dense, select_dense
-from arion.variant_export import ExportOrder, Prepared, export
+from arion.variant_export import export
+from arion.variant_order import ExportOrder, Prepared
 from arion.variant_selection import Choice, Selected
 from models.composition import Ownership
 from models.expert_module import PUBLIC

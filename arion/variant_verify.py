@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from arion.variant_export import PREDICATE
+from arion.variant_publication import PREDICATE
 from models.durable import file_digest
 from models.variants.names import ATTESTATION, PASSPORT
 from models.variants.passport import Passport, verify_artefact

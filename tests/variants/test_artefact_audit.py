@@ -150,7 +150,7 @@ def claim(epsilon_micro: int | None) -> LedgerClaim:
 def test_a_bound_above_the_claim_keeps_an_artefact_from_being_published(
     ground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("arion.variant_export.ledger_claims", lambda *_: (claim(10**5),))
+    monkeypatch.setattr("arion.variant_order.ledger_claims", lambda *_: (claim(10**5),))
     options = ("--canaries", ground / "canaries" / "secrets.json", "--ledger", tmp_path)
     result = export(ground, "greedy", tmp_path / "a", *options)
     assert result.exit_code == 2
@@ -161,7 +161,7 @@ def test_a_bound_above_the_claim_keeps_an_artefact_from_being_published(
 def test_no_coarser_format_is_tried_after_a_refutation(
     ground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("arion.variant_export.ledger_claims", lambda *_: (claim(10**6),))
+    monkeypatch.setattr("arion.variant_order.ledger_claims", lambda *_: (claim(10**6),))
     seen: list[str] = []
 
     def audit(plan: Plan, *_: object, **__: object) -> Audited:
@@ -188,7 +188,7 @@ def test_no_coarser_format_is_tried_after_a_refutation(
 def test_a_delta_below_the_claims_is_refused(
     ground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("arion.variant_export.ledger_claims", lambda *_: (claim(10**6),))
+    monkeypatch.setattr("arion.variant_order.ledger_claims", lambda *_: (claim(10**6),))
     listing = ("--canaries", ground / "canaries" / "secrets.json", "--ledger", tmp_path)
     result = export(ground, "blind", tmp_path / "a", *listing, "--audit-delta", 1e-6)
     assert result.exit_code == 2

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from arion import variant_dense
 from arion.cli import app
-from arion.variant_export import PREDICATE
+from arion.variant_publication import PREDICATE
 from models.checkpoint import load_model, model_digest, save_model
 from models.composition import OwnedShare, Ownership, save_composed
 from models.decoder import Decoder
