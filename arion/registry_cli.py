@@ -14,7 +14,8 @@ from arion.errors import user_errors
 from arion.progress import make_progress
 from arion.receipt import Receipt, verify_receipt
 from arion.variant_verify import verify_variant
-from arion.withdrawal import WithdrawalOrder, withdraw_owner
+from arion.withdrawal import withdraw_owner
+from arion.withdrawal_before import WithdrawalOrder
 from client.artefacts import Fetch, fetch_served, served_index
 from client.membership import MEMBERSHIP_FILE, dialled
 from models.variants.index import SHOWN, Entry, Index, read_index

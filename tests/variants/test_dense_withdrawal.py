@@ -15,7 +15,8 @@ from arion import variant_dense
 from arion.cli import app
 from arion.progress import Silent
 from arion.receipt import digests_below, verify_receipt
-from arion.withdrawal import WithdrawalOrder, withdraw_owner
+from arion.withdrawal import withdraw_owner
+from arion.withdrawal_before import WithdrawalOrder
 from models.checkpoint import model_digest, save_model
 from models.composition import compose
 from models.durable import file_digest

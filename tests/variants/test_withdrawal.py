@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -11,12 +12,13 @@ import torch
 from click.testing import Result
 from typer.testing import CliRunner
 
-from arion import withdrawal
+from arion import withdrawal, withdrawal_artefacts
 from arion.cli import app
 from arion.progress import Silent
 from arion.receipt import ReceiptError, digests_below, verify_receipt
 from arion.rederivation import Reduction, rederive, remaining
-from arion.withdrawal import WithdrawalOrder, withdraw_owner
+from arion.withdrawal import withdraw_owner
+from arion.withdrawal_before import WithdrawalOrder
 from models.checkpoint import model_digest, save_model
 from models.composition import OwnedShare, Ownership, compose
 from models.decoder import Decoder
@@ -165,15 +167,22 @@ class CrashError(Exception):
 
 
 @pytest.mark.parametrize(
-    ("where", "call"),
-    [("withdraw", 1), ("revoke", 1), ("add_version", 1), ("rederive", 1), ("add_artefact", 1),
-     ("revoke", 2), ("write_whole", 2)],
+    ("module", "where", "call"),
+    [(withdrawal, "withdraw", 1), (withdrawal, "revoke", 1),
+     (withdrawal_artefacts, "add_version", 1), (withdrawal_artefacts, "rederive", 1),
+     (withdrawal_artefacts, "add_artefact", 1), (withdrawal_artefacts, "revoke", 1),
+     (withdrawal, "write_whole", 2)],
 )  # fmt: skip
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_withdrawal_goes_on_after_a_crash(
-    where: str, call: int, when: str, here: Path, monkeypatch: pytest.MonkeyPatch
+    module: ModuleType,
+    where: str,
+    call: int,
+    when: str,
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    original, calls = getattr(withdrawal, where), []
+    original, calls = getattr(module, where), []
 
     def dying(*arguments: Any) -> Any:
         calls.append(where)
@@ -185,7 +194,7 @@ def test_a_withdrawal_goes_on_after_a_crash(
         return found
 
     with monkeypatch.context() as patch:
-        patch.setattr(withdrawal, where, dying)
+        patch.setattr(module, where, dying)
         with pytest.raises(CrashError):
             withdraw_owner(order(here), Silent())
     if (where, when) == ("write_whole", "after"):
