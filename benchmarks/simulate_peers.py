@@ -9,15 +9,14 @@ from collections.abc import Callable
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
-from torch import Tensor, nn
+from torch import Tensor
 
-from benchmarks.local_work import Pairs, gradient, new_model, summed_loss
+from benchmarks.local_work import Pairs, gradient, new_model
 from models.decoder import Decoder
 from models.vector import write_vector
 
@@ -27,64 +26,9 @@ RunPeer = Callable[[Pairs, int, Path], None]
 
 def run_pfl(pairs: Pairs, rounds: int, folder: Path) -> None:
     """Federated averaging of one local step over the whole batch, in pfl's simulation."""
-    from pfl.aggregate.simulate import SimulatedBackend  # noqa: PLC0415
-    from pfl.algorithm.base import NNAlgorithmParams  # noqa: PLC0415
-    from pfl.algorithm.federated_averaging import FederatedAveraging  # noqa: PLC0415
-    from pfl.callback.base import TrainingProcessCallback  # noqa: PLC0415
-    from pfl.data.federated_dataset import FederatedDataset  # noqa: PLC0415
-    from pfl.data.pytorch import PyTorchTensorDataset  # noqa: PLC0415
-    from pfl.data.sampling import get_user_sampler  # noqa: PLC0415
-    from pfl.hyperparam.base import NNEvalHyperParams, NNTrainHyperParams  # noqa: PLC0415
-    from pfl.metrics import Metrics, Weighted  # noqa: PLC0415
-    from pfl.model.pytorch import PyTorchModel  # noqa: PLC0415
+    from benchmarks import simulate_pfl  # noqa: PLC0415  (pfl is optional)
 
-    class Module(nn.Module):
-        """The decoder with the two methods that pfl asks for."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.decoder = new_model()
-
-        def loss(self, token_BT: Tensor, target_BT: Tensor) -> Tensor:
-            return summed_loss(self.decoder, token_BT, target_BT)
-
-        def metrics(self, token_BT: Tensor, target_BT: Tensor) -> dict[str, Any]:
-            return {"loss": Weighted(self.loss(token_BT, target_BT).item(), len(token_BT))}
-
-    class Timer(TrainingProcessCallback):  # type: ignore[misc]
-        def after_central_iteration(self, *_: Any, **__: Any) -> tuple[bool, Any]:
-            pairs.round_ended()
-            return False, Metrics()
-
-    work = pairs.bare.work
-    users = {
-        str(node): PyTorchTensorDataset((token_BT, target_BT), user_id=str(node))
-        for node, (token_BT, target_BT) in enumerate(
-            zip(work.token_NBT, work.target_NBT, strict=True)
-        )
-    }
-    dataset = FederatedDataset(users.__getitem__, get_user_sampler("minimize_reuse", [*users]))
-    module = Module()
-    write_vector(module, work.vector_D)
-    trained = [p for p in module.parameters() if p.requires_grad]
-    # A rate of one per unit keeps the parameters near their start: rounds of one kind of work.
-    model = PyTorchModel(
-        module, torch.optim.SGD, torch.optim.SGD(trained, lr=1e-3 / len(work.token_NBT))
-    )
-    FederatedAveraging().run(
-        NNAlgorithmParams(
-            central_num_iterations=rounds,
-            evaluation_frequency=rounds,  # in the first round only, which is not counted
-            train_cohort_size=work.nodes,
-            val_cohort_size=0,
-        ),
-        SimulatedBackend(dataset, dataset),
-        model,
-        NNTrainHyperParams(local_num_epochs=1, local_learning_rate=1.0, local_batch_size=None),
-        NNEvalHyperParams(local_batch_size=None),
-        [Timer()],
-        send_metrics_to_platform=False,
-    )
+    simulate_pfl.average(pairs, rounds)
 
 
 def run_flower(pairs: Pairs, rounds: int, folder: Path) -> None:
