@@ -96,21 +96,12 @@ def warm_up(
     losses: list[float] = []
     model.checkpoint_blocks = settings.checkpoint_blocks
     with bf16_training(model, enabled=bf16 and world.size == 1) as masters:
-        weights = list(model.parameters()) if masters is None else masters.parameters
-        trained = {
-            name: weight
-            for (name, own), weight in zip(model.named_parameters(), weights, strict=True)
-            if own.requires_grad
-        }
-        optimiser = torch.optim.AdamW(
-            trained.values(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
-        )
-        run = Trained(trained, optimiser, generator)
+        run = _trained(model, masters, settings, generator)
         done = snapshot.restore(run) if snapshot else 0
         if masters is not None:
             masters.give_weights()
         for step in range(done, settings.steps):
-            for group in optimiser.param_groups:
+            for group in run.optimiser.param_groups:
                 group["lr"] = settings.learning_rate * cosine(step, settings.steps)
             window_BT = windows(stream, settings.batch, settings.sequence_length, generator)
             window_BT = window_BT[world.rank :: world.size]
@@ -120,7 +111,7 @@ def warm_up(
                 window_BT.to(world.device),
                 activation,
                 settings,
-                optimiser=optimiser,
+                optimiser=run.optimiser,
                 masters=masters,
             )
             losses.append(_finite(world.mean(own), step))
@@ -143,6 +134,22 @@ def _check(stream: Tensor, settings: WarmUp, world: World) -> None:
             f"Expected a batch that {world.size} processes can share evenly, got {settings.batch}. "
             f"Choose a multiple of {world.size}."
         )
+
+
+def _trained(
+    model: Decoder, masters: MasterWeights | None, settings: WarmUp, generator: torch.Generator
+) -> Trained:
+    """What changes: the weights that are not frozen (their masters, where there are), and AdamW."""
+    weights = list(model.parameters()) if masters is None else masters.parameters
+    trained = {
+        name: weight
+        for (name, own), weight in zip(model.named_parameters(), weights, strict=True)
+        if own.requires_grad
+    }
+    optimiser = torch.optim.AdamW(
+        trained.values(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
+    )
+    return Trained(trained, optimiser, generator)
 
 
 def _finite(loss: Tensor, step: int) -> float:

@@ -42,8 +42,14 @@ class Draft:
 
     def text(self) -> str:
         """Return the content of a `consent.toml`, with a word on every clause."""
+        body = "\n".join(_clause(*clause) for clause in self._clauses())
+        members = tomli_w.dumps({"members": {self.name: self.public_key.hex()}})
+        return f"{_HEAD}\n{body}\n{_COORDINATOR}\n{_MEMBERS}\n{members}"
+
+    def _clauses(self) -> tuple[tuple[str, str, Any], ...]:
+        """A word, a name and a value of each clause."""
         per_run = self.epsilon / self.runs
-        clauses: tuple[tuple[str, str, Any], ...] = (
+        return (
             ("The federation that this node takes part in.", "federation", self.federation),
             ("What the trained model may be used for.", "purposes", list(self.purposes)),
             ("The data that may be used.", "data_set", self.data_set),
@@ -81,9 +87,6 @@ class Draft:
             ("Where the node may run.", "runtimes", ["arion-grpc"]),
             ("Last day on which the node takes part.", "expires", self.expires),
         )
-        body = "\n".join(_clause(*clause) for clause in clauses)
-        members = tomli_w.dumps({"members": {self.name: self.public_key.hex()}})
-        return f"{_HEAD}\n{body}\n{_COORDINATOR}\n{_MEMBERS}\n{members}"
 
 
 def _clause(word: str, name: str, value: Any) -> str:
