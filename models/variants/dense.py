@@ -17,7 +17,7 @@ from models.config import ModelConfig
 from models.decoder import Block, Decoder
 from models.experts import ExpertBank
 from models.tokenizer import Row
-from models.variants.experts import Kept, read_rows
+from models.variants.experts import Kept, read_watched
 from models.variants.extras import VariantError
 
 
@@ -40,20 +40,7 @@ def block_influence(model: Decoder, rows: Sequence[Row]) -> Tensor:
 
     """
     layers = [_Change() for _ in model.blocks]
-    hooks = [
-        block.register_forward_hook(layer.watch)
-        for block, layer in zip(model.blocks, layers, strict=True)
-    ]
-
-    def begin(counted_BT: Tensor) -> None:
-        for layer in layers:
-            layer.counted_BT = counted_BT
-
-    try:
-        read_rows(model, rows, begin)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    read_watched(model, rows, list(model.blocks), layers)
     return torch.stack([1 - layer.cosine / layer.tokens for layer in layers])
 
 

@@ -8,6 +8,7 @@ Shapes: B rows, T positions, L layers, E experts, K chosen, D hidden, M slots of
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -79,20 +80,7 @@ def expert_use(model: Decoder, rows: Sequence[Row]) -> Use:
 
     """
     layers = [_Layer(model.config.experts) for _ in model.blocks]
-    hooks = [
-        block.experts.register_forward_hook(layer.watch)
-        for block, layer in zip(_blocks(model), layers, strict=True)
-    ]
-
-    def begin(counted_BT: Tensor) -> None:
-        for layer in layers:
-            layer.counted_BT = counted_BT
-
-    try:
-        read_rows(model, rows, begin)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    read_watched(model, rows, [block.experts for block in _blocks(model)], layers)
     return Use(
         torch.stack([layer.mass_E for layer in layers]),
         torch.stack([layer.norm_E / layer.tokens_E.clamp_min(1) for layer in layers]),
@@ -100,18 +88,44 @@ def expert_use(model: Decoder, rows: Sequence[Row]) -> Use:
     )
 
 
-def read_rows(model: Decoder, rows: Sequence[Row], begin: Callable[[Tensor], None]) -> None:
-    """Let a model read rows, a batch at a time.
+class Watcher(Protocol):
+    """What adds up over the tokens that one module of a model saw."""
+
+    counted_BT: Tensor
+    """Which positions of the pass count; set before each."""
+
+    @property
+    def watch(self) -> Callable[..., None]:
+        """A forward hook."""
+
+
+def read_watched(
+    model: Decoder,
+    rows: Sequence[Row],
+    modules: Sequence[nn.Module],
+    watchers: Sequence[Watcher],
+) -> None:
+    """Let a model read rows, a batch at a time, while each of some modules is watched.
 
     Args:
-        begin: called before each pass with which of its positions count, [B, T].
+        model: on CPU. rows: at least one, within the model's positions.
+        modules: of the model. watchers: one of each.
 
     """
-    for first in range(0, len(rows), _BATCH):
-        part = rows[first : first + _BATCH]
-        token_BT, target_BT = stack_rows(part, max(len(row.ids) for row in part) - 1)
-        begin(target_BT != IGNORED)
-        model.hidden(token_BT)
+    hooks = [
+        module.register_forward_hook(watcher.watch)
+        for module, watcher in zip(modules, watchers, strict=True)
+    ]
+    try:
+        for first in range(0, len(rows), _BATCH):
+            part = rows[first : first + _BATCH]
+            token_BT, target_BT = stack_rows(part, max(len(row.ids) for row in part) - 1)
+            for watcher in watchers:
+                watcher.counted_BT = target_BT != IGNORED
+            model.hidden(token_BT)
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 class _Layer:
