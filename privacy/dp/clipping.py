@@ -205,21 +205,34 @@ def add_clipped_gradients(
     parameters = trained_parameters(model)
     check(parameters, clipping_norm, sums)
     keeper = BookKeeper(chunk.layout)
-    with recording(keeper):
-        loss_U = unit_losses(model, chunk)
-        loss_U.sum().backward()  # type: ignore[no-untyped-call]
-    check_nothing_escaped(parameters)
-    norm_U = keeper.norms()
+    norm_U, loss_U = recorded_norms(keeper, model, chunk)
     coefficient_U = clip_coefficients(norm_U, clipping_norm, clipping, chunk.present_U)
     names = {id(p): n for n, p in parameters.items()} if weights is None else weights
     by_id = {key: sums[name] for key, name in names.items() if name in sums}
     keeper.add_weighted(norm_U, coefficient_U, by_id)
-    return ChunkOutcome(norm_U, loss_U.detach())
+    return ChunkOutcome(norm_U, loss_U)
 
 
 def trained_parameters(model: LanguageModel) -> dict[str, Tensor]:
     """The released parameters by name."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def recorded_norms(keeper: BookKeeper, model: LanguageModel, chunk: Chunk) -> tuple[Tensor, Tensor]:
+    """Run a chunk forwards and backwards under a keeper's eyes.
+
+    Returns:
+        Norms of the units' gradients, and the units' losses, both [U].
+
+    Raises:
+        ClippingError: a trainable weight escapes the recorded operations.
+
+    """
+    with recording(keeper):
+        loss_U = unit_losses(model, chunk)
+        loss_U.sum().backward()  # type: ignore[no-untyped-call]
+    check_nothing_escaped(trained_parameters(model))
+    return keeper.norms(), loss_U.detach()
 
 
 def unit_losses(model: LanguageModel, chunk: Chunk) -> Tensor:

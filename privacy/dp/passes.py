@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from models.language_model import IGNORED, LanguageModel
-from models.ops import Slots, recording
+from models.ops import Slots
 from privacy.dp.clipping import (
     BookKeeper,
     Chunk,
     ChunkOutcome,
     ClippingError,
     check,
-    check_nothing_escaped,
+    recorded_norms,
     trained_parameters,
     unit_losses,
 )
@@ -107,15 +107,11 @@ def add_clipped_twice(
     parameters = trained_parameters(model)
     check(parameters, clipping_norm, sums)
     keeper = _NormKeeper(chunk.layout, _shared_weights(model))
-    with recording(keeper):
-        loss_U = unit_losses(model, chunk)
-        loss_U.sum().backward()  # type: ignore[no-untyped-call]
-    check_nothing_escaped(parameters)
-    norm_U = keeper.norms()
+    norm_U, loss_U = recorded_norms(keeper, model, chunk)
     coefficient_U = clip_coefficients(norm_U, clipping_norm, clipping, chunk.present_U)
     finite_U = torch.isfinite(norm_U)
     if not bool(finite_U.any()):
-        return ChunkOutcome(norm_U, loss_U.detach())
+        return ChunkOutcome(norm_U, loss_U)
     # Weights of at most 1: what was finite in the first pass does not overflow in the second.
     scale = max(1.0, largest_coefficient(clipping_norm, clipping))
     totals = sums if scale == 1 else {n: torch.zeros_like(total) for n, total in sums.items()}
@@ -125,7 +121,7 @@ def add_clipped_twice(
     if totals is not sums:
         for name, total in sums.items():
             total.add_(totals[name], alpha=scale)
-    return ChunkOutcome(norm_U, loss_U.detach())
+    return ChunkOutcome(norm_U, loss_U)
 
 
 class _NormKeeper(BookKeeper):
