@@ -6,23 +6,20 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from arion.errors import user_errors
+from arion.export_words import plan_lines, print_passport, print_plans, verdict_facts
 from arion.progress import make_progress
-from arion.variant_dense import USUAL, Dense, Teaching
+from arion.variant_dense import USUAL, Dense
 from arion.variant_export import export
 from arion.variant_order import ExportOrder, Prepared, prepare
 from arion.variant_selection import CRITERIA, Choice
-from arion.variant_verify import Verdict, verify_variant
+from arion.variant_verify import verify_variant
 from models.variants.distil import Distilling
 from models.variants.extras import VariantError
 from models.variants.names import CONTAINERS
-from models.variants.passport import Missing, Passport
+from models.variants.passport import Passport
 from models.variants.plan import BITS, TIERS, Target, Wanted
-
-_PIPED_WIDTH = 120
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
@@ -135,13 +132,7 @@ def export_command(
     """
     with user_errors():
         target = Target(max_bytes, max_memory, min_tokens_per_s, max_loss_rise)
-        wanted = Wanted(
-            tier=_one_of(tier, TIERS, "--tier"),
-            container=None if container is None else _one_of(container, CONTAINERS, "--format"),
-            bits=None if bits is None else _one_of(bits, BITS, "--bits"),
-            context=context,
-            target=target,
-        )
+        wanted = _wanted(tier, container, bits, context, target)
         owners = None if owner is None else tuple(owner)
         choice = Choice(owners, experts, _one_of(choose, CRITERIA, "--choose"), merge)
         settings = {
@@ -166,16 +157,11 @@ def export_command(
             audit_tries=audit_tries,
             key=key,
         )
-        with closing(make_progress()) as progress:
-            prepared = prepare(order, progress)
-            if not dry_run:
-                for line in _plan_lines(prepared):
-                    progress.note(line)
-            passport = None if dry_run else export(order, prepared, progress)
+        prepared, passport = _carry_out(order, dry_run=dry_run)
     if passport is None:
-        _print_plans(prepared, as_json)
+        print_plans(prepared, as_json)
     else:
-        _print_passport(passport, out, as_json)
+        print_passport(passport, out, as_json)
 
 
 def verify_command(
@@ -197,11 +183,34 @@ def verify_command(
     with user_errors():
         verdict = verify_variant(path, signer, unsigned=unsigned)
     if as_json:
-        typer.echo(json.dumps(_verdict_facts(verdict), indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(verdict_facts(verdict), indent=2, ensure_ascii=False))
         return
     typer.echo(f"{path}: {len(verdict.passport.files)} files are as {verdict.said_by} says.")
     if verdict.signer is not None and signer is None:
         typer.echo(f"Compare {verdict.signer} with the signer, or give it as --signer.")
+
+
+def _wanted(
+    tier: str, container: str | None, bits: int | None, context: int | None, target: Target
+) -> Wanted:
+    return Wanted(
+        tier=_one_of(tier, TIERS, "--tier"),
+        container=None if container is None else _one_of(container, CONTAINERS, "--format"),
+        bits=None if bits is None else _one_of(bits, BITS, "--bits"),
+        context=context,
+        target=target,
+    )
+
+
+def _carry_out(order: ExportOrder, *, dry_run: bool) -> tuple[Prepared, Passport | None]:
+    """Plan, and unless it is for show alone, make and publish."""
+    with closing(make_progress()) as progress:
+        prepared = prepare(order, progress)
+        if dry_run:
+            return prepared, None
+        for line in plan_lines(prepared):
+            progress.note(line)
+        return prepared, export(order, prepared, progress)
 
 
 def _one_of(value: Any, known: tuple[Any, ...], option: str) -> Any:
@@ -225,82 +234,3 @@ def _dense(
             "Layers are left out and experts joined with a distillation only."
         )
     return None
-
-
-def _plan_lines(prepared: Prepared) -> list[str]:
-    first, *others = prepared.selected.plans
-    lines = [
-        f"Plan: {first.name}, at most {first.file_bytes:,} bytes of files and "
-        f"{first.memory_bytes:,} or more in memory with {first.context} tokens."
-    ]
-    if others:
-        lines.append(f"Should it fail: {', then '.join(plan.name for plan in others)}.")
-    if prepared.teaching is not None:
-        lines.append(_teaching_line(prepared.teaching))
-    return lines
-
-
-def _teaching_line(teaching: Teaching) -> str:
-    shape = teaching.student.config
-    return (
-        f"Distillation: {teaching.settings.steps:,} steps, {teaching.tokens:,} tokens "
-        f"({teaching.passes:.2g} passes over {teaching.text.name!r}), about {teaching.flops:.2g} "
-        f"FLOPs, into {shape.layers} of {teaching.teacher.config.layers} layers of width "
-        f"{shape.expert_hidden_size}."
-    )
-
-
-def _print_plans(prepared: Prepared, as_json: bool) -> None:
-    if as_json:
-        plans = [
-            {**vars(plan), "memory_bytes": plan.memory_bytes} for plan in prepared.selected.plans
-        ]
-        found: dict[str, Any] = {"plans": plans}
-        if prepared.teaching is not None:
-            found["distillation"] = _teaching_facts(prepared.teaching)
-        typer.echo(json.dumps(found, indent=2))
-        return
-    for line in _plan_lines(prepared):
-        typer.echo(line)
-
-
-def _teaching_facts(teaching: Teaching) -> dict[str, Any]:
-    return {
-        **teaching.settings.model_dump(),
-        "tokens": teaching.tokens,
-        "passes": teaching.passes,
-        "flops": teaching.flops,
-        "layers": teaching.layers,
-        "joined": teaching.joined,
-        "width": teaching.student.config.expert_hidden_size,
-    }
-
-
-def _print_passport(passport: Passport, out: Path, as_json: bool) -> None:
-    if as_json:
-        typer.echo(passport.model_dump_json(indent=2))
-        return
-    typer.echo(
-        f"{out}: {passport.container} {passport.number_format}, {passport.file_bytes:,} bytes"
-    )
-    ran = passport.verification
-    if isinstance(ran, Missing):
-        typer.echo(
-            f"Not run: pip install 'arion-federated[{ran.missing_extra}]' brings its runtime."
-        )
-        return
-    table = Table("beside the parent", box=None)
-    for title in ("tokens", "loss", "parent's loss", "KL", "top-1"):
-        table.add_column(title, justify="right")
-    for row in ran.quality:
-        figures = (f"{row.loss:.4f}", f"{row.model_loss:.4f}", f"{row.kl:.1e}", f"{row.top1:.1%}")
-        table.add_row(row.text, f"{row.tokens:,}", *figures)
-    console = Console()
-    (console if console.is_terminal else Console(width=_PIPED_WIDTH)).print(table)
-    memory = "not measurable" if ran.resident_bytes is None else f"{ran.resident_bytes:,} bytes"
-    typer.echo(f"{ran.tokens_per_s:.1f} tokens/s with {ran.threads} thread(s); memory {memory}")
-
-
-def _verdict_facts(verdict: Verdict) -> dict[str, Any]:
-    passport = verdict.passport.model_dump(mode="json")
-    return {"ok": True, "signer": verdict.signer, "passport": passport}
