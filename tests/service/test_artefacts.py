@@ -21,8 +21,8 @@ from models.variants.index import Entry, RegistryError, artefact_path
 from models.variants.names import PASSPORT
 from models.variants.registry import add_artefact, create_registry, revoke
 from tests.service.conftest import with_settings
+from tests.service.members import refused
 from tests.service.running import RunningService
-from tests.service.test_enrolment import refused
 from tests.service.test_operations import joined_as
 from tests.variants.test_registry import made
 

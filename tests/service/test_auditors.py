@@ -26,8 +26,8 @@ from privacy.ledger.plans import PLANS_FILE, plan_lines
 from privacy.ledger.verify import LedgerReport, verify_ledger
 from protos.arion.v1 import service_pb2_grpc as rpc
 from tests.service.institutions import EXACT, Institutions
+from tests.service.members import refused
 from tests.service.running import RunningService
-from tests.service.test_enrolment import refused
 from tests.service.test_operations import joined_as
 
 

@@ -18,8 +18,8 @@ from client.transport import Credentials
 from coordinator.service.database import INVITATIONS, MEMBERS, MESSAGES, REPLIES
 from privacy.enrolment import new_connection_key, signing_request
 from protos.arion.v1 import service_pb2 as pb
-from tests.service.test_limits import PAYLOAD, Attacker, attack, head
-from tests.service.test_operations import channel_of
+from tests.service.attacker import PAYLOAD, Attacker, attack, head
+from tests.service.members import channel_of
 
 __all__ = ["attack"]  # a fixture
 

@@ -20,8 +20,8 @@ from coordinator.service.backup import back_up
 from coordinator.service.home import ServiceHome, ServiceSettings
 from coordinator.service.restore import restore
 from coordinator.service.stores import FolderStore, ObjectStore, Store
+from tests.service.members import enrol
 from tests.service.running import RunningService
-from tests.service.test_enrolment import enrol
 from tests.small_federation import FEDERATION
 
 PAYLOAD = bytes(range(256)) * 9_000

@@ -25,8 +25,8 @@ from client.transport import Credentials, Link, LinkRefused
 from coordinator.service.home import ServiceHome
 from coordinator.service.probe import is_serving
 from tests.service.conftest import with_settings
+from tests.service.members import channel_of, enrol
 from tests.service.running import RunningService
-from tests.service.test_enrolment import enrol
 
 SERVING = health.HealthCheckResponse.SERVING
 NOT_SERVING = health.HealthCheckResponse.NOT_SERVING
@@ -38,12 +38,6 @@ def service(service_home: ServiceHome) -> Iterator[RunningService]:
     running = RunningService(with_settings(service_home, metrics_port=0, reflection=True))
     yield running
     running.stop()
-
-
-def channel_of(port: int, credentials: Credentials) -> grpc.Channel:
-    own = (credentials.key, credentials.certificate) if credentials.certificate else ()
-    tls = grpc.ssl_channel_credentials(credentials.authority, *own)
-    return grpc.secure_channel(f"localhost:{port}", tls, (("grpc.use_local_subchannel_pool", 1),))
 
 
 def joined_as(service: RunningService, home: Path, name: str, role: str) -> Credentials:

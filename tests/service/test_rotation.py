@@ -14,8 +14,8 @@ from client.transport import Link
 from privacy.enrolment import new_connection_key, renew_payload, signing_request
 from privacy.identity import IdentityKey
 from tests.service.conftest import RunningService
+from tests.service.members import enrol, refused
 from tests.service.postgresql import on_both
-from tests.service.test_enrolment import enrol, refused
 
 
 def arion(*arguments: object) -> tuple[int, str]:

@@ -20,10 +20,9 @@ from coordinator.service.home import ServiceHome
 from privacy.enrolment import PROTOCOL, new_connection_key, signing_request
 from protos.arion.v1 import service_pb2 as pb
 from protos.arion.v1 import service_pb2_grpc as rpc
+from tests.service.attacker import code_of
 from tests.service.conftest import RunningService
-from tests.service.test_enrolment import enrol, refused
-from tests.service.test_limits import code_of
-from tests.service.test_operations import channel_of
+from tests.service.members import channel_of, enrol, refused
 
 
 @pytest.fixture
