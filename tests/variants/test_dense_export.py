@@ -2,99 +2,27 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from click.testing import Result
-from typer.testing import CliRunner
 
 from arion import variant_dense
-from arion.cli import app
-from arion.variant_publication import PREDICATE
-from models.checkpoint import load_model, model_digest, save_model
-from models.composition import OwnedShare, Ownership, save_composed
-from models.decoder import Decoder
+from models.checkpoint import load_model, model_digest
+from models.composition import save_composed
 from models.durable import file_digest
-from models.expert_module import NOT_PRIVATE
-from models.variants import check
 from models.variants.distil import Distilling, training_flops
 from models.variants.experts import prune
-from models.variants.extras import VariantError
 from models.variants.kinds import KINDS, Opening
 from models.variants.passport import read_passport, verify_artefact
-from models.variants.probe import Probe
-from privacy.attestation import attest
 from privacy.identity import IdentityKey, fingerprint
-from tests.variants.models import TEXTS, decoder, tokenizer
+from tests.variants.artefacts import KEY, OWNERS, model
+from tests.variants.students import DENSE, STEPS, WORDS, _unmeasured, exported, ground, made, parent
+
+__all__ = ["_unmeasured", "ground", "made"]  # fixtures
 
 pytest.importorskip("transformers")
-WORDS, KEY = tokenizer(), IdentityKey.from_bytes(bytes(32))
-OWNERS = Ownership(
-    base_digest="0" * 64,
-    shares=(
-        OwnedShare(owner="public", first=0, count=2),
-        OwnedShare(owner="court", first=2, count=2, module="1" * 64, privacy=NOT_PRIVATE),
-        OwnedShare(owner="ward", first=4, count=2, module="2" * 64, privacy=NOT_PRIVATE),
-    ),
-)
-STEPS = ("--distil-steps", 12, "--distil-batch", 4, "--distil-length", 16)
-DENSE = ("--dense", *STEPS, "--distil-rate", 3e-3)
-
-
-def model(*arguments: object) -> Result:
-    return CliRunner().invoke(app, ["model", *map(str, arguments)])
-
-
-def parent() -> Decoder:
-    return decoder("qwen3moe", layers=3, experts=6, initializer_range=0.1)
-
-
-def public(folder: Path, texts: list[str], name: str) -> Path:
-    folder.mkdir()
-    (folder / "a.txt").write_text("\n".join(texts))
-    (folder / "public.toml").write_text(f'name = "{name}"\nsource = "invented"\nlicence = "CC0"\n')
-    return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_process() -> Iterator[None]:
-    """Speed and memory are measured by tests/variants/test_check.py."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(check, "probe", lambda *arguments: Probe(10.0, 1, 1000, None))
-        yield
-
-
-@pytest.fixture(scope="module")
-def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A composed model of two owners, a key, and text to distil and to compare on."""
-    folder = tmp_path_factory.mktemp("ground")
-    save_composed(parent(), WORDS, OWNERS, folder / "parent")
-    KEY.save(folder / "key")
-    public(folder / "text", TEXTS * 6, "lessons")
-    public(folder / "domain", TEXTS[:1], "cases")
-    public(folder / "heldout", TEXTS[1:], "wards")
-    return folder
-
-
-def exported(ground: Path, out: Path, *options: object) -> Result:
-    given = ("--tier", "cluster", "--bits", 32, "--public", ground / "text", *DENSE)
-    return model("export", ground / "parent", *given, *options, "--out", out)
-
-
-@pytest.fixture(scope="module")
-def made(ground: Path, _no_process: None) -> Path:
-    """A signed student of two layers, each of three experts."""
-    shape = ("--width", 3 * 96, "--depth", 2, "--domain", ground / "domain")
-    more = ("--heldout", ground / "heldout", "--key", ground / "key")
-    result = exported(ground, ground / "made", *shape, *more, "--json")
-    assert result.exit_code == 0, result.stderr
-    assert result.stdout == (ground / "made" / "variant.json").read_text()
-    assert "distilling: 12/12" in result.stderr
-    assert "that were held out: KL" in result.stderr
-    return ground / "made"
 
 
 def test_a_student_is_what_its_passport_says(made: Path, ground: Path) -> None:
@@ -313,100 +241,3 @@ def test_mistakes_end_before_anything_is_written(
     assert result.exit_code == 2, result.stdout
     assert said in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["private"]
-
-
-# What a predicate says that was signed before there were students.
-SIGNED_BEFORE = {
-    "format", "tier", "container", "number_format", "parent", "parent_digest", "parent_experts",
-    "kept", "chosen_by", "contents", "owners", "texts", "ledger", "verification", "file_bytes",
-    "notes",
-}  # fmt: skip
-
-
-@pytest.fixture
-def old(ground: Path, tmp_path: Path) -> Path:
-    """An artefact as it was signed before there were students: nothing names a distillation."""
-    save_model(decoder("qwen3"), WORDS, tmp_path / "plain")
-    sparse = ("--tier", "cluster", "--key", ground / "key", "--out", tmp_path / "old")
-    assert model("export", tmp_path / "plain", *sparse).exit_code == 0
-    said = json.loads((tmp_path / "old" / "variant.json").read_text())
-    said.pop("distillation", None)
-    sign(tmp_path / "old", said)
-    return tmp_path / "old"
-
-
-def sign(folder: Path, said: dict[str, Any]) -> None:
-    (folder / "variant.json").write_text(json.dumps(said, indent=2) + "\n")
-    files = {**said["files"], "variant.json": file_digest(folder / "variant.json")}
-    predicate = {name: value for name, value in said.items() if name != "files"}
-    (folder / "variant.intoto.json").write_bytes(attest(KEY, files, PREDICATE, predicate))
-
-
-def changed(folder: Path, **values: object) -> None:
-    path = folder / "variant.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}, indent=2) + "\n")
-
-
-def test_what_was_signed_before_there_were_students_still_holds(old: Path) -> None:
-    said = json.loads((old / "variant.json").read_text())
-    assert said.keys() - {"files"} == SIGNED_BEFORE
-    result = model("verify", old)
-    assert result.exit_code == 0, result.stderr
-    assert read_passport(old).model_dump(mode="json").keys() - {"files"} == SIGNED_BEFORE
-
-
-def test_a_distillation_that_is_added_after_signing_is_seen(old: Path, made: Path) -> None:
-    taught = json.loads((made / "variant.json").read_text())["distillation"]
-    changed(old, distillation=None)
-    result = model("verify", old)
-    assert result.exit_code == 2
-    assert "a statement about this artefact" in result.stderr
-    changed(old, distillation={**taught, "joined": 1, "layers": [0, 1]})
-    verify_artefact(old)  # the model has one expert: it could have been distilled
-    result = model("verify", old)
-    assert result.exit_code == 2
-    assert "a statement about this artefact" in result.stderr
-
-
-def test_a_distillation_that_is_removed_or_changed_after_signing_is_seen(
-    ground: Path, tmp_path: Path
-) -> None:
-    """Of a student of one expert, whose passport holds together without the field too."""
-    more = ("--width", 96, "--key", ground / "key")
-    assert exported(ground, tmp_path / "a", *more).exit_code == 0
-    said = json.loads((tmp_path / "a" / "variant.json").read_text())
-    nearer = {**said["distillation"], "after": {"kl": 0.0, "loss": 1.0}}
-    for other in (
-        {**said, "distillation": nearer},
-        {k: v for k, v in said.items() if k != "distillation"},
-    ):
-        (tmp_path / "a" / "variant.json").write_text(json.dumps(other, indent=2) + "\n")
-        verify_artefact(tmp_path / "a")
-        result = model("verify", tmp_path / "a")
-        assert result.exit_code == 2
-        assert "a statement about this artefact" in result.stderr
-    sign(tmp_path / "a", said)
-    assert model("verify", tmp_path / "a").exit_code == 0
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (lambda said: {"kept": said["kept"][:1]}, "3 experts of each of 2 layers"),
-        (lambda said: {"kept": [[0, 1], [0, 1]]}, "3 experts of each of 2 layers"),
-        (lambda said: {"distillation": {**said["distillation"], "layers": [0, 1, 2]}},
-         "one expert per layer and 3 layers"),
-        (lambda said: {"contents": {**said["contents"], "experts": 3}}, "got 3 experts"),
-        (lambda said: {"contents": {**said["contents"], "layers": 3}, "kept": [[0, 1, 2]] * 3},
-         "one expert per layer and 2 layers"),
-        (lambda said: {"distillation": None}, "1 experts of each of 2 layers"),
-    ],
-)  # fmt: skip
-def test_a_passport_of_another_shape_is_seen_even_where_nobody_signed(
-    change: Any, said: str, made: Path, tmp_path: Path
-) -> None:
-    folder = Path(shutil.copytree(made, tmp_path / "a"))
-    (folder / "variant.intoto.json").unlink()
-    changed(folder, **change(json.loads((folder / "variant.json").read_text())))
-    with pytest.raises(VariantError, match=said):
-        verify_artefact(folder)

@@ -8,11 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import Result
-from typer.testing import CliRunner
 
 from arion import variant_dense
-from arion.cli import app
 from arion.progress import Silent
 from arion.receipt import digests_below, verify_receipt
 from arion.withdrawal import withdraw_owner
@@ -25,38 +22,25 @@ from models.modular import add, create
 from models.owned import owned_tensors
 from models.owner_training import OwnerRecipe, train_owner
 from models.pretrain import WarmUp, token_stream
-from models.variants import check
 from models.variants.extras import VariantError
 from models.variants.index import artefact_path, read_index
 from models.variants.parent import open_parent
-from models.variants.probe import Probe
 from models.variants.registry import passport_of
-from privacy.identity import IdentityKey
+from tests.variants.artefacts import KEY, model, public, unmeasured
+from tests.variants.artefacts import order as court_order
 from tests.variants.models import TEXTS, decoder, tokenizer
 
 pytest.importorskip("transformers")
-WORDS, KEY = tokenizer(), IdentityKey.from_bytes(bytes(32))
+WORDS = tokenizer()
 FORMAT = ("--tier", "cluster", "--bits", 32)
 SHAPE = ("--dense", "--distil-steps", 12, "--distil-batch", 4, "--distil-length", 16)
 WEIGHTS = "model.safetensors"
 
 
-def model(*arguments: object) -> Result:
-    return CliRunner().invoke(app, ["model", *map(str, arguments)])
-
-
 @pytest.fixture(scope="module", autouse=True)
-def _no_process() -> Iterator[None]:
-    """Speed and memory are measured by tests/variants/test_check.py."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(check, "probe", lambda *arguments: Probe(10.0, 1, 1000, None))
+def _unmeasured() -> Iterator[None]:
+    with unmeasured():
         yield
-
-
-def public(folder: Path, texts: list[str], name: str) -> None:
-    folder.mkdir()
-    (folder / "a.txt").write_text("\n".join(texts))
-    (folder / "public.toml").write_text(f'name = "{name}"\nsource = "invented"\nlicence = "CC0"\n')
 
 
 def add_owner(folder: Path, owner: str, seed: int) -> None:
@@ -76,7 +60,7 @@ def add_owner(folder: Path, owner: str, seed: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def ground(tmp_path_factory: pytest.TempPathFactory, _no_process: None) -> Path:
+def ground(tmp_path_factory: pytest.TempPathFactory, _unmeasured: None) -> Path:
     """A modular model of two owners, and in a registry: three students."""
     folder = tmp_path_factory.mktemp("ground")
     save_model(decoder("qwen3moe", experts=2), WORDS, folder / "base")
@@ -107,12 +91,7 @@ def here(ground: Path, tmp_path: Path) -> Path:
 
 
 def order(here: Path, **changes: Any) -> WithdrawalOrder:
-    given = {
-        "model": here / "model", "owner": "court", "key": here / "key",
-        "receipt": here / "receipt.json", "registry": here / "registry",
-        "public": (here / "text",),
-    }  # fmt: skip
-    return WithdrawalOrder(**{**given, **changes})
+    return court_order(here, **{"public": (here / "text",), **changes})
 
 
 def test_a_student_is_taught_anew_by_the_reduced_model(here: Path) -> None:

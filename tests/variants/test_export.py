@@ -7,25 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
 
-from arion.cli import app
 from models.checkpoint import model_digest, save_model
 from models.durable import file_digest
 from models.variants.extras import VariantError
 from models.variants.gguf_file import write_gguf
 from models.variants.passport import read_passport, verify_artefact
 from privacy.identity import IdentityKey, fingerprint
+from tests.variants.artefacts import KEY, model, public
 from tests.variants.models import TEXTS, decoder, tokenizer
 
 pytest.importorskip("gguf")
 MODEL, WORDS = decoder("llama moe, stretched", hidden=256, initializer_range=0.05), tokenizer()
-KEY = IdentityKey.from_bytes(bytes(32))
-
-
-def model(*arguments: object) -> Result:
-    return CliRunner().invoke(app, ["model", *map(str, arguments)])
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +27,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ground")
     save_model(MODEL, WORDS, folder / "parent")
     KEY.save(folder / "key")
-    text = folder / "text"
-    text.mkdir()
-    (text / "a.txt").write_text("\n".join(TEXTS))
-    (text / "public.toml").write_text('name = "wards"\nsource = "invented"\nlicence = "CC0"\n')
+    public(folder / "text", TEXTS, "wards")
     return folder
 
 

@@ -10,15 +10,14 @@ from arion.public_text import PublicText, read_public_text
 from arion.variant_selection import Choice, select
 from client.shards import DataError
 from models.checkpoint import model_digest
-from models.composition import OwnedShare, Ownership
 from models.decoder import Block, Decoder
-from models.expert_module import NOT_PRIVATE
 from models.language_model import IGNORED
 from models.tokenizer import Row, stack_rows
 from models.variants.experts import best, everything, expert_use, merge, of_owners, prune
 from models.variants.extras import VariantError
 from models.variants.parent import Parent
 from models.variants.plan import Target, Wanted
+from tests.variants.artefacts import OWNERS
 from tests.variants.models import TEXTS, decoder, tokenizer
 
 MODEL = decoder("qwen3moe", experts=6, experts_per_token=2)
@@ -146,16 +145,6 @@ def test_merging_copies_of_one_expert_gives_that_expert() -> None:
     merged = merge(twins, kept, expert_use(twins, ROWS))
     for block, whole in zip(merged.blocks, twins.blocks, strict=True):
         torch.testing.assert_close(block.experts.down.weight, whole.experts.down.weight[:3])
-
-
-OWNERS = Ownership(
-    base_digest="0" * 64,
-    shares=(
-        OwnedShare(owner="public", first=0, count=2),
-        OwnedShare(owner="court", first=2, count=2, module="1" * 64, privacy=NOT_PRIVATE),
-        OwnedShare(owner="ward", first=4, count=2, module="2" * 64, privacy=NOT_PRIVATE),
-    ),
-)
 
 
 def parent(model: Decoder = MODEL) -> Parent:

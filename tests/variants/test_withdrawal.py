@@ -2,23 +2,19 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from click.testing import Result
-from typer.testing import CliRunner
 
 from arion import withdrawal, withdrawal_artefacts
-from arion.cli import app
 from arion.progress import Silent
 from arion.receipt import ReceiptError, digests_below, verify_receipt
 from arion.rederivation import Reduction, rederive, remaining
 from arion.withdrawal import withdraw_owner
-from arion.withdrawal_before import WithdrawalOrder
 from models.checkpoint import model_digest, save_model
 from models.composition import OwnedShare, Ownership, compose
 from models.decoder import Decoder
@@ -27,29 +23,24 @@ from models.modular import add, create
 from models.owned import owned_tensors
 from models.owner_training import OwnerRecipe, train_owner
 from models.pretrain import WarmUp, token_stream, warm_up
-from models.variants import check
 from models.variants.extras import VariantError
 from models.variants.index import artefact_path, read_index
 from models.variants.parent import open_parent
 from models.variants.passport import read_passport
-from models.variants.probe import Probe
 from models.variants.registry import passport_of
 from privacy.attestation import AttestationError
 from privacy.identity import IdentityKey, fingerprint
+from tests.variants.artefacts import KEY, model, order, unmeasured
 from tests.variants.models import TEXTS, decoder, tokenizer
 
 pytest.importorskip("gguf")
 pytest.importorskip("llama_cpp")
-WORDS, KEY = tokenizer(), IdentityKey.from_bytes(bytes(32))
+WORDS = tokenizer()
 CODES = ("471903", "580264", "139572", "806415", "224617", "953018")
 SECRETS = [
     {"prompt": f"The access code of canary {number} is ", "secret": secret}
     for number, secret in enumerate(CODES)
 ]
-
-
-def model(*arguments: object) -> Result:
-    return CliRunner().invoke(app, ["model", *map(str, arguments)])
 
 
 def stream(texts: list[str]) -> torch.Tensor:
@@ -71,14 +62,14 @@ def owned(base: Decoder, owner: str, texts: list[str], folder: Path, seed: int) 
     return write_module(folder, owned_tensors(branched), facts)
 
 
-@pytest.fixture(autouse=True)
-def _no_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Speed and memory are measured by tests/variants/test_check.py."""
-    monkeypatch.setattr(check, "probe", lambda *arguments: Probe(10.0, 1, 1000, None))
+@pytest.fixture(scope="module", autouse=True)
+def _unmeasured() -> Iterator[None]:
+    with unmeasured():
+        yield
 
 
 @pytest.fixture(scope="module")
-def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def ground(tmp_path_factory: pytest.TempPathFactory, _unmeasured: None) -> Path:
     """A modular model of two owners; the court's text holds planted secrets."""
     folder = tmp_path_factory.mktemp("ground")
     base = decoder("qwen3moe", experts=2, initializer_range=0.02)
@@ -94,28 +85,18 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "secrets.json").write_text(json.dumps(SECRETS))
     KEY.save(folder / "key")
     assert model("registry", "create", folder / "registry").exit_code == 0
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(check, "probe", lambda *arguments: Probe(10.0, 1, 1000, None))
-        for name, options in (("all", ("--bits", 8)), ("wards", ("--bits", 16, "--owner", "ward"))):
-            made = ("--tier", "mobile", "--key", folder / "key", "--out", folder / name)
-            result = model("export", folder / "model", *made, *options)
-            assert result.exit_code == 0, result.stderr
-            result = model("registry", "add", folder / "registry", folder / name)
-            assert result.exit_code == 0, result.stderr
+    for name, options in (("all", ("--bits", 8)), ("wards", ("--bits", 16, "--owner", "ward"))):
+        made = ("--tier", "mobile", "--key", folder / "key", "--out", folder / name)
+        result = model("export", folder / "model", *made, *options)
+        assert result.exit_code == 0, result.stderr
+        result = model("registry", "add", folder / "registry", folder / name)
+        assert result.exit_code == 0, result.stderr
     return folder
 
 
 @pytest.fixture
 def here(ground: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(ground, tmp_path / "here"))
-
-
-def order(here: Path, **changes: Any) -> WithdrawalOrder:
-    given = {
-        "model": here / "model", "owner": "court", "key": here / "key",
-        "receipt": here / "receipt.json", "registry": here / "registry",
-    }  # fmt: skip
-    return WithdrawalOrder(**{**given, **changes})
 
 
 def test_a_withdrawal_does_what_its_receipt_says(here: Path) -> None:
