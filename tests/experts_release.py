@@ -38,6 +38,25 @@ ORDER = ExpertsOrder(
 )
 
 
+def train_command(home: "Home", **changes: Any) -> list[str]:
+    """The words of `arion model expert train-private` that order what `ORDER` does."""
+    options = {
+        "public": home.path.parents[1] / "public.txt",
+        "out": home.path.parent / "out",
+        "epsilon": ORDER.epsilon,
+        "delta": ORDER.delta,
+        "steps": ORDER.steps,
+        "rate": ORDER.sampling_probability,
+        "batch": ORDER.expected_batch,
+        "sequence-length": ORDER.sequence_length,
+        "sequences-per-unit": ORDER.sequences_per_unit,
+        "data": ORDER.data,
+        "licence": ORDER.licence,
+    } | changes
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    return ["model", "expert", "train-private", str(home.path), *words]
+
+
 @dataclass
 class Home:
     """A node's home, and what lies in it."""

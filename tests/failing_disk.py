@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from privacy.secagg.store import SqliteRoundStore
-from tests.small_federation import Killed
+from tests.dying import Killed
 
 OWNERS: tuple[tuple[Any, str], ...] = (
     (os, "write"),

@@ -1,4 +1,4 @@
-"""A federation of four small institutions in a folder, run for real or driven by hand.
+"""A federation of four small institutions in a folder, run for real.
 
 What is simulated: the carrier (one process), the data, and crashes (an exception that nothing
 catches; one test kills a process). What is not: keys, plans, ledgers, files, masks and noise.
@@ -9,8 +9,7 @@ can be computed again here; masks and keys are drawn anew each time.
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,36 +25,27 @@ from arion.institutions import find_institutions
 from arion.local_grid import LocalGrid
 from client.data import DataConfig
 from client.node import Node
-from client.outbox import SealedUpload
 from client.training import LocalTrainer, unit_rows
 from client.training_records import training_records
 from coordinator.app import GridChannel
-from coordinator.attempt import Members
-from coordinator.driver import IDENTITY_FILE, RunDriver
-from coordinator.planning import make_plan
-from coordinator.records import RunRecords
+from coordinator.driver import RunDriver
 from coordinator.settings import RunSettings, load_settings
-from coordinator.shared import SharedLedger
-from models.checkpoint import load_model, model_digest, save_model
+from models.checkpoint import load_model, save_model
 from models.config import ModelConfig
 from models.decoder import Decoder
 from models.optimiser import OptimiserSettings, OptimiserState
 from models.recipe import Recipe, prepare
 from models.tokenizer import Tokenizer
-from models.vector import read_vector, trainable_layout
+from models.vector import trainable_layout
 from privacy.dp.lattice import encode
 from privacy.dp.noise import SeededGaussian, derive_seeded_key
 from privacy.dp.plan import PrivateStep
 from privacy.dp.sampling import PoissonSampler, SeededUniform
-from privacy.identity import IdentityKey, Signed
 from privacy.ledger.pins import PINS_FILE, load_pins
 from privacy.ledger.verify import LedgerReport, verify_tree
-from privacy.rounds import RoundPlan, sign_plan
+from privacy.rounds import RoundPlan
 from privacy.secagg.coordinator import OpenedSum, StreamingSum
-from privacy.secagg.packing import unpack
-from privacy.secagg.roster import accept_reveals, accept_roster
 from privacy.units import INSTITUTION
-from protos.round_messages import HeadOffer, UploadRequest
 
 FEDERATION = "simulated"
 RUN = "small"
@@ -74,10 +64,6 @@ STEP = PrivateStep(
 )
 BUDGET = Budget(60.0, 1e-5)
 NO_NOISE = {"noise_multiplier": 0.0, "ring_bits": 32}
-
-
-class Killed(BaseException):
-    """The process dies here: nothing in the product catches it."""
 
 
 @dataclass(frozen=True)
@@ -199,125 +185,6 @@ class SmallFederation:
         return encode(self.clipped_sum(name, plan), plan.step, source)
 
 
-@dataclass
-class Hands:
-    """A coordinator driven by hand, and the open nodes of its epoch 1."""
-
-    federation: SmallFederation
-    key: IdentityKey
-    nodes: dict[str, Node]
-    model: Decoder
-    members: Members
-    bundles: tuple[Any, ...]
-    reveals: tuple[Any, ...]
-    heads: dict[str, Signed]
-    shown: HeadOffer
-
-    @property
-    def vector(self) -> bytes:
-        return read_vector(self.model).numpy().astype("<f4").tobytes()
-
-    def plan(self, number: int = 1, attempt: int = 1, **changes: Any) -> RoundPlan:
-        """The honest plan, or one that says something else."""
-        step = changes.pop("step", {})
-        digest = model_digest(self.model)
-        settings = self.federation.settings
-        plan = make_plan(settings, self.model, digest, self.members, number=number, attempt=attempt)
-        new = PrivateStep(**{**plan.step.model_dump(), **step})
-        values = {**dict(plan), "step": new, "dp_event": new.event_json()}
-        return RoundPlan(**{**values, **changes})
-
-    def request(self, plan: RoundPlan, key: IdentityKey | None = None) -> UploadRequest:
-        recipe = self.federation.settings.recipe_json()
-        return UploadRequest(sign_plan(key or self.key, plan), recipe)
-
-    def release(self, name: str, plan: RoundPlan) -> SealedUpload:
-        return self.nodes[name].release(self.request(plan), memoryview(self.vector))
-
-    def collect(self, plan: RoundPlan, names: Collection[str] = NAMES) -> StreamingSum:
-        total = StreamingSum(plan, self.members.roster)
-        for name in names:
-            sealed = self.release(name, plan)
-            words = unpack(sealed.words, plan.step.ring_bits, plan.vector_length)
-            total.add(sealed.upload, words)
-        return total
-
-    def open(self, plan: RoundPlan) -> OpenedSum:
-        total = self.collect(plan)
-        request = total.close()
-        total.certify([self.nodes[name].sign_survivors(request) for name in NAMES])
-        return total.open_sum([self.nodes[n].unmask(total.unmask_request(n)) for n in NAMES])
-
-    def reopen(self, name: str) -> Node:
-        """The node's process starts again and enters the epoch it was in."""
-        self.nodes[name].close()
-        self.nodes[name] = node = Node(self.federation.homes.nodes[name], "simulate")
-        node.publish_keys(FEDERATION, 1)
-        node.accept_roster(self.bundles)
-        node.accept_reveals(self.reveals)
-        self.heads[name] = node.recall(self.heads[name])
-        node.countersign(self.shown)
-        return node
-
-    def outbox(self, name: str) -> list[Path]:
-        """Sealed uploads on a node's disk."""
-        return list((self.federation.homes.nodes[name] / "outbox").iterdir())
-
-
-def take_in_hand(federation: SmallFederation) -> Hands:
-    nodes = {name: Node(home, "simulate") for name, home in federation.homes.nodes.items()}
-    bundles = tuple(node.publish_keys(FEDERATION, 1) for node in nodes.values())
-    settings = federation.settings
-    pins = {name: bytes.fromhex(key) for name, key in settings.members.items()}
-    roster = accept_roster(bundles, pins, None, 1, FEDERATION)
-    reveals = tuple(node.accept_roster(bundles) for node in nodes.values())
-    for node in nodes.values():
-        node.accept_reveals(reveals)
-    roster, _ = accept_reveals(roster, reveals, None)
-    heads = {name: node.recall(None) for name, node in nodes.items()}
-    model, _ = load_model(settings.base_model)
-    prepare(model, settings.recipe)
-    key = IdentityKey.load(federation.homes.coordinator / IDENTITY_FILE)
-    members = Members(roster, dict.fromkeys(NAMES, 0))
-    shown = first_head(federation, key, model)
-    for node in nodes.values():
-        node.countersign(shown)
-    return Hands(federation, key, nodes, model, members, bundles, reveals, heads, shown)
-
-
-def first_head(federation: SmallFederation, key: IdentityKey, model: Decoder) -> HeadOffer:
-    """Open the run in the coordinator's ledger, as its driver does, and sign that."""
-    ledger = SharedLedger(federation.homes.coordinator)
-    RunRecords(ledger, federation.settings).open(model_digest(model))
-    with ledger.turn() as log:
-        head = log.sign_head(key)
-    ledger.close()
-    return HeadOffer(head, ())
-
-
-@contextmanager
-def dying(owner: Any, name: str, call: int = 1, when: str = "before") -> Iterator[None]:
-    """Within the block the named call kills, and it must come to that."""
-    original, count = getattr(owner, name), itertools.count(1)
-
-    def deadly(*args: Any, **options: Any) -> Any:
-        is_last = next(count) == call
-        if is_last and when == "before":
-            raise Killed(name)
-        result = original(*args, **options)
-        if is_last:
-            raise Killed(name)
-        return result
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(owner, name, deadly)
-        try:
-            yield
-        except Killed:
-            return
-    pytest.fail(f"{owner.__name__}.{name} was not called {call} times")
-
-
 Make = Callable[..., SmallFederation]
 
 
@@ -377,27 +244,6 @@ def make_federation(ground: Ground, tmp_path: Path) -> Iterator[Make]:
 def federation(make_federation: Make) -> SmallFederation:
     """Four institutions, n_min 3, one colluder, three seeded rounds with noise."""
     return make_federation()
-
-
-@pytest.fixture
-def take(make_federation: Make) -> Iterator[Callable[..., Hands]]:
-    """Build a federation and take its coordinator in hand."""
-    taken: list[Hands] = []
-
-    def take_one(federation: SmallFederation | None = None, **options: Any) -> Hands:
-        taken.append(take_in_hand(federation or make_federation(**options)))
-        return taken[-1]
-
-    yield take_one
-    for hands in taken:
-        for node in hands.nodes.values():
-            node.close()
-
-
-@pytest.fixture
-def hands(take: Callable[..., Hands]) -> Hands:
-    """The honest federation, in hand."""
-    return take()
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from arion.federation import write_toml
 from client.node import CONSENT_FILE
 from privacy.rounds import PlanCode, PlanRefused
 from protos.round_messages import UploadRequest
-from tests.small_federation import Hands
+from tests.small_hands import Hands
 
 
 def refused(hands: Hands, code: PlanCode, act: Callable[[], object], sealed: int = 0) -> None:

@@ -27,9 +27,10 @@ from privacy.ledger.bundle import export_bundle
 from privacy.ledger.files import read_lines
 from privacy.ledger.pins import PINS_FILE, load_pins
 from privacy.ledger.verify import verify_ledger
+from tests.dying import Killed
 from tests.experts_release import ORDER, Home
 from tests.failing_disk import die, failing, fill_up
-from tests.small_federation import Hands, Killed
+from tests.small_hands import Hands
 
 FAILURES = pytest.mark.parametrize("fail", [die, fill_up], ids=["dies", "is full"])
 

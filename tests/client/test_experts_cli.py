@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from arion.cli import app
-from tests.experts_release import ORDER, Home, Make
+from tests.experts_release import Home, Make, train_command
 from tests.small_federation import Ground
 
 RUNNER = CliRunner()
@@ -23,21 +23,7 @@ def node(make_home: Make, tmp_path: Path) -> Home:
 
 
 def train(home: Home, **changes: Any) -> Result:
-    options = {
-        "public": home.path.parents[1] / "public.txt",
-        "out": home.path.parent / "out",
-        "epsilon": ORDER.epsilon,
-        "delta": ORDER.delta,
-        "steps": ORDER.steps,
-        "rate": ORDER.sampling_probability,
-        "batch": ORDER.expected_batch,
-        "sequence-length": ORDER.sequence_length,
-        "sequences-per-unit": ORDER.sequences_per_unit,
-        "data": ORDER.data,
-        "licence": ORDER.licence,
-    } | changes
-    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    return RUNNER.invoke(app, ["model", "expert", "train-private", str(home.path), *words])
+    return RUNNER.invoke(app, train_command(home, **changes))
 
 
 def run(*words: object) -> Any:

@@ -17,8 +17,8 @@ from client.experts_training import ExpertsTraining
 from client.module_outbox import ModuleOutbox
 from privacy.ledger.log import LedgerLog
 from privacy.round_plan import PlanRefused
+from tests.dying import dying
 from tests.experts_release import Home, Make
-from tests.small_federation import dying
 
 TRAINING = client.experts_training
 # (what dies, which call of it); the debit is the ledger's third entry, its head the second.

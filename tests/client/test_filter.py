@@ -11,7 +11,9 @@ from client.node import CONSENT_FILE
 from privacy.budget_clauses import run_delta
 from privacy.dp.rdp_filter import Charge, charge_of, open_filter
 from privacy.rounds import PlanCode, PlanRefused, RoundPlan
-from tests.small_federation import NAMES, STEP, Hands, SmallFederation, digest_of, dying
+from tests.dying import dying
+from tests.small_federation import NAMES, STEP, SmallFederation, digest_of
+from tests.small_hands import Hands
 
 WIDE = {"epsilon": 60.0, "epsilon_per_run": 60.0, "epsilon_if_all_others_collude": 100.0}
 

@@ -21,7 +21,8 @@ from privacy.rounds import PlanCode, PlanRefused, run_cost, sign_plan
 from privacy.secagg.header import SecAggRefused
 from protos.round_messages import UploadRequest
 from tests.client.refusals import ask, refused, rewrite_consent
-from tests.small_federation import FEDERATION, NO_NOISE, RUN, Hands
+from tests.small_federation import FEDERATION, NO_NOISE, RUN
+from tests.small_hands import Hands
 
 
 @pytest.mark.parametrize(

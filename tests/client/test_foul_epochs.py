@@ -18,7 +18,8 @@ from privacy.secagg.roster import accept_roster
 from protos.messages import SurvivorsRequest
 from protos.round_messages import HeadOffer, UploadRequest
 from tests.client.refusals import ask, refused, rewrite_consent
-from tests.small_federation import FEDERATION, NAMES, Hands, SmallFederation
+from tests.small_federation import FEDERATION, NAMES, SmallFederation
+from tests.small_hands import Hands
 
 
 def sybil_bundles(hands: Hands, case: str) -> list[Signed]:

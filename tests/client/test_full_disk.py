@@ -28,8 +28,8 @@ from privacy.ledger.files import DiskError, replace_durably
 from privacy.ledger.log import LedgerLog
 from privacy.secagg.memory import PlanKey
 from privacy.secagg.store import SqliteRoundStore
-from tests.experts_release import ORDER, Home, Make
-from tests.small_federation import Hands
+from tests.experts_release import Home, Make, train_command
+from tests.small_hands import Hands
 
 COMMAND = [sys.executable, "-c", "from arion.cli import main; main()"]
 STEPS = 120
@@ -67,21 +67,7 @@ def node(make_home: Make, tmp_path: Path) -> Home:
 
 
 def words(home: Home) -> list[str]:
-    options = {
-        "public": home.path.parents[1] / "public.txt",
-        "out": home.path.parent / "out",
-        "epsilon": ORDER.epsilon,
-        "delta": ORDER.delta,
-        "steps": STEPS,
-        "rate": ORDER.sampling_probability,
-        "batch": ORDER.expected_batch,
-        "sequence-length": ORDER.sequence_length,
-        "sequences-per-unit": ORDER.sequences_per_unit,
-        "data": ORDER.data,
-        "licence": ORDER.licence,
-    }
-    given = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    return ["model", "expert", "train-private", str(home.path), *given]
+    return train_command(home, steps=STEPS)
 
 
 def check_one_line(result: Result, *said: str) -> None:

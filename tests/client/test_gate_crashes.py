@@ -12,7 +12,9 @@ from client.outbox import Outbox
 from privacy.ledger.log import LedgerLog
 from privacy.rounds import PlanCode, PlanRefused
 from privacy.secagg.store import SqliteRoundStore
-from tests.small_federation import NAMES, Hands, dying
+from tests.dying import dying
+from tests.small_federation import NAMES
+from tests.small_hands import Hands
 
 STEPS = {
     "reserve": (NodeBooks, "reserve"),

@@ -25,15 +25,8 @@ from privacy.dp.accountant import epsilon
 from privacy.dp.plan import PrivateStep
 from privacy.dp.rdp_filter import ORDERS
 from privacy.rounds import PlanCode, PlanRefused
-from tests.small_federation import (
-    NAMES,
-    NO_NOISE,
-    RECIPE,
-    STEP,
-    Ground,
-    Hands,
-    SmallFederation,
-)
+from tests.small_federation import NAMES, NO_NOISE, RECIPE, STEP, Ground, SmallFederation
+from tests.small_hands import Hands
 
 WHOLE = {"unit": "institution", "sampling_probability": 1.0, "expected_batch": 4.0}
 ALL = np.array([0], np.int64)

@@ -14,7 +14,7 @@ from models.language_model import SequenceLoss
 from models.recipe import Recipe, prepare
 from privacy.dp.clipping import ClippingError
 from privacy.rounds import PlanCode, PlanRefused
-from tests.small_federation import Hands
+from tests.small_hands import Hands
 
 CONFIG = ModelConfig(
     vocab_size=97, hidden_size=32, layers=2, heads=4, kv_heads=2, head_dim=8, experts=4,

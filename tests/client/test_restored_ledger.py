@@ -25,7 +25,9 @@ from privacy.ledger.pins import PINS_FILE, load_pins
 from privacy.ledger.verify import verify_tree
 from privacy.rounds import PlanCode, PlanRefused
 from privacy.secagg.header import RefusalCode, SecAggRefused
-from tests.small_federation import FEDERATION, NAMES, Hands, SmallFederation, dying
+from tests.dying import dying
+from tests.small_federation import FEDERATION, NAMES, SmallFederation
+from tests.small_hands import Hands
 
 
 def home_of(hands: Hands) -> Path:

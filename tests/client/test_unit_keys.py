@@ -25,8 +25,10 @@ from models.recipe import prepare
 from privacy.ledger.entries import DELTA_UNITS, EPSILON_UNITS
 from privacy.ledger.log import LedgerLog
 from privacy.rounds import PlanCode, PlanRefused
+from tests.dying import dying
 from tests.experts_release import ORDER
-from tests.small_federation import RECIPE, Hands, dying
+from tests.small_federation import RECIPE
+from tests.small_hands import Hands
 
 Use = tuple[str, frozenset[str]]
 UNITS = [f"person-{number}" for number in range(8)]

@@ -3,9 +3,8 @@
 from tests.small_federation import (  # noqa: F401  (fixtures)
     federation,
     ground,
-    hands,
     make_federation,
     opened,
-    take,
     undisturbed,
 )
+from tests.small_hands import hands, take  # noqa: F401  (fixtures)

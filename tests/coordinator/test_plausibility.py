@@ -13,7 +13,8 @@ from privacy.dp.noise import SecureGaussian
 from privacy.dp.plan import PrivateStep
 from privacy.secagg.recovery import AbortCode, SecAggAbort
 from privacy.units import INSTITUTION
-from tests.small_federation import Hands, SmallFederation
+from tests.small_federation import SmallFederation
+from tests.small_hands import Hands
 
 LENGTH = 20_000
 

@@ -34,15 +34,8 @@ from privacy.secagg.memory import StoreConflict
 from privacy.secagg.roster import accept_reveals, accept_roster, reveal
 from protos.round_messages import HeadOffer, UploadRequest
 from tests.crash.actors import acknowledge
-from tests.small_federation import (
-    FEDERATION,
-    NAMES,
-    RUN,
-    Hands,
-    build,
-    lay_ground,
-    take_in_hand,
-)
+from tests.small_federation import FEDERATION, NAMES, RUN, build, lay_ground
+from tests.small_hands import Hands, take_in_hand
 
 NAME = "north"
 ROUNDS = (1, 2)

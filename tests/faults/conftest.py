@@ -4,5 +4,5 @@ from tests.small_federation import (  # noqa: F401  (fixtures)
     federation,
     ground,
     make_federation,
-    take,
 )
+from tests.small_hands import take  # noqa: F401  (fixtures)

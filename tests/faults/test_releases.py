@@ -29,11 +29,11 @@ from tests.small_federation import (
     RUN,
     STEP,
     Ground,
-    Hands,
     SmallFederation,
     build,
     lay_ground,
 )
+from tests.small_hands import Hands
 
 HEX = re.compile(r"^(?:[0-9a-f]{32}|[0-9a-f]{64}|[0-9a-f]{128})$")
 

@@ -28,7 +28,8 @@ from coordinator.store import RunStore
 from coordinator.witnesses import Witnesses
 from privacy.ledger.log import LedgerLog
 from privacy.secagg.node import SecAggNode
-from tests.small_federation import NAMES, SmallFederation, digest_of, dying
+from tests.dying import dying
+from tests.small_federation import NAMES, SmallFederation, digest_of
 
 ROUNDS = 3
 # (owner, function, which call): in round 2 but for the named ones.

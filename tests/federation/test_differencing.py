@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from privacy.dp.lattice import decode, release_variance
-from tests.small_federation import NAMES, Hands
+from tests.small_federation import NAMES
+from tests.small_hands import Hands
 
 OTHERS = tuple(name for name in NAMES if name != "west")
 

@@ -23,7 +23,9 @@ from privacy.ledger.log import LedgerLog
 from privacy.rounds import PlanCode, PlanRefused
 from privacy.secagg.header import RefusalCode, SecAggRefused
 from protos.round_messages import HeadHeld, HeadOffer
-from tests.small_federation import FEDERATION, NAMES, Hands, SmallFederation, dying
+from tests.dying import dying
+from tests.small_federation import FEDERATION, NAMES, SmallFederation
+from tests.small_hands import Hands
 
 STOPPED = "restored-ledger: .* restored from an older copy.* Restore the newest backup"
 

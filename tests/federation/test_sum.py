@@ -18,14 +18,8 @@ from privacy.dp.noise import SecureGaussian, SeededGaussian
 from privacy.dp.plan import PrivateStep
 from privacy.rounds import RoundPlan
 from privacy.secagg.coordinator import StreamingSum
-from tests.small_federation import (
-    NAMES,
-    NO_NOISE,
-    STEP,
-    SmallFederation,
-    digest_of,
-    take_in_hand,
-)
+from tests.small_federation import NAMES, NO_NOISE, STEP, SmallFederation, digest_of
+from tests.small_hands import take_in_hand
 
 
 def planned(federation: SmallFederation) -> RoundPlan:

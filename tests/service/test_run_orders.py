@@ -25,8 +25,9 @@ from coordinator.store import RunStore
 from models.folders import open_model
 from privacy.dp.accountant import epsilon_after
 from privacy.identity import Signed
+from tests.dying import dying
 from tests.service.institutions import EXACT, Institutions, Make
-from tests.small_federation import NAMES, Ground, SmallFederation, digest_of, dying
+from tests.small_federation import NAMES, Ground, SmallFederation, digest_of
 
 ARION = [sys.executable, "-c", "from arion.cli import main; main()"]
 UNITS = {"east": 20, "north": 10, "south": 30, "west": 20}
