@@ -16,6 +16,7 @@ from privacy.ledger.entries import FilterBasis
 from privacy.ledger.filter import charge_entry
 from privacy.ledger.log import LedgerLog
 from privacy.ledger.pins import Pin, Pins
+from privacy.ledger.verify import verify_ledger
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 DELTA_1E15 = 10**10  # 1e-5
@@ -218,3 +219,8 @@ def edit_lines() -> Callable[[Path, Callable[[list[bytes]], list[bytes]]], None]
         path.write_bytes(b"".join(change(lines)))
 
     return edit
+
+
+def failures(directory: Path, pins: Pins) -> str:
+    """What does not hold in a ledger, a line each."""
+    return "\n".join(verify_ledger(directory, pins).failures)
