@@ -38,6 +38,13 @@ def train_command(
             help="Let it ask which model wrote an answer: for several models, not for generate.",
         ),
     ] = False,
+    auto_share: Annotated[
+        float,
+        typer.Option(
+            metavar="SHARE",
+            help="Most of the length of all answers that --effort auto may draw on this data.",
+        ),
+    ] = 0.6,
     seed: Seed = 0,
 ) -> None:
     """Train a verifier on labelled answers; it reads the answers and runs nothing of them.
@@ -49,8 +56,9 @@ def train_command(
             raise ValueError(f"Expected no {out}, got one. Choose another --out, or remove it.")
         questions, generator = load_labelled(data), torch.Generator().manual_seed(seed)
         verifier = train_verifier(
-            questions, generator, data_sha256=file_digest(data), by_source=by_source
-        )
+            questions, generator, data_sha256=file_digest(data), by_source=by_source,
+            auto_share=auto_share,
+        )  # fmt: skip
         save_verifier(verifier, out)
     typer.echo(f"verifier of {len(questions)} questions written to {out}")
 

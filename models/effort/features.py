@@ -151,3 +151,4 @@ def _reaches(answer: Read, final: str) -> bool:
 
 _EMPTY = read("", "")
 NAMES: tuple[str, ...] = (*_EMPTY.alone, *_beside(0, [_EMPTY]))
+ALONE = len(_EMPTY.alone)  # so many of them, the first, are of an answer by itself

@@ -1,10 +1,10 @@
-"""Training a verifier: its weights, what a further draw is worth.
+"""Training a verifier: what it looks at, its weights, when drawing stops.
 
-The second, which decides when to stop, comes from questions that the scorer in use was not trained
-on (cross-fitting within the training data).
+Every choice is made within the training data, by questions that the scorer in use was not fitted on
+(cross-fitting): whoever measures a verifier on other questions measures these choices too.
 
-Shapes: R training rows (an answer among the first n of a question), F features, P random orders of
-a question's answers, M answers per question, D = M - 1, B bins.
+Shapes: R training rows (an answer among the first n of a question), F features, P orders of a
+question's answers over all questions, M answers per question, T levels that are tried.
 """
 
 from collections.abc import Sequence
@@ -12,17 +12,34 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy, binary_cross_entropy_with_logits
 
-from models.effort.features import NAMES
+from models.effort.features import ALONE, NAMES
 from models.effort.labelled import LabelsError, Question
 from models.effort.measure import drawn_in_order
-from models.effort.verifier import Card, Curve, Scorer, Verifier, inputs, standardised
+from models.effort.verifier import Card, Scorer, Stopping, Verifier, inputs, standardised
 
 _FOLDS = 5
-_BINS = 4
+_LEVELS = 101
 _LEAST_QUESTIONS = 50
 _LEAST_SCALE = 1e-6
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One way of fitting.
+
+    Attributes:
+        content: look at what each answer says, beside who agrees with whom.
+        decay: weight of half the squared weights, of standardised inputs, in the mean loss.
+
+    """
+
+    content: bool
+    decay: float
+
+
+PLANS = tuple(Plan(content, decay) for content in (False, True) for decay in (0.01, 0.03, 0.1))
 
 
 @dataclass(frozen=True)
@@ -30,12 +47,13 @@ class Prefixes:
     """The first n answers of a question in one order, for each n.
 
     Attributes:
-        x: per n, inputs [n, F]. correct_M: of the answers in that order.
+        x: per n, inputs [n, F]. correct_M: of the answers in that order. bytes_M: their lengths.
 
     """
 
     x: tuple[Tensor, ...]
     correct_M: Tensor
+    bytes_M: Tensor
 
 
 @dataclass(frozen=True)
@@ -44,11 +62,14 @@ class Trail:
 
     Attributes:
         best_PM: probability of the chosen answer after n draws. right_PM: whether it is right.
+        bytes_PM: lengths of the n draws together. loss_P: mean cross-entropy of all rows.
 
     """
 
     best_PM: Tensor
     right_PM: Tensor
+    bytes_PM: Tensor
+    loss_P: Tensor
 
 
 def train_verifier(
@@ -57,33 +78,38 @@ def train_verifier(
     *,
     data_sha256: str = "",
     by_source: bool = False,
+    auto_share: float = 0.6,
     orders: int = 3,
-    decay: float = 0.01,
+    plans: Sequence[Plan] = PLANS,
 ) -> Verifier:
-    """Train a verifier.
+    """Train a verifier by the plan of least cross-fitted loss.
 
     Args:
         questions: labelled answers, the same number to each. generator: of orders and folds.
         data_sha256: digest of their file, for the card.
         by_source: let it ask who wrote an answer.
+        auto_share: most of the length of all answers that `--effort auto` may take on these
+            questions, in (0, 1].
         orders: of each question's answers; all their beginnings are trained on.
-        decay: weight of half the squared weights, of standardised inputs, in the mean loss.
+        plans: that are tried, at least one.
 
     Raises:
-        LabelsError: too few questions, one answer to each, or only right or only wrong ones.
+        LabelsError: too few questions, one answer to each, only right or only wrong ones, or a
+            share that is none.
 
     """
-    _check(questions)
+    _check(questions, auto_share)
     known = _sources(questions) if by_source else ()
     drawn = [prefixes(each, known, orders, generator) for each in questions]
     fold = torch.randperm(len(drawn), generator=generator) % _FOLDS
-    trail = _cross_fitted(drawn, fold, decay)
-    curve = fit_curve(trail)
+    trails = {plan: _cross_fitted(drawn, fold, plan) for plan in plans}
+    plan = min(trails, key=lambda each: float(trails[each].loss_P.mean()))
     card = Card(
-        features=NAMES, sources=known, most=trail.best_PM.shape[1],
+        features=NAMES, sources=known, most=len(questions[0].answers), content=plan.content,
+        decay=plan.decay, stopping=fit_stopping(trails[plan], auto_share),
         questions=len(questions), data_sha256=data_sha256,
     )  # fmt: skip
-    return Verifier(card, _fit_prefixes(drawn, decay), curve)
+    return Verifier(card, _fit_prefixes(drawn, plan))
 
 
 def prefixes(
@@ -98,14 +124,19 @@ def prefixes(
             for n in range(1, len(answers) + 1)
         )
         correct_M = torch.tensor([a.correct for a in answers]).double()
-        found.append(Prefixes(x, correct_M))
+        bytes_M = torch.tensor([len(a.text.encode()) for a in answers]).double()
+        found.append(Prefixes(x, correct_M, bytes_M))
     return found
 
 
-def fit(x_RF: Tensor, y_R: Tensor, decay: float) -> Scorer:
-    """Return the scorer of least mean cross-entropy plus decay/2 |w|^2; the problem is convex."""
+def fit(x_RF: Tensor, y_R: Tensor, decay: float, first: int = 0) -> Scorer:
+    """Return the scorer of least mean cross-entropy plus decay/2 |w|^2; the problem is convex.
+
+    Weights before the `first` stay 0.
+    """
     mean_F, scale_F = x_RF.mean(0), x_RF.std(0).clamp(min=_LEAST_SCALE)
     z_RF = standardised(x_RF, mean_F, scale_F)
+    z_RF[:, :first] = 0
     weight_F = torch.zeros(x_RF.shape[1], dtype=torch.float64, requires_grad=True)
     bias = torch.zeros((), dtype=torch.float64, requires_grad=True)
     optimiser = torch.optim.LBFGS(
@@ -126,47 +157,66 @@ def fit(x_RF: Tensor, y_R: Tensor, decay: float) -> Scorer:
 def walk(scorer: Scorer, drawn: Sequence[Sequence[Prefixes]]) -> Trail:
     """Choose the likeliest answer after each number of draws."""
     each = [prefix for question in drawn for prefix in question]
-    chosen = [[scorer(x_NF).max(0) for x_NF in prefix.x] for prefix in each]
-    best_PM = torch.tensor([[float(pick.values) for pick in row] for row in chosen])
+    p_each = [[scorer(x_NF) for x_NF in prefix.x] for prefix in each]
+    chosen = [[p_N.max(0) for p_N in row] for row in p_each]
+    best_PM = torch.tensor([[float(pick.values) for pick in row] for row in chosen]).double()
     at_PM = torch.tensor([[int(pick.indices) for pick in row] for row in chosen])
     right_PM = torch.stack([prefix.correct_M for prefix in each]).gather(1, at_PM)
-    return Trail(best_PM.double(), right_PM)
-
-
-def fit_curve(trail: Trail) -> Curve:
-    """Return what further draws brought, by the best probability so far; bins of equal size."""
-    levels = torch.linspace(0, 1, _BINS + 1, dtype=torch.float64)[1:-1]
-    edge_DB = torch.quantile(trail.best_PM[:, :-1], levels, dim=0).T.contiguous()
-    best_MP = trail.best_PM.T.contiguous()
-    bins = [torch.bucketize(best_MP[n], edge_B) for n, edge_B in enumerate(edge_DB)]
-    rows = [
-        [_rate(trail.right_PM[bin_P == b], n) for b in range(_BINS)] for n, bin_P in enumerate(bins)
+    bytes_PM = torch.stack([prefix.bytes_M for prefix in each]).cumsum(1)
+    losses = [
+        binary_cross_entropy(torch.cat(row), _labels(prefix))
+        for row, prefix in zip(p_each, each, strict=True)
     ]
-    return Curve(edge_DB, torch.tensor(rows, dtype=torch.float64).reshape(len(edge_DB), _BINS))
+    return Trail(best_PM, right_PM, bytes_PM, torch.stack(losses))
 
 
-def _rate(right_PM: Tensor, n: int) -> float:
-    """Mean gain per draw from n + 1 draws on, up to the best number of them."""
-    if not len(right_PM):
-        return 0.0
-    gain_D = (right_PM[:, n + 1 :] - right_PM[:, n : n + 1]).mean(0)
-    return max(0.0, float((gain_D / torch.arange(1, len(gain_D) + 1)).max()))
+def fit_stopping(trail: Trail, share: float) -> Stopping:
+    """Return the rule that is right most often among those that draw at most `share` of all bytes.
+
+    Of equal ones the cheapest; where no rule is that cheap, one that always stops at once.
+    """
+    tried = [
+        Stopping(power=power, level=level)
+        for power in (0, 1)
+        for level in _levels(Stopping(power=power, level=0).worth(trail.best_PM[:, :-1]))
+    ]
+    found = [(*stopped(trail, rule), rule) for rule in tried]
+    cheap = [each for each in found if each[1] <= share] or [min(found, key=lambda each: each[1])]
+    return max(cheap, key=lambda each: (each[0], -each[1]))[2]
 
 
-def _cross_fitted(drawn: Sequence[Sequence[Prefixes]], fold: Tensor, decay: float) -> Trail:
+def stopped(trail: Trail, rule: Stopping) -> tuple[float, float]:
+    """Return how often the choice is right under a rule, and its share of all bytes."""
+    ends_PM = rule.worth(trail.best_PM) <= rule.level
+    ends_PM[:, -1] = True
+    at_P1 = ends_PM.double().argmax(1, keepdim=True)  # the first True
+    drawn = trail.bytes_PM.gather(1, at_P1).sum() / trail.bytes_PM[:, -1].sum()
+    return float(trail.right_PM.gather(1, at_P1).mean()), float(drawn)
+
+
+def _levels(worth_PM: Tensor) -> list[float]:
+    levels = torch.linspace(0, 1, _LEVELS, dtype=torch.float64)
+    return sorted(set(torch.quantile(worth_PM.flatten(), levels).tolist()))
+
+
+def _labels(prefix: Prefixes) -> Tensor:
+    return torch.cat([prefix.correct_M[: len(x)] for x in prefix.x])
+
+
+def _cross_fitted(drawn: Sequence[Sequence[Prefixes]], fold: Tensor, plan: Plan) -> Trail:
     trails = []
     for k in range(_FOLDS):
         kept = [each for each, f in zip(drawn, fold.tolist(), strict=True) if f != k]
         left = [each for each, f in zip(drawn, fold.tolist(), strict=True) if f == k]
-        trails.append(walk(_fit_prefixes(kept, decay), left))
+        trails.append(walk(_fit_prefixes(kept, plan), left))
     return Trail(*(torch.cat([getattr(p, n) for p in trails]) for n in Trail.__dataclass_fields__))
 
 
-def _fit_prefixes(drawn: Sequence[Sequence[Prefixes]], decay: float) -> Scorer:
+def _fit_prefixes(drawn: Sequence[Sequence[Prefixes]], plan: Plan) -> Scorer:
     each = [prefix for question in drawn for prefix in question]
     x_RF = torch.cat([x for prefix in each for x in prefix.x])
-    y_R = torch.cat([prefix.correct_M[: len(x)] for prefix in each for x in prefix.x])
-    return fit(x_RF, y_R, decay)
+    y_R = torch.cat([_labels(prefix) for prefix in each])
+    return fit(x_RF, y_R, plan.decay, 0 if plan.content else ALONE)
 
 
 def _sources(questions: Sequence[Question]) -> tuple[str, ...]:
@@ -177,7 +227,9 @@ def _sources(questions: Sequence[Question]) -> tuple[str, ...]:
     return tuple(sorted(right, key=lambda name: (-sum(right[name]) / len(right[name]), name)))
 
 
-def _check(questions: Sequence[Question]) -> None:
+def _check(questions: Sequence[Question], auto_share: float) -> None:
+    if not 0 < auto_share <= 1:
+        raise LabelsError(f"Expected a share in (0, 1] for auto, got {auto_share}. Correct it.")
     if len(questions) < _LEAST_QUESTIONS:
         raise LabelsError(
             f"Expected at least {_LEAST_QUESTIONS} questions, got {len(questions)}. Label more."

@@ -1,15 +1,16 @@
 """A trained scorer of answers: logistic regression on what they compute and where they agree.
 
-Shapes: N answers to one prompt, F features, S sources, D draws per prompt less one, B bins.
+Shapes: N answers to one prompt, F features, S sources.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -18,11 +19,32 @@ from models.durable import file_digest, put, sync
 from models.effort.features import NAMES, Read, agreement, features, read
 
 _WEIGHTS, _CARD = "verifier.safetensors", "verifier.json"
+_VERSION = 2
 _SPREAD = 5.0  # standard deviations beyond which a feature says no more
 
 
 class VerifierError(ValueError):
     """A verifier that cannot be used."""
+
+
+class Stopping(BaseModel):
+    """Draw while `worth` exceeds a level.
+
+    Attributes:
+        power: 0: what matters is the chance that the chosen answer is wrong. 1: times the chance
+            that it is right, so that prompts that look hopeless get no more draws either.
+        level: at or below it nothing more is drawn.
+
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    power: Literal[0, 1]
+    level: float = Field(allow_inf_nan=False)
+
+    def worth(self, best_: Tensor) -> Tensor:
+        """Return what a further draw is worth by the chosen answer's probability, any shape."""
+        return (1 - best_) * best_**self.power
 
 
 class Card(BaseModel):
@@ -31,16 +53,21 @@ class Card(BaseModel):
     Attributes:
         features: names, in order. sources: who may have written an answer; empty where the verifier
             does not ask. most: answers per question of its training data.
+        content, decay: how it was fitted (`models.effort.training.Plan`).
+        stopping: when `--effort auto` has drawn enough.
         questions: of the training data. data_sha256: of its file. weights_sha256: of the weights.
 
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    version: int = 1
+    version: int = _VERSION
     features: tuple[str, ...]
     sources: tuple[str, ...]
     most: int
+    content: bool
+    decay: float
+    stopping: Stopping
     questions: int
     data_sha256: str
     weights_sha256: str = ""
@@ -68,33 +95,11 @@ class Scorer:
 
 
 @dataclass(frozen=True)
-class Curve:
-    """What a further draw brought on the training data, by the best answer's probability so far.
-
-    Attributes:
-        edge_DB: upper edges of all bins but the last, per number of draws. rate_DB: gain in the
-            chance of being right, per draw, up to the best number of further draws.
-
-    """
-
-    edge_DB: Tensor
-    rate_DB: Tensor
-
-    def rate(self, draws: int, best: float) -> float:
-        """Return the gain per further draw after `draws` draws, 0 where none was ever tried."""
-        if draws > len(self.rate_DB):
-            return 0.0
-        found = torch.tensor(best, dtype=torch.float64)
-        return float(self.rate_DB[draws - 1, torch.bucketize(found, self.edge_DB[draws - 1])])
-
-
-@dataclass(frozen=True)
 class Verifier:
     """A judge (`models.effort.judges.Judge`) that was trained on labelled answers."""
 
     card: Card
     scorer: Scorer
-    curve: Curve
 
     @property
     def most(self) -> int:
@@ -117,7 +122,9 @@ class Verifier:
 
     def gain(self, scores: Sequence[float]) -> float:
         """See `Judge.gain`."""
-        return self.curve.rate(len(scores), max(scores))
+        stopping = self.card.stopping
+        worth = float(stopping.worth(torch.tensor(max(scores), dtype=torch.float64)))
+        return worth if len(scores) < self.most and worth > stopping.level else 0.0
 
     def probabilities(self, answers: Sequence[Read], sources: Sequence[str]) -> Tensor:
         """Return how likely each answer is right, fp64 [N]; `sources`: who wrote it, if asked."""
@@ -153,9 +160,7 @@ def save_verifier(verifier: Verifier, folder: Path) -> None:
         raise VerifierError(f"Expected no {folder}, got one. Choose another --out, or remove it.")
     part = folder.with_name(folder.name + ".part")
     part.mkdir(parents=True, exist_ok=True)
-    scorer, curve = verifier.scorer, verifier.curve
-    tensors = {name: getattr(scorer, name) for name in Scorer.__dataclass_fields__}
-    tensors |= {name: getattr(curve, name) for name in Curve.__dataclass_fields__}
+    tensors = {name: getattr(verifier.scorer, name) for name in Scorer.__dataclass_fields__}
     save_file({name: t.contiguous() for name, t in tensors.items()}, part / _WEIGHTS)
     digest = file_digest(part / _WEIGHTS)
     card = verifier.card.model_copy(update={"weights_sha256": digest})
@@ -173,7 +178,7 @@ def load_verifier(folder: Path) -> Verifier:
 
     """
     card = _load_card(folder / _CARD)
-    if card.features != NAMES or card.version != 1:
+    if card.features != NAMES or card.version != _VERSION:
         raise VerifierError(
             f"Expected a verifier of this version's features in {folder}, got another's. Train it "
             "again."
@@ -184,7 +189,7 @@ def load_verifier(folder: Path) -> Verifier:
             f"Expected the weights that {folder / _CARD} names, got others or none. Fetch the "
             "verifier again."
         )
-    return Verifier(card, *_tensors(weights, card))
+    return Verifier(card, _scorer(weights, card))
 
 
 def _load_card(path: Path) -> Card:
@@ -197,24 +202,23 @@ def _load_card(path: Path) -> Card:
         return Card.model_validate(json.loads(path.read_bytes()))
     except (ValueError, ValidationError) as error:
         raise VerifierError(
-            f"Expected a verifier's card in {path}, got something else. Fetch the verifier again."
+            f"Expected a verifier's card in {path}, got something else. Fetch the verifier again, "
+            "or train it again if it is of an earlier version."
         ) from error
 
 
-def _tensors(path: Path, card: Card) -> tuple[Scorer, Curve]:
+def _scorer(path: Path, card: Card) -> Scorer:
     width = len(card.features) + 2 * len(card.sources)
     try:
         found = load_file(path)
         scorer = Scorer(**{name: found[name] for name in Scorer.__dataclass_fields__})
-        curve = Curve(**{name: found[name] for name in Curve.__dataclass_fields__})
     except (SafetensorError, KeyError) as error:
         raise VerifierError(
             f"Expected a verifier's weights in {path}, got others. Fetch the verifier again."
         ) from error
     fits = scorer.weight_F.shape == scorer.mean_F.shape == scorer.scale_F.shape == (width,)
-    finite = all(bool(tensor.isfinite().all()) for tensor in found.values())
-    if not (fits and finite and len(curve.rate_DB) == len(curve.edge_DB) == card.most - 1):
+    if not (fits and all(bool(tensor.isfinite().all()) for tensor in found.values())):
         raise VerifierError(
             f"Expected {width} finite weights in {path}, got others. Fetch the verifier again."
         )
-    return scorer, curve
+    return scorer
