@@ -9,6 +9,7 @@ question's answers over all questions, M answers per question, T levels that are
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ class Plan:
     decay: float
 
 
-PLANS = tuple(Plan(content, decay) for content in (False, True) for decay in (0.01, 0.03, 0.1))
+PLANS = tuple(Plan(content, decay) for content in (False, True) for decay in (0.003, 0.01, 0.03))
 
 
 @dataclass(frozen=True)
@@ -171,18 +172,12 @@ def walk(scorer: Scorer, drawn: Sequence[Sequence[Prefixes]]) -> Trail:
 
 
 def fit_stopping(trail: Trail, share: float) -> Stopping:
-    """Return the rule that is right most often among those that draw at most `share` of all bytes.
+    """Return the rule that spends a share of all bytes: of both powers the one that is right more.
 
-    Of equal ones the cheapest; where no rule is that cheap, one that always stops at once.
+    Where the first answers alone exceed the share, it stops at once.
     """
-    tried = [
-        Stopping(power=power, level=level)
-        for power in (0, 1)
-        for level in _levels(Stopping(power=power, level=0).worth(trail.best_PM[:, :-1]))
-    ]
-    found = [(*stopped(trail, rule), rule) for rule in tried]
-    cheap = [each for each in found if each[1] <= share] or [min(found, key=lambda each: each[1])]
-    return max(cheap, key=lambda each: (each[0], -each[1]))[2]
+    found = [_affordable(trail, power, share) for power in (0, 1)]
+    return max(found, key=lambda rule: stopped(trail, rule)[0])
 
 
 def stopped(trail: Trail, rule: Stopping) -> tuple[float, float]:
@@ -194,9 +189,13 @@ def stopped(trail: Trail, rule: Stopping) -> tuple[float, float]:
     return float(trail.right_PM.gather(1, at_P1).mean()), float(drawn)
 
 
-def _levels(worth_PM: Tensor) -> list[float]:
+def _affordable(trail: Trail, power: Literal[0, 1], share: float) -> Stopping:
+    """Return the rule of least level, of hundredths of what was seen, within the share."""
+    worth_PM = Stopping(power=power, level=0).worth(trail.best_PM[:, :-1])
     levels = torch.linspace(0, 1, _LEVELS, dtype=torch.float64)
-    return sorted(set(torch.quantile(worth_PM.flatten(), levels).tolist()))
+    seen = torch.quantile(worth_PM.flatten(), levels).tolist()
+    rules = [Stopping(power=power, level=level) for level in seen]
+    return next((rule for rule in rules if stopped(trail, rule)[1] <= share), rules[-1])
 
 
 def _labels(prefix: Prefixes) -> Tensor:

@@ -80,6 +80,9 @@ def test_a_trained_verifier_chooses(folder: Path, tmp_path: Path) -> None:
     assert len(each["draws"]) == 3
 
     assert run("verifier", "train", data, "--out", out).exit_code == 2
+    nothing = run("verifier", "train", data, "--out", tmp_path / "no", "--auto-share", 0)
+    assert nothing.exit_code == 2
+    assert "Expected a share in (0, 1] for auto, got 0" in nothing.stderr
     by = tmp_path / "by"
     assert run("verifier", "train", data, "--out", by, "--by-source").exit_code == 0
     refused = run("generate", folder, "--prompt", "q", *DRAW, "--effort", "2", "--verifier", by)

@@ -58,27 +58,32 @@ def test_weights_are_those_that_scipy_finds() -> None:
     assert part.weight_F.tolist() == pytest.approx([0, *fewer.weight_F.tolist()], abs=1e-6)
 
 
-def test_the_stopping_rule_is_the_best_that_counting_finds_within_the_share() -> None:
+def test_the_stopping_rule_spends_the_share_as_counting_says() -> None:
     generator = torch.Generator().manual_seed(0)
-    best_PM = torch.rand(60, 3, generator=generator).double()
-    right_PM = (torch.rand(60, 3, generator=generator) < best_PM).double()
-    bytes_PM = torch.rand(60, 3, generator=generator).double().cumsum(1)
-    rule = fit_stopping(Trail(best_PM, right_PM, bytes_PM, torch.zeros(60)), 0.6)
+    best_PM = torch.rand(100, 3, generator=generator).double()
+    right_PM = (torch.rand(100, 3, generator=generator) < best_PM).double()
+    bytes_PM = torch.rand(100, 3, generator=generator).double().cumsum(1)
+    trail = Trail(best_PM, right_PM, bytes_PM, torch.zeros(100))
 
     def played(power: int, level: float) -> tuple[float, float]:
         right = spent = 0.0
         for best, correct, cost in zip(best_PM, right_PM, bytes_PM, strict=True):
             n = next((n for n in (0, 1) if (1 - best[n]) * best[n] ** power <= level), 2)
             right, spent = right + float(correct[n]), spent + float(cost[n])
-        return right / 60, spent / float(bytes_PM[:, -1].sum())
+        return right / 100, spent / float(bytes_PM[:, -1].sum())
 
-    levels = torch.linspace(0, 1, 400).tolist()
-    tried = [played(power, level) for power in (0, 1) for level in levels]
-    right, share = played(rule.power, rule.level)
-    assert share <= 0.6
-    # Its levels are hundredths of the sample: as good as any level but for a choice or two.
-    assert right >= max(right for right, share in tried if share <= 0.6) - 2 / 60
-    cheapest = fit_stopping(Trail(best_PM, right_PM, bytes_PM, torch.zeros(60)), 0.01)
+    for share in (0.5, 0.6, 0.8):
+        rule = fit_stopping(trail, share)
+        right, spent = played(rule.power, rule.level)
+        tried = [
+            [played(power, level) for level in torch.linspace(0, 1, 200).tolist()]
+            for power in (0, 1)
+        ]
+        most = [max((s, r) for r, s in row if s <= share) for row in tried]
+        # Levels are hundredths of what was seen: a little less is spent than could be.
+        assert most[rule.power][0] - 0.02 <= spent <= share
+        assert right >= most[1 - rule.power][1] - 0.02
+    cheapest = fit_stopping(trail, 0.01)
     assert all(float(cheapest.worth(best)) <= cheapest.level for best in best_PM[:, 0])
 
 
@@ -145,9 +150,9 @@ def test_a_folder_gives_the_verifier_back_and_damage_is_refused(
 ) -> None:
     save_verifier(verifier, tmp_path / "v")
     answers = ["2+3 = <<2+3=5>>\nA: 5", "A: 6"]
-    assert load_verifier(tmp_path / "v").scores("2, 3?", answers) == verifier.scores(
-        "2, 3?", answers
-    )
+    # Where tensors lie in memory changes the order of a sum, and so its last bit.
+    expected = pytest.approx(verifier.scores("2, 3?", answers), rel=1e-12)
+    assert load_verifier(tmp_path / "v").scores("2, 3?", answers) == expected
     with pytest.raises(ValueError, match="Choose another --out"):
         save_verifier(verifier, tmp_path / "v")
     weights = tmp_path / "v" / "verifier.safetensors"
@@ -157,8 +162,13 @@ def test_a_folder_gives_the_verifier_back_and_damage_is_refused(
         load_verifier(tmp_path / "v")
     weights.write_bytes(whole)
     card = tmp_path / "v" / "verifier.json"
-    card.write_text(json.dumps(json.loads(card.read_text()) | {"features": ["other"]}))
+    good = json.loads(card.read_text())
+    card.write_text(json.dumps(good | {"features": ["other"]}))
     with pytest.raises(ValueError, match="Train it again"):
+        load_verifier(tmp_path / "v")
+    del good["stopping"]  # as an earlier version wrote it
+    card.write_text(json.dumps(good | {"version": 1}))
+    with pytest.raises(ValueError, match="train it again if it is of an earlier version"):
         load_verifier(tmp_path / "v")
     with pytest.raises(ValueError, match="Expected a verifier at"):
         load_verifier(tmp_path / "none")
