@@ -83,9 +83,12 @@ class EpochKeeper:
         return self._held[number]
 
     def accept_roster(
-        self, bundles: Sequence[Signed], pins: Mapping[str, bytes], federation: str
+        self, bundles: Sequence[Signed], pins: Mapping[str, bytes], federation: str, *, least: int
     ) -> Signed:
         """Check an epoch's bundles and reveal our nonce; the same bytes for the same bundles.
+
+        Args:
+            bundles, pins, federation, least: see `privacy.secagg.roster.accept_roster`.
 
         Raises:
             KeysLostError: no epoch was entered since this process started, nor left keys in tmpfs.
@@ -105,7 +108,9 @@ class EpochKeeper:
             )
         own = [epoch for epoch in self._held.values() if epoch.bundle in bundles]
         current = own[0] if own else self._held[max(self._held)]
-        roster = accept_roster(bundles, pins, current.bundle, current.number, federation)
+        roster = accept_roster(
+            bundles, pins, current.bundle, current.number, federation, least=least
+        )
         try:
             self._memory.claim_roster(federation, roster.own_commitment, roster.digest)
         except StoreConflict as error:

@@ -43,7 +43,7 @@ def admit(state: FilterState | None, plan: RoundPlan, consent: Consent) -> Filte
         )
     basis = FilterBasis(
         vector_length=plan.vector_length,
-        contributors=len(plan.cohort),
+        contributors=len(consent.members),
         noise_in_lattice_units=plan.step.noise_in_lattice_units,
         honest_survivors=plan.step.honest_survivors,
     )

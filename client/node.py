@@ -132,7 +132,9 @@ class Node:
         """
         with self._lock:
             pins = {name: bytes.fromhex(key) for name, key in self.consent.members.items()}
-            return self._epochs.accept_roster(bundles, pins, self.consent.federation)
+            return self._epochs.accept_roster(
+                bundles, pins, self.consent.federation, least=self.consent.smallest_roster
+            )
 
     def accept_reveals(self, reveals: Sequence[Signed]) -> None:
         """Enter an epoch, now that everyone revealed its nonce.

@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from privacy.canonical import canonical_bytes, sha256_hex
-from privacy.secagg.parameters import LARGEST_COMPLETE, LARGEST_SPARSE
+from privacy.secagg.parameters import LARGEST_COMPLETE, LARGEST_SPARSE, smallest_roster
 from privacy.units import INSTITUTION, RECORD
 
 LARGEST_DELTA = 1e-3
@@ -132,6 +132,12 @@ class Consent(BaseModel):
     def digest(self) -> str:
         """Return the SHA-256 of the canonical consent, hex: what the ledger records."""
         return sha256_hex(canonical_bytes(self.model_dump(mode="json")))
+
+    @property
+    def smallest_roster(self) -> int:
+        """How many of the members must be in an epoch; the others are away."""
+        least = smallest_roster(len(self.members), self.tolerated_colluders)
+        return max(least, self.smallest_cohort)
 
     def allows_trainable(self, names: Iterable[str]) -> bool:
         """Tell whether every tensor name matches a pattern of the clause `trainable`."""

@@ -84,7 +84,7 @@ class RoundPlan(BaseModel):
         recipe_digest: of the local training recipe and its parameters, hex.
         trainable: (tensor name, element count) in the vector's order.
         vector_length: words of an upload.
-        cohort: all members of the roster, sorted.
+        cohort: all members of the epoch's roster, sorted.
         groups: number of random groups, each summed for itself; a divisor of the cohort's size.
         degree, least_neighbours, committee, quorum: k, t, m and q of `GraphParameters`, in a group.
         n_min: least number of members in a group's sum.

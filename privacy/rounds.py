@@ -59,8 +59,8 @@ def run_cost(plan: RoundPlan, consent: Consent) -> RunCost:
     """Compute what the plan's whole schedule costs this node.
 
     Args:
-        plan: the plan; its step, vector length and cohort decide.
-        consent: gives delta.
+        plan: the plan; its step and vector length decide.
+        consent: gives delta and the members.
 
     Returns:
         Upper bounds on epsilon, for one (unit, node), add or remove one. Over a sparse graph they
@@ -79,7 +79,7 @@ def run_cost(plan: RoundPlan, consent: Consent) -> RunCost:
             plan.step.releases,
             delta - (FAILURE if plan.is_sparse else 0.0),
             vector_length=plan.vector_length,
-            contributors=len(plan.cohort),
+            contributors=len(consent.members),  # at most; each epoch has a cohort of its own
         ),
         delta=delta,
         epsilon_if_all_others_collude=epsilon_if_all_others_collude(
@@ -104,9 +104,10 @@ def verify_plan(
     1. The pinned coordinator key signed it. 2. Its bytes are canonical. 3. It names our
     federation. 4. Its runtime is where we run, and the consent allows it. 5. It names our epoch
     and roster. 6. (round, attempt) comes after the last one seen, attempt <= 3, and the round is
-    within the schedule. 7. The cohort is the whole pinned roster, we are in it, in groups of one
-    size n, 3 <= n <= 50, or up to 1,000 under the clause `sparse_graph`. 8. n_min is at least the
-    consent's, at most n, and more than c. 9. c is at least the consent's, which is at least 1.
+    within the schedule. 7. The cohort is the whole roster, enough of the pinned members, we are in
+    it, in groups of one size n, 3 <= n <= 50, or up to 1,000 under the clause `sparse_graph`.
+    8. n_min is at least the consent's, at most n, and more than c. 9. c is at least the consent's,
+    which is at least 1.
     10. Graph, committee and quorum keep the bounds that we compute from n, c and n_min. 11. h =
     n_min - c. 12. The unit is the consent's, and a whole institution is not sampled. 13. There is
     noise, or a clause for none; always over a sparse graph. 14. The event is the one we compute.
@@ -187,13 +188,15 @@ def _check_numbers(plan: RoundPlan, consent: Consent, roster: Roster) -> None:
     largest = LARGEST_SPARSE if consent.sparse_graph else LARGEST_COMPLETE
     require(
         plan.cohort == roster.names  # sorted, and nobody twice, as the roster is
-        and set(plan.cohort) == set(consent.members)
+        and set(plan.cohort) <= set(consent.members)
+        and len(plan.cohort) >= consent.smallest_roster
         and roster.own in plan.cohort
         and n * plan.groups == len(plan.cohort)
         and SMALLEST_COHORT <= n <= largest,
         PlanCode.BAD_COHORT,
         "members",
-        f"the {len(consent.members)} pinned members as the cohort, in groups of one size, of "
+        f"the epoch's members as the cohort, at least {consent.smallest_roster} of the "
+        f"{len(consent.members)} pinned ones, in groups of one size, of "
         f"{SMALLEST_COHORT} to {largest}, got {len(plan.cohort)} names in {plan.groups} groups",
     )
     require(

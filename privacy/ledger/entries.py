@@ -108,7 +108,7 @@ class FilterBasis(Body):
 
     Attributes:
         vector_length: coordinates of the release.
-        contributors: members of the cohort.
+        contributors: members of the federation, of whom each cohort is a part.
         noise_in_lattice_units: s.
         honest_survivors: h.
 

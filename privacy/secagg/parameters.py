@@ -74,6 +74,20 @@ def complete_parameters(members: int, corrupt: int, dropout: int) -> GraphParame
     )
 
 
+def smallest_roster(members: int, corrupt: int) -> int:
+    """Return how many of the pinned members an epoch must have: more than half of the honest ones.
+
+    Any two rosters then share an honest member, which holds the newest head of the coordinator's
+    ledger that the earlier one was shown.
+
+    Args:
+        members: pinned ones, n.
+        corrupt: c, members that may conspire with the coordinator.
+
+    """
+    return max(SMALLEST_COHORT, (members + corrupt) // 2 + 1)
+
+
 def choose_parameters(members: int, corrupt: int, dropout: int) -> GraphParameters:
     """Choose the smallest degree and committee that keep the bound.
 

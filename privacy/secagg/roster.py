@@ -2,7 +2,8 @@
 
 First every member signs a bundle with a commitment to its nonce. Once it accepted all bundles it
 reveals the nonce. What is drawn from all nonces together, graphs among it, nobody could choose who
-had to commit first; a nonce that is missing ends the epoch for all.
+had to commit first; a nonce that is missing ends the epoch for all. Members that are away when the
+bundles are collected are not in the epoch.
 """
 
 import hashlib
@@ -122,11 +123,13 @@ def accept_roster(
     own_bundle: Signed | None,
     epoch: int,
     federation: str,
+    *,
+    least: int | None = None,
 ) -> Roster:
     """Check the bundles that the coordinator relayed.
 
     1. Each is canonical and signed by the pinned identity of the member it names. 2. It is of this
-    federation and epoch. 3. The members are exactly the pinned ones, each once. 4. No key occurs
+    federation and epoch. 3. No member is there twice, and enough of them are. 4. No key occurs
     twice, for whatever purpose, in whatever spelling. 5. Our own bundle is among them, unchanged.
     6. All have an ML-KEM-768 key or none has, and nobody another's nonce commitment.
 
@@ -136,6 +139,7 @@ def accept_roster(
         own_bundle: what this member published; None at the coordinator.
         epoch: number of the epoch.
         federation: identifier of the federation.
+        least: how many members must be in it; None wants all that are pinned.
 
     Returns:
         The roster, without a graph as yet.
@@ -152,9 +156,13 @@ def accept_roster(
                 f"{bundle.federation!r}, epoch {bundle.epoch} of {bundle.node!r}",
             )
     names = [bundle.node for bundle in parsed]
-    if names != sorted(pins):  # 3
+    wanted = len(pins) if least is None else least
+    if len(set(names)) != len(names) or len(names) < wanted:  # 3
         missing = sorted(set(pins) - set(names))
-        _refuse("one bundle of each pinned member", f"{len(names)} bundles, missing {missing}")
+        _refuse(
+            f"one bundle each of at least {wanted} of the {len(pins)} pinned members",
+            f"{len(names)} bundles, missing {missing}",
+        )
     keys = [key for bundle in parsed for key in (bundle.mask_key, bundle.encryption_key)]
     if len(set(keys)) != len(keys):  # 4
         _refuse("a key of its own for every member and purpose", "one key twice")

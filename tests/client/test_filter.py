@@ -10,6 +10,7 @@ from client.budget import NodeBooks
 from client.node import CONSENT_FILE
 from privacy.budget_clauses import run_delta
 from privacy.dp.rdp_filter import Charge, charge_of, open_filter
+from privacy.identity import IdentityKey
 from privacy.rounds import PlanCode, PlanRefused, RoundPlan
 from tests.dying import dying
 from tests.small_federation import NAMES, STEP, SmallFederation, digest_of
@@ -70,6 +71,23 @@ def test_releases_are_charged_until_the_filter_is_full(hands: Hands) -> None:
     assert [{k: c[k] for k in expected} for c in charges] == [expected] * 2
     report = hands.federation.verified()["north"]
     assert (report.epsilon_micro, report.delta_1e15) == (round(epsilon * 1e6), 10**10)
+
+
+def test_a_release_is_charged_for_members_that_are_away_too(hands: Hands) -> None:
+    """Whatever cohort an epoch has, the same release costs the same."""
+    members = dict(hands.nodes["north"].consent.members)
+    strangers = {f"away-{n}": IdentityKey.generate().public_key.hex() for n in range(2)}
+    with_filter(hands, members={**members, **strangers})
+    plan = hands.plan()
+    hands.release("north", plan)
+    (debit,) = hands.federation.bodies("north", "release-debited")
+    charges = [
+        charge_of(plan.step.event(), vector_length=plan.vector_length, contributors=count)
+        for count in (len(NAMES), len(NAMES) + 2)
+    ]
+    assert charges[0].slack < charges[1].slack
+    assert debit["charge"]["slack"] == str(charges[1].slack)
+    assert hands.federation.verified()["north"].is_ok
 
 
 def test_a_later_run_has_what_earlier_ones_left(hands: Hands) -> None:

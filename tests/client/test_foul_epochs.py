@@ -32,18 +32,48 @@ def sybil_bundles(hands: Hands, case: str) -> list[Signed]:
         return [fake.bundle(FEDERATION, 1, "east", stranger), *bundles[1:]]
     if case == "twice":
         return [*bundles, bundles[0]]
-    if case == "missing":
-        return bundles[:-1]
+    if case == "too few":
+        return bundles[:2]
     return [hands.bundles[0], fake.bundle(FEDERATION, 1, "north", stranger), *bundles[2:]]
 
 
-@pytest.mark.parametrize("case", ["extra", "swapped", "twice", "missing", "our own"])
+@pytest.mark.parametrize("case", ["extra", "swapped", "twice", "too few", "our own"])
 def test_sybils_in_the_roster(hands: Hands, case: str) -> None:
     node = hands.nodes["north"]
     with pytest.raises(RosterError):
         node.accept_roster(sybil_bundles(hands, case))
     plan = hands.plan(roster_digest="0" * 64)
     refused(hands, PlanCode.WRONG_ROSTER, lambda: ask(hands, hands.request(plan)))
+
+
+def test_a_roster_without_who_is_away(hands: Hands) -> None:
+    """Three of four are accepted, once: the nonce is shown for that roster and no other."""
+    nodes, epoch = hands.nodes, 2
+    bundles = [node.publish_keys(FEDERATION, epoch) for node in nodes.values()]
+    with pytest.raises(RosterError, match="at least 3 of the 4 pinned"):
+        nodes["east"].accept_roster(bundles[:2])
+    nodes["east"].accept_roster(bundles[:3])
+    with pytest.raises(RosterError, match="revealed its nonce for"):
+        nodes["east"].accept_roster(bundles)
+    with pytest.raises(RosterError, match="own bundle"):
+        nodes["west"].accept_roster(bundles[:3])
+
+
+@pytest.mark.parametrize(("away", "is_enough"), [(2, True), (3, False)])
+def test_how_many_may_be_away(hands: Hands, away: int, is_enough: bool) -> None:
+    """Beyond that two epochs could share colluders alone, and each be shown a history of its own.
+
+    The colluder and two others of seven are shown one, and the colluder and the other four another.
+    """
+    members = dict(hands.nodes["north"].consent.members)
+    strangers = {f"away-{n}": IdentityKey.generate().public_key.hex() for n in range(away)}
+    clauses = {"members": {**members, **strangers}}
+    if is_enough:
+        rewrite_consent(hands, **clauses)
+        assert hands.nodes["north"].consent.smallest_roster == len(NAMES)
+    else:
+        with pytest.raises(RosterError, match="at least 5 of the 7 pinned members, got 4"):
+            rewrite_consent(hands, **clauses)
 
 
 def with_another_nonce(hands: Hands) -> list[Signed]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from privacy.dp.accountant import epsilon
 from privacy.dp.plan import PrivateStep
 from privacy.identity import IdentityKey, Signed
 from privacy.ledger.entries import delta_units
@@ -161,9 +162,38 @@ def test_a_roster_of_other_members_than_the_consent_pins(federation: Any) -> Non
     """Should a node ever hold such a roster, no plan for it passes: a Sybil is in no cohort."""
     plan, pinned = federation.plan(), federation.consent().members
     sybil = {**pinned, "sybil": IdentityKey.generate().public_key.hex()}
-    for members in (sybil, dict(list(sybil.items())[1:])):
+    swapped = dict(list(sybil.items())[1:])
+    for members in (swapped, dict(list(swapped.items())[1:]), dict(list(pinned.items())[1:])):
         consent = federation.consent(members=members)
         refused(PlanCode.BAD_COHORT, lambda: federation.verify(plan, consent))  # noqa: B023
+
+
+@pytest.mark.parametrize(("away", "is_enough"), [(0, True), (1, True), (2, True), (3, False)])
+def test_pinned_members_that_are_away(federation: Any, away: int, is_enough: bool) -> None:
+    """Four are there, and one may collude: two cohorts of them share an honest one of at most 6."""
+    plan, pinned = federation.plan(), federation.consent().members
+    strangers = {f"node-{9 - n}": IdentityKey.generate().public_key.hex() for n in range(away)}
+    consent = federation.consent(members={**pinned, **strangers})
+    if is_enough:
+        assert federation.verify(plan, consent) == plan
+        expected = epsilon(
+            plan.step.schedule_event(),
+            run_delta(consent),
+            vector_length=plan.vector_length,
+            contributors=4 + away,
+        )
+        assert run_cost(plan, consent).epsilon == expected
+    else:
+        told = refused(PlanCode.BAD_COHORT, lambda: federation.verify(plan, consent))
+        assert "at least 5 of the 7 pinned ones" in str(told)
+
+
+def test_a_cohort_that_could_never_reach_n_min(federation: Any) -> None:
+    """One of five is away, and whoever agrees to no fewer than five takes no part."""
+    pinned = federation.consent().members
+    members = {**pinned, "node-9": IdentityKey.generate().public_key.hex()}
+    consent = federation.consent(members=members, smallest_cohort=5)
+    refused(PlanCode.BAD_COHORT, lambda: federation.verify(federation.plan(), consent))
 
 
 def test_rounds_only_go_forward(federation: Any) -> None:
