@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from coordinator.channel import Channel
+from coordinator.errors import StartedAgainError
 from coordinator.plausibility import check_norm
 from coordinator.settings import RunSettings
 from privacy.dp.lattice import decode
@@ -39,7 +40,7 @@ _Message = TypeVar("_Message", SurvivorSignature, UnmaskReply)
 
 @dataclass
 class Members:
-    """Who is who in an epoch: the verified roster and where each member is reached."""
+    """Who is who in an epoch: the verified roster, and the addresses of those that are there."""
 
     roster: Roster
     addresses: Mapping[str, int]
@@ -47,6 +48,13 @@ class Members:
     def name_at(self, address: int) -> str:
         """The member at an address."""
         return next(name for name, place in self.addresses.items() if place == address)
+
+    def fell_silent(self, names: Iterable[str], what: str) -> StartedAgainError:
+        """Return the error of members that did not do what was asked."""
+        who = sorted(names)
+        return StartedAgainError(
+            f"{', '.join(who)} did not {what}.", [self.addresses[name] for name in who]
+        )
 
 
 @dataclass
@@ -223,7 +231,8 @@ class AttemptRunner:
         started = time.monotonic()
         heard: set[str] = set()
         replied: set[str] = set()
-        by_address = {self._members.addresses[name]: parcel for name, parcel in requests.items()}
+        places = self._members.addresses  # who is away has none
+        by_address = {places[name]: each for name, each in requests.items() if name in places}
         answers = self._channel.exchange(action, by_address, reply, self._settings.deadline_s)
         for address, parcel in answers:
             name = self._members.name_at(address)

@@ -33,7 +33,7 @@ class Channel(Protocol):
     interrupt: Callable[[], None]
 
     def addresses(self, count: int, deadline_s: float) -> Sequence[int]:
-        """Wait until `count` nodes can be reached, and return all that can."""
+        """Wait until `count` nodes can be reached or the deadline, and return all that can."""
 
     def exchange(
         self,

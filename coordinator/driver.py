@@ -14,11 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from coordinator.attempt import AttemptReport, AttemptRunner, Floats, Members
+from coordinator.attempt import AttemptReport, AttemptRunner, Floats
 from coordinator.attempts import Attempt, Phase
 from coordinator.cancellation import Cancellation
 from coordinator.channel import Channel, Traffic
-from coordinator.epoch import EpochLost, enter_epoch
+from coordinator.epoch import EpochLost
+from coordinator.epochs import Epochs
 from coordinator.errors import MissingMembersError, RunError
 from coordinator.member_heads import MemberHeads
 from coordinator.outcome import outcome_of, tell_observer
@@ -37,7 +38,6 @@ from models.vector import read_vector, write_vector
 from privacy.dp.lattice import count_near_edge, release_variance
 from privacy.identity import IdentityKey
 from privacy.rounds import LARGEST_ATTEMPT, RoundPlan, sign_plan
-from privacy.secagg.header import RefusalCode
 from privacy.secagg.recovery import AbortCode, SecAggAbort
 from protos.messages import Refusal
 from protos.round_messages import Done, RunClose
@@ -67,12 +67,12 @@ class RunDriver:
         prepare(self._model, self.settings.recipe)
         self._store = RunStore(home, is_driven=True)
         self._ledger = SharedLedger(shared)
-        self._members: Members | None = None
         try:
             self._records = RunRecords(self._ledger, self.settings)
             pins = self.settings.members
-            self._heads = MemberHeads(shared / MEMBERS_FOLDER, pins)
-            self._witnesses = Witnesses(self._ledger, self._key, pins, channel, self._heads)
+            heads = MemberHeads(shared / MEMBERS_FOLDER, pins)
+            self._witnesses = Witnesses(self._ledger, self._key, pins, channel, heads)
+            self._epochs = Epochs(self.settings, channel, heads, self._witnesses, self._store)
             self.state = self._restore()
         except BaseException:
             self.close()
@@ -142,7 +142,7 @@ class RunDriver:
         """Make one attempt at the next round."""
         attempt = self._attempt()
         plan = RoundPlan.from_payload(attempt.plan.payload)
-        members = self._in_epoch(plan)
+        members = self._epochs.of(plan)
         runner = AttemptRunner(plan, attempt.plan, members, self._channel, self.settings)
         before = replace(self._channel.traffic)
         try:
@@ -152,7 +152,7 @@ class RunDriver:
             attempt = self._abort(replace(attempt, spoilt=spoilt), abort)
             self._witnesses.collect(members, self.settings.deadline_s, runner.report.heard)
             self._tell(attempt, runner.report, before)
-            self._leave_epoch(runner.report)
+            self._epochs.leave_after(runner.report)
             if abort.code == AbortCode.CANCELLED:
                 raise
             check_reachable(runner.report, plan)
@@ -162,7 +162,7 @@ class RunDriver:
         self._witnesses.collect(members, self.settings.deadline_s, runner.report.heard)
         runner.report.seconds["ledger"] = time.monotonic() - started
         self._tell(attempt, runner.report, before, near_edge)
-        self._leave_epoch(runner.report)
+        self._epochs.leave_after(runner.report)
 
     def _attempt(self) -> Attempt:
         """Take up the attempt that was under way, or plan and sign a new one."""
@@ -181,7 +181,7 @@ class RunDriver:
             self.settings,
             self._model,
             self._digest,
-            self._in_epoch(None),
+            self._epochs.for_new_plan(),
             number=number,
             attempt=made + 1,
         )
@@ -192,30 +192,11 @@ class RunDriver:
     def _epoch_stands(self, attempt: Attempt) -> bool:
         """Tell whether members still hold the keys of an attempt's epoch; else it is aborted."""
         try:
-            self._in_epoch(RoundPlan.from_payload(attempt.plan.payload))
+            self._epochs.of(RoundPlan.from_payload(attempt.plan.payload))
         except EpochLost as error:
             self._abort(attempt, SecAggAbort(AbortCode.EPOCH_LOST, str(error)))
             return False
         return True
-
-    def _in_epoch(self, plan: RoundPlan | None) -> Members:
-        """Return the members of the epoch we are in; enter a plan's or a new one where need be."""
-        if self._members is None:
-            members = enter_epoch(
-                self.settings,
-                plan.epoch if plan else None,
-                self._channel,
-                self._heads,
-                expected=plan.roster_digest if plan else None,
-            )
-            self._witnesses.show_all(members, self.settings.deadline_s)
-            self._members = members
-        return self._members
-
-    def _leave_epoch(self, report: AttemptReport) -> None:
-        """Open a new epoch for the next attempt where a member started again and holds none."""
-        if any(code == RefusalCode.OTHER_ROSTER for code, _ in report.refusals.values()):
-            self._members = None
 
     def _sum(self, runner: AttemptRunner, attempt: Attempt) -> tuple[Floats, Attempt]:
         vector = self.state.vector_D.numpy().astype("<f4", copy=False).tobytes()
@@ -277,7 +258,7 @@ class RunDriver:
         self._write(self.state.average_D)
         self._records.released(self._digest)
         try:
-            self._in_epoch(None)
+            self._epochs.for_new_plan()
         except MissingMembersError as error:
             _LOG.warning("the last head is not countersigned: %s", error)
         self._tell_closed()
@@ -293,11 +274,12 @@ class RunDriver:
 
     def _tell_closed(self) -> None:
         """Tell the nodes that the run is over, and show those of the epoch the newest head."""
-        if self._members is None:
+        members = self._epochs.members
+        if members is None:
             self._close_at(self._channel.addresses(0, 0.0))
         else:
-            self._close_at(self._members.addresses.values())
-            self._witnesses.collect(self._members, self.settings.deadline_s)
+            self._close_at(members.addresses.values())
+            self._witnesses.collect(members, self.settings.deadline_s)
 
     def _close_at(self, addresses: Iterable[int]) -> None:
         request = Parcel(RunClose(self.settings.federation, self.settings.run))

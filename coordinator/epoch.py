@@ -1,14 +1,24 @@
-"""Opening an epoch: every pinned member publishes keys and accepts the same roster."""
+"""Opening an epoch: its members publish keys and accept the same roster.
+
+Pinned members that are away are left out, as long as those that are there are enough for a round.
+"""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
 
 from coordinator.attempt import Members
 from coordinator.channel import Channel
-from coordinator.errors import MissingMembersError, RunError
+from coordinator.epoch_record import EpochRecord
+from coordinator.errors import (
+    MissingMembersError,
+    RefusedError,
+    RunError,
+    StartedAgainError,
+)
 from coordinator.member_heads import MemberHeads
+from coordinator.planning import is_enough, least_members
 from coordinator.settings import RunSettings
-from coordinator.shared import next_epoch
 from privacy.identity import SignatureError, Signed
 from privacy.ledger.entries import LedgerError
 from privacy.secagg.keys import KeyBundle, KeysLostError, RosterError
@@ -23,12 +33,6 @@ from protos.messages import Refusal
 from protos.round_messages import Done, EpochRequest, OwnHead, OwnHeadShown
 from protos.wire import Parcel, WireMessage
 
-OPENINGS = 3
-"""How often an epoch is opened for a member that starts again in the midst of it.
-
-A member may see all nonces before it says that it lost its keys, and so have the graph drawn anew:
-each roster is one of the 2^16 that the bounds of docs/secure_aggregation.md, section 9, count.
-"""
 _LOG = logging.getLogger("arion.coordinator")
 
 
@@ -36,162 +40,156 @@ class EpochLost(Exception):  # noqa: N818  (an outcome of the protocol)
     """Members of an epoch lost its keys; they reveal their nonces for one roster only."""
 
 
-class _StartedAgain(Exception):  # noqa: N818  (an outcome of the protocol)
-    """A member started again between two messages of an opening."""
+@dataclass(frozen=True)
+class Opening:
+    """One opening of an epoch: what it is, and who is asked.
 
-
-def enter_epoch(
-    settings: RunSettings,
-    epoch: int | None,
-    channel: Channel,
-    heads: MemberHeads,
-    *,
-    expected: str | None = None,
-) -> Members:
-    """Relay an epoch's bundles, then its nonces, and show each member its newest ledger head.
-
-    Where a member starts again meanwhile, this begins anew: members that still have their keys
-    answer with the same bytes again.
-
-    Args:
+    Attributes:
         settings: names the federation and pins its members.
-        epoch: number of the epoch that is entered again; None opens new ones.
+        number: of the epoch.
         channel: the way to the nodes.
-        heads: of the members' own ledgers; what the members answer is kept there.
-        expected: digest of the roster that the epoch had when it was entered before, hex.
-
-    Returns:
-        The verified roster, and where each member is reached.
-
-    Raises:
-        RunError: a member is missing, refuses, or starts again and again; the message says who.
-        EpochLost: another roster than expected; nobody was shown it.
+        places: addresses that are asked.
+        known: the epoch that is entered again; None where a new one is opened.
 
     """
-    for _ in range(OPENINGS):
-        number = next_epoch(settings.coordinator) if epoch is None else epoch
+
+    settings: RunSettings
+    number: int
+    channel: Channel
+    places: Sequence[int]
+    known: EpochRecord | None = None
+
+    def enter(self, heads: MemberHeads) -> tuple[Members, EpochRecord]:
+        """Relay bundles, then nonces, and show each member its newest ledger head.
+
+        Args:
+            heads: of the members' own ledgers; what the members answer is kept there.
+
+        Returns:
+            The verified roster with where its members are reached, and what they signed. Of an
+            epoch that is entered again, members may be away: they have no address.
+
+        Raises:
+            MissingMembersError: too few members for a round.
+            RefusedError: a member refuses; the message says who.
+            StartedAgainError: a member did, or went away; its keys may be lost.
+            EpochLost: another roster than the one known; nobody was shown it.
+            RunError: the epoch cannot be opened.
+
+        """
+        bundles, addresses = self._bundles()
+        roster = self._roster(bundles)
+        if self.known is not None and roster.digest.hex() != self.known.digest:
+            raise EpochLost(f"Expected the members' keys of epoch {self.number}, got new ones.")
+        members = Members(roster, addresses)
+        reveals = self._reveals(members, bundles)
+        self._recall(members, heads)
+        return members, EpochRecord(self.number, roster.digest.hex(), bundles, reveals)
+
+    def _bundles(self) -> tuple[dict[str, Signed], dict[str, int]]:
+        """Ask for keys; return bundles by name, with those known of who is away, and addresses."""
+        request = Parcel(EpochRequest(self.settings.federation, self.number))
+        known = dict(self.known.bundles) if self.known else {}
+        bundles, addresses = {}, {}
+        for address, parcel in self._ask(self.places, "keys", request, KeyBundleMessage):
+            if isinstance(parcel.message, Refusal):
+                told = f"A node refuses epoch {self.number}: {parcel.message.detail}"
+                raise RefusedError(told, address)
+            assert isinstance(parcel.message, KeyBundleMessage)
+            name = _name(parcel.message.signed)
+            if not known or name in known:  # who was away then is in the next epoch
+                bundles[name], addresses[name] = parcel.message.signed, address
+        self._check_enough(set(addresses))
+        return known | bundles, addresses
+
+    def _roster(self, bundles: Mapping[str, Signed]) -> Roster:
+        settings = self.settings
+        pins = {name: bytes.fromhex(key) for name, key in settings.members.items()}
+        least = len(bundles)  # they are enough
         try:
-            return _enter(settings, number, channel, heads, expected)
-        except _StartedAgain as error:
-            _LOG.warning("epoch %d is opened anew: %s", number, error)
-            last = error
-    raise RunError(
-        f"Expected every member to stay up while an epoch is opened, got {OPENINGS} openings in "
-        f"which one started again. The last: {last} Look at its node, then resume the run."
-    )
+            return accept_roster(
+                list(bundles.values()), pins, None, self.number, settings.federation, least=least
+            )
+        except RosterError as error:
+            raise RunError(f"Epoch {self.number} cannot be opened: {error}") from error
 
-
-def _enter(
-    settings: RunSettings,
-    epoch: int,
-    channel: Channel,
-    heads: MemberHeads,
-    expected: str | None,
-) -> Members:
-    bundles = _bundles(settings, epoch, channel)
-    pins = {name: bytes.fromhex(key) for name, key in settings.members.items()}
-    try:
-        roster = accept_roster(list(bundles.values()), pins, None, epoch, settings.federation)
-    except RosterError as error:
-        raise RunError(f"Epoch {epoch} cannot be opened: {error}") from error
-    if expected not in (None, roster.digest.hex()):
-        raise EpochLost(f"Expected the members' keys of epoch {epoch}, got new ones.")
-    addresses = {_name(signed): address for address, signed in bundles.items()}
-    members = Members(roster, addresses)
-    members.roster = _reveals(settings, members, list(bundles.values()), channel)
-    _recall(settings, members, channel, heads)
-    return members
-
-
-def _reveals(
-    settings: RunSettings, members: Members, bundles: list[Signed], channel: Channel
-) -> Roster:
-    """Show everyone the bundles, collect the nonces, and show everyone those."""
-    what = f"the roster of epoch {members.roster.epoch}"
-    by_name = sorted(bundles, key=_name)
-    request = Parcel(RosterMessage(tuple(by_name)))
-    shown: dict[str, Signed] = {}
-    for name, parcel in _ask_all(settings, members, channel, ("roster", request, RevealMessage)):
-        _check_agrees(name, what, parcel)
-        assert isinstance(parcel.message, RevealMessage)
-        shown[name] = parcel.message.signed
-    _check_complete(set(shown), settings, "reveal their nonces")
-    reveals = tuple(shown[name] for name in sorted(shown))
-    try:
-        roster, _ = accept_reveals(members.roster, reveals, None)
-    except RosterError as error:
-        raise RunError(f"Epoch {members.roster.epoch} cannot be opened: {error}") from error
-    accepted = set()
-    request = Parcel(RevealsMessage(reveals))
-    for name, parcel in _ask_all(settings, members, channel, ("reveals", request, Done)):
-        _check_agrees(name, what, parcel)
-        accepted.add(name)
-    _check_complete(accepted, settings, "accept the epoch's nonces")
-    return roster
-
-
-def _ask_all(
-    settings: RunSettings,
-    members: Members,
-    channel: Channel,
-    question: tuple[str, Parcel, type[WireMessage]],
-) -> Iterator[tuple[str, Parcel]]:
-    """Yield everyone's answers by name; a refusal is one."""
-    action, request, kind = question
-    requests = dict.fromkeys(members.addresses.values(), request)
-    for address, parcel in channel.exchange(f"query.{action}", requests, kind, settings.deadline_s):
-        yield members.name_at(address), parcel
-
-
-def _recall(settings: RunSettings, members: Members, channel: Channel, heads: MemberHeads) -> None:
-    """Show each member the newest head of its own ledger, and keep the one it answers with."""
-    requests = {
-        address: Parcel(OwnHeadShown(heads.newest(name)))
-        for name, address in members.addresses.items()
-    }
-    recalled = set()
-    for address, parcel in channel.exchange("query.recall", requests, OwnHead, settings.deadline_s):
-        name = members.name_at(address)
-        _check_agrees(name, "to go on with its ledger", parcel)
-        assert isinstance(parcel.message, OwnHead)
+    def _reveals(self, members: Members, bundles: Mapping[str, Signed]) -> dict[str, Signed]:
+        """Show everyone the bundles, collect the nonces, and show everyone those."""
+        what, places = f"the roster of epoch {self.number}", members.addresses.values()
+        request = Parcel(RosterMessage(tuple(bundles[name] for name in sorted(bundles))))
+        shown: dict[str, Signed] = {}
+        for address, parcel in self._ask(places, "roster", request, RevealMessage):
+            name = _check_agrees(members, address, what, parcel)
+            assert isinstance(parcel.message, RevealMessage)
+            shown[name] = parcel.message.signed
+        _check_all(members, set(shown), "reveal its nonce")
+        by_name = {**(self.known.reveals if self.known else {}), **shown}
+        reveals = tuple(by_name[name] for name in sorted(by_name))
         try:
-            heads.keep(name, parcel.message.head)
-        except (SignatureError, LedgerError) as error:
-            raise RunError(f"The ledger head of {name} cannot be kept: {error}") from error
-        recalled.add(name)
-    _check_complete(recalled, settings, "say how far their ledgers are")
+            members.roster, _ = accept_reveals(members.roster, reveals, None)
+        except RosterError as error:
+            raise RunError(f"Epoch {self.number} cannot be opened: {error}") from error
+        request = Parcel(RevealsMessage(reveals))
+        accepted = {
+            _check_agrees(members, address, what, parcel)
+            for address, parcel in self._ask(places, "reveals", request, Done)
+        }
+        _check_all(members, accepted, "accept the epoch's nonces")
+        return by_name
+
+    def _recall(self, members: Members, heads: MemberHeads) -> None:
+        """Show each member the newest head of its own ledger, and keep the one it answers with."""
+        requests = {
+            address: Parcel(OwnHeadShown(heads.newest(name)))
+            for name, address in members.addresses.items()
+        }
+        recalled = set()
+        deadline_s = self.settings.deadline_s
+        for address, parcel in self.channel.exchange("query.recall", requests, OwnHead, deadline_s):
+            name = _check_agrees(members, address, "to go on with its ledger", parcel)
+            assert isinstance(parcel.message, OwnHead)
+            try:
+                heads.keep(name, parcel.message.head)
+            except (SignatureError, LedgerError) as error:
+                raise RunError(f"The ledger head of {name} cannot be kept: {error}") from error
+            recalled.add(name)
+        _check_all(members, recalled, "say how far its ledger is")
+
+    def _ask(
+        self, places: Iterable[int], action: str, request: Parcel, kind: type[WireMessage]
+    ) -> Iterator[tuple[int, Parcel]]:
+        requests = dict.fromkeys(places, request)
+        return self.channel.exchange(f"query.{action}", requests, kind, self.settings.deadline_s)
+
+    def _check_enough(self, present: Set[str]) -> None:
+        settings = self.settings
+        missing = sorted(set(settings.members) - present)
+        count = len(settings.members) - len(missing)
+        least = least_members(settings)
+        if not (is_enough(settings, count) or (self.known and count >= least)):
+            raise MissingMembersError(
+                f"Expected at least {least} of the {len(settings.members)} pinned members to "
+                f"publish keys within {settings.deadline_s:g} s, got none from "
+                f"{', '.join(missing)}. Start their nodes, then resume the run."
+            )
+        if missing:
+            _LOG.warning("epoch %d goes on without %s", self.number, ", ".join(missing))
 
 
-def _check_agrees(name: str, what: str, parcel: Parcel) -> None:
+def _check_agrees(members: Members, address: int, what: str, parcel: Parcel) -> str:
+    """Return who answered; raise where it was with a refusal."""
+    name = members.name_at(address)
     if isinstance(parcel.message, Refusal):
         told = f"{name} refuses {what}: {parcel.message.detail}"
-        raise _StartedAgain(told) if parcel.message.code == KeysLostError.code else RunError(told)
+        if parcel.message.code == KeysLostError.code:
+            raise StartedAgainError(told)
+        raise RefusedError(told, address)
+    return name
 
 
-def _bundles(settings: RunSettings, epoch: int, channel: Channel) -> dict[int, Signed]:
-    places = channel.addresses(len(settings.members), settings.deadline_s)
-    request = Parcel(EpochRequest(settings.federation, epoch))
-    requests = dict.fromkeys(places, request)
-    found: dict[int, Signed] = {}
-    for address, parcel in channel.exchange(
-        "query.keys", requests, KeyBundleMessage, settings.deadline_s
-    ):
-        if isinstance(parcel.message, Refusal):
-            raise RunError(f"A node refuses epoch {epoch}: {parcel.message.detail}")
-        assert isinstance(parcel.message, KeyBundleMessage)
-        found[address] = parcel.message.signed
-    _check_complete({_name(signed) for signed in found.values()}, settings, "publish keys")
-    return found
-
-
-def _check_complete(present: set[str], settings: RunSettings, what: str) -> None:
-    missing = sorted(set(settings.members) - present)
-    if missing:
-        raise MissingMembersError(
-            f"Expected all {len(settings.members)} pinned members to {what} within "
-            f"{settings.deadline_s:g} s, got none from {', '.join(missing)}. Start their nodes, "
-            "then resume the run."
-        )
+def _check_all(members: Members, answered: Set[str], what: str) -> None:
+    if silent := sorted(set(members.addresses) - answered):
+        raise members.fell_silent(silent, what)
 
 
 def _name(signed: Signed) -> str:

@@ -1,5 +1,7 @@
 """The errors of the coordinator's operator."""
 
+from collections.abc import Iterable
+
 
 class RunError(ValueError):
     """A home or a run that cannot start or go on as it is set up."""
@@ -12,4 +14,30 @@ class RestoredLedgerError(RunError):
 
 
 class MissingMembersError(RunError):
-    """Pinned members did not answer; those that did refused nothing."""
+    """Too few pinned members answered; those that did refused nothing."""
+
+
+class RefusedError(RunError):
+    """A member refuses to enter an epoch.
+
+    Attributes:
+        address: where it is.
+
+    """
+
+    def __init__(self, message: str, address: int) -> None:
+        super().__init__(message)
+        self.address = address
+
+
+class StartedAgainError(Exception):
+    """Members started again, or went away, while an epoch was opened.
+
+    Attributes:
+        silent: addresses of those that did not answer any more.
+
+    """
+
+    def __init__(self, message: str, silent: Iterable[int] = ()) -> None:
+        super().__init__(message)
+        self.silent = frozenset(silent)

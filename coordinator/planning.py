@@ -7,7 +7,12 @@ from models.language_model import LanguageModel
 from models.vector import trainable_layout
 from privacy.rounds import RoundPlan
 from privacy.secagg.header import RefusalCode
-from privacy.secagg.parameters import choose_parameters
+from privacy.secagg.parameters import (
+    LARGEST_COMPLETE,
+    ParameterError,
+    choose_parameters,
+    smallest_roster,
+)
 
 
 def make_plan(
@@ -48,6 +53,31 @@ def make_plan(
         runtime=settings.runtime,
         seeded=settings.seeded,
     )
+
+
+def is_enough(settings: RunSettings, members: int) -> bool:
+    """Tell whether an epoch may have so many of the pinned members.
+
+    They divide into the run's groups, each has n_min, and what nodes check of a plan holds. A run
+    over a sparse graph keeps to one: it was charged for that.
+    """
+    everyone = len(settings.members)
+    size, uneven = divmod(members, settings.groups)
+    if uneven or size < settings.n_min or members < smallest_roster(everyone, settings.colluders):
+        return False
+    if (size > LARGEST_COMPLETE) != (everyone // settings.groups > LARGEST_COMPLETE):
+        return False
+    try:
+        choose_parameters(size, settings.colluders, size - settings.n_min)
+    except ParameterError:
+        return False
+    return True
+
+
+def least_members(settings: RunSettings) -> int:
+    """Return the fewest members that an epoch may have."""
+    counts = range(1, len(settings.members) + 1)
+    return next(count for count in counts if is_enough(settings, count))
 
 
 def check_reachable(report: AttemptReport, plan: RoundPlan) -> None:

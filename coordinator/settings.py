@@ -31,7 +31,7 @@ class RunSettings(BaseModel):
 
     Attributes:
         federation, run: identifiers; a run reserves one schedule.
-        members: pinned identity keys by name, hex: the whole roster is the cohort.
+        members: pinned identity keys by name, hex; an epoch may be without those that are away.
         groups: random groups of an attempt, each summed for itself; a divisor of the members.
         n_min: least number of members in a group's sum.
         colluders: members that may conspire, c.

@@ -5,6 +5,7 @@ round, written whole. A restarted coordinator reads where it was and goes on.
 """
 
 import fcntl
+import logging
 import os
 import sqlite3
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from coordinator.attempts import ROUNDS_FILE, Attempt, all_attempts, attempt_of
+from coordinator.epoch_record import EpochRecord
 from coordinator.errors import RunError
 from models.optimiser import OptimiserState
 from privacy.ledger.files import make_directory, naming, replace_durably
@@ -28,7 +30,8 @@ CREATE TABLE IF NOT EXISTS attempts (
 """
 _KEPT_STATES = 2
 _LOCK_FILE = "driver.lock"
-_CLOSED_FILE = "CLOSED"
+_CLOSED_FILE, _EPOCH_FILE = "CLOSED", "epoch.json"
+_LOG = logging.getLogger("arion.coordinator")
 _TRIES, _TRY_AGAIN_S = 5, 0.1
 
 
@@ -45,7 +48,7 @@ class RunStore:
     """
 
     def __init__(self, home: Path, *, is_driven: bool = False) -> None:
-        self._closed = home / _CLOSED_FILE
+        self._closed, self._epoch = home / _CLOSED_FILE, home / _EPOCH_FILE
         self._states = home / "states"
         make_directory(self._states)
         self._lock = _lock(home / _LOCK_FILE) if is_driven else None
@@ -90,6 +93,23 @@ class RunStore:
                     ",".join(attempt.spoilt),
                 ),
             )
+
+    def save_epoch(self, record: EpochRecord) -> None:
+        """Write what the members of the run's newest epoch signed."""
+        replace_durably(self._epoch, record.to_bytes())
+
+    def load_epoch(self) -> EpochRecord | None:
+        """Read what the members of the run's newest epoch signed; None where nothing useful lies.
+
+        A record that is damaged costs an attempt at most: its members are asked for a new epoch.
+        """
+        try:
+            return EpochRecord.from_bytes(self._epoch.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            _LOG.warning("%s: %s", self._epoch, error)
+            return None
 
     def note_closed(self) -> None:
         """Write that the run is over, its model handed out if it has one, and the nodes told."""

@@ -46,6 +46,7 @@ class Witnesses:
         self._member_heads = heads
         self._pins = {name: bytes.fromhex(pin) for name, pin in members.items()}
         self._held: dict[str, int] = {}
+        self._refusing: set[str] = set()
 
     def collect(
         self, members: Members, deadline_s: float, present: Set[str] | None = None
@@ -68,16 +69,17 @@ class Witnesses:
 
         """
         deadline_s = min(deadline_s, LONGEST_TURN_S)
+        self._refusing.clear()
         with self._ledger.turn() as log:
             if self._ledger.was_changed():
                 self._held.clear()
             self._ledger.verify_not_restored(self._key.public_key)
             self._ask_held(log, members, deadline_s, present)
             head = log.sign_head(self._key)
-            asked = [name for name in self._held if present is None or name in present]
+            asked = self._held.keys() & (members.addresses if present is None else present)
             offers = {  # who does not answer may hold either head afterwards
                 members.addresses[name]: Parcel(HeadOffer(head, _proof(log, self._held.pop(name))))
-                for name in asked
+                for name in sorted(asked & set(members.addresses))
             }
             signed = []
             for address, parcel in self._channel.exchange(
@@ -87,6 +89,8 @@ class Witnesses:
                 if self._keep(log, name, parcel):
                     self._held[name] = log.size
                     signed.append(name)
+                else:
+                    self._refusing.add(name)
         return tuple(sorted(signed))
 
     def show_all(self, members: Members, deadline_s: float) -> None:
@@ -94,16 +98,19 @@ class Witnesses:
 
         Raises:
             RestoredLedgerError: a member holds a head that this ledger does not.
-            RunError: a member is missing, or refuses.
+            RunError: a member refuses.
+            StartedAgainError: a member does not answer any more.
 
         """
-        missing = sorted(set(members.addresses) - set(self.collect(members, deadline_s)))
-        if missing:
+        missing = set(members.addresses) - set(self.collect(members, deadline_s))
+        if refusing := sorted(missing & self._refusing):
             raise RunError(
                 f"Expected all {len(members.addresses)} members to countersign the coordinator's "
-                f"ledger before a round is planned, got none from {', '.join(missing)}. The log "
-                "says who refused and why; start the nodes that are away, then resume the run."
+                f"ledger before a round is planned, got refusals of {', '.join(refusing)}. The log "
+                "says why. Settle it with them, then resume the run."
             )
+        if missing:
+            raise members.fell_silent(missing, "countersign a head")
 
     def _ask_held(
         self, log: LedgerLog, members: Members, deadline_s: float, present: Set[str] | None
@@ -128,6 +135,7 @@ class Witnesses:
             self._held[name] = self._ledger.hold_against(self._key.public_key, held)
         except (SignatureError, LedgerError) as error:
             _LOG.error("head that %s holds: %s", name, error)
+            self._refusing.add(name)
 
     def _keep(self, log: LedgerLog, name: str, parcel: Parcel) -> bool:
         if isinstance(parcel.message, Refusal):

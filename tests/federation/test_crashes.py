@@ -20,7 +20,7 @@ import client.epoch
 from client.node import Node
 from client.outbox import Outbox
 from coordinator.attempt import AttemptRunner
-from coordinator.epoch import OPENINGS
+from coordinator.epochs import OPENINGS
 from coordinator.errors import RunError
 from coordinator.member_heads import MemberHeads
 from coordinator.records import RunRecords

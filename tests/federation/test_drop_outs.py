@@ -108,14 +108,6 @@ def test_words_that_are_cut_short_are_left_out(
     federation.verified()
 
 
-@pytest.mark.parametrize("action", ["query.keys", "query.roster"])
-def test_an_epoch_needs_every_pinned_member(federation: SmallFederation, action: str) -> None:
-    with pytest.raises(RunError, match="got none from west"):
-        federation.run(lambda name, asked: (name, asked) == ("west", action))
-    assert federation.run().step == 3
-    federation.verified()
-
-
 def test_refusals_that_leave_too_few_stop_the_run(federation: SmallFederation) -> None:
     refuse(federation, "north", "west")
     with pytest.raises(RunError, match=r"got refusals of 2 of 4: north: .*; west: ") as caught:

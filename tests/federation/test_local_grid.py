@@ -11,7 +11,6 @@ from flwr.serverapp import Grid
 import client.app
 from arion.local_grid import LocalGrid
 from coordinator.app import GridChannel
-from coordinator.errors import RunError
 from protos.epoch_messages import KeyBundleMessage, RevealsMessage, RosterMessage
 from protos.flower import reply_from, to_records
 from protos.messages import Refusal, SurvivorsRequest, Upload
@@ -138,8 +137,7 @@ def test_waiting_for_nodes_ends_at_the_deadline(grid: LocalGrid) -> None:
     channel = GridChannel(grid)
     assert len(channel.addresses(4, 1.0)) == len(NAMES)
     started = time.monotonic()
-    with pytest.raises(RunError, match=r"Expected 5 nodes within 0\.1 s, got 4"):
-        channel.addresses(5, 0.1)
+    assert len(channel.addresses(5, 0.1)) == len(NAMES)
     assert time.monotonic() - started < 5
 
 

@@ -1,0 +1,173 @@
+"""The epoch that a run is in: entered where it is needed, left where members come, go or forget.
+
+Who is away is left out of an epoch, so that rounds do not wait for it, and in the next one after it
+came back.
+"""
+
+import logging
+from collections.abc import Sequence, Set
+
+from coordinator.attempt import AttemptReport, Members
+from coordinator.channel import Channel
+from coordinator.epoch import Opening
+from coordinator.epoch_record import EpochRecord
+from coordinator.errors import RefusedError, RunError, StartedAgainError
+from coordinator.member_heads import MemberHeads
+from coordinator.planning import is_enough, least_members
+from coordinator.settings import RunSettings
+from coordinator.shared import next_epoch
+from coordinator.store import RunStore
+from coordinator.witnesses import Witnesses
+from privacy.rounds import RoundPlan
+from privacy.secagg.header import RefusalCode
+
+OPENINGS = 3
+"""How often an epoch is opened for members that start again in the midst of it.
+
+A member may see all nonces before it says that it lost its keys, and so have the graph drawn anew:
+each roster is one of the 2^16 that the bounds of docs/secure_aggregation.md, section 9, count.
+"""
+_LOG = logging.getLogger("arion.coordinator")
+
+
+class Epochs:
+    """The epochs of one run; in one of them at a time, or in none.
+
+    Args:
+        settings: of the run.
+        channel: the way to the nodes.
+        heads: of the members' own ledgers.
+        witnesses: countersign the coordinator's ledger before anything is planned in an epoch.
+        store: keeps what an epoch's members signed.
+
+    Attributes:
+        members: of the epoch that the run is in, or None.
+
+    """
+
+    def __init__(
+        self,
+        settings: RunSettings,
+        channel: Channel,
+        heads: MemberHeads,
+        witnesses: Witnesses,
+        store: RunStore,
+    ) -> None:
+        self._settings, self._channel, self._heads = settings, channel, heads
+        self._witnesses, self._store = witnesses, store
+        self._refused: set[int] = set()
+        self._has_waited = self._was_open = False
+        self.members: Members | None = None
+
+    def current(self) -> Members:
+        """Return the members of the epoch we are in, or of a new one.
+
+        Raises:
+            RunError: too few members are there, or one refuses; the message says who.
+
+        """
+        return self._enter(None)
+
+    def of(self, plan: RoundPlan) -> Members:
+        """Return the members of the epoch that a plan names, which is entered again where need be.
+
+        Raises:
+            EpochLost: its keys are lost.
+            RunError: see `current`.
+
+        """
+        return self._enter(plan)
+
+    def for_new_plan(self) -> Members:
+        """Return an epoch's members; a new one's where members came, or are too few for a round.
+
+        An attempt that cannot succeed would cost budget.
+
+        Raises:
+            RunError: see `current`.
+
+        """
+        if self.members is not None and (self._came(self.members) or self._is_short(self.members)):
+            self.members = None
+        return self._enter(None)
+
+    def leave_after(self, report: AttemptReport) -> None:
+        """Leave the epoch where a member lost its keys, or is gone and the others are enough."""
+        if self.members is None:
+            return
+        lost = any(code == RefusalCode.OTHER_ROSTER for code, _ in report.refusals.values())
+        if lost or self._went(self.members, report):
+            self.members = None
+
+    def _came(self, members: Members) -> bool:
+        if len(members.addresses) == len(self._settings.members):
+            return False
+        return bool(set(self._reachable()) - set(members.addresses.values()))
+
+    def _went(self, members: Members, report: AttemptReport) -> bool:
+        silent = {at for name, at in members.addresses.items() if name not in report.heard}
+        gone = silent - set(self._reachable()) if silent else silent
+        return bool(gone) and is_enough(self._settings, len(members.addresses) - len(gone))
+
+    def _is_short(self, members: Members) -> bool:
+        there = set(self._reachable()) & set(members.addresses.values())
+        return len(there) < self._settings.n_min
+
+    def _reachable(self) -> Sequence[int]:
+        return [at for at in self._channel.addresses(0, 0.0) if at not in self._refused]
+
+    def _enter(self, plan: RoundPlan | None) -> Members:
+        if self.members is None:
+            self.members = self._open(plan)
+            self._was_open = True
+        return self.members
+
+    def _open(self, plan: RoundPlan | None) -> Members:
+        """Open an epoch; anew where a member starts again, and without one that falls silent."""
+        last, silent = "", frozenset[int]()
+        for _ in range(OPENINGS):
+            try:
+                members, record = self._opening(plan, silent).enter(self._heads)
+                self._store.save_epoch(record)
+                self._witnesses.show_all(members, self._settings.deadline_s)
+            except StartedAgainError as error:
+                _LOG.warning("the epoch is opened anew: %s", error)
+                last, silent = str(error), silent | error.silent
+            except RefusedError as error:
+                self._leave_out(error)
+                last = str(error)
+            else:
+                return members
+        raise RunError(
+            f"Expected every member to stay up while an epoch is opened, got {OPENINGS} openings "
+            f"in which one did not. The last: {last} Look at its node, then resume the run."
+        )
+
+    def _opening(self, plan: RoundPlan | None, without: Set[int]) -> Opening:
+        settings = self._settings
+        places = [address for address in self._wait() if address not in without]
+        if plan is None:
+            number = next_epoch(settings.coordinator)
+            return Opening(settings, number, self._channel, places)
+        known = self._store.load_epoch()
+        if known is None or known.digest != plan.roster_digest:
+            known = EpochRecord(plan.epoch, plan.roster_digest, {}, {})
+        return Opening(settings, plan.epoch, self._channel, places, known)
+
+    def _wait(self) -> Sequence[int]:
+        """Wait for members, at first for all of them; return the addresses to ask."""
+        settings = self._settings
+        count = least_members(settings) if self._has_waited else len(settings.members)
+        self._has_waited = True
+        self._channel.addresses(count + len(self._refused), settings.deadline_s)
+        return self._reachable()
+
+    def _leave_out(self, refusal: RefusedError) -> None:
+        """Go on without a member that came back and refuses; it is asked when the run is resumed.
+
+        Before the first epoch of a process it ends the run: whoever starts one shall know.
+        """
+        if not self._was_open:
+            raise refusal
+        _LOG.error("the run goes on without a member: %s", refusal)
+        self._refused.add(refusal.address)
