@@ -41,12 +41,9 @@ class ServiceGrid(CarrierGrid):
         self._door = mailbox.doors.open(run_door(run))
 
     def get_node_ids(self) -> Iterable[int]:
-        """Addresses of those that are active and ever connected."""
-        return [
-            member.address
-            for member in self._registry.nodes()
-            if member.name in self._names and member.seen is not None
-        ]
+        """Addresses of those that are active and there."""
+        present = self._registry.nodes_present()
+        return [member.address for member in present if member.name in self._names]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Leave messages in the mailbox; those of an earlier push are over."""

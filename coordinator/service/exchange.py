@@ -5,6 +5,7 @@ opened before a revocation is refused from its next call on, and its stream is c
 """
 
 import asyncio
+import logging
 from typing import Any
 
 import grpc
@@ -14,6 +15,7 @@ from coordinator.service.blobs import DIGEST_BYTES, BlobError
 from coordinator.service.callers import Callers, check_protocol
 from coordinator.service.limits import Limits, Slots
 from coordinator.service.mailbox import Mailbox, Post
+from coordinator.service.members import SEEN_EVERY_S
 from coordinator.service.pki import ROLES
 from coordinator.service.refusals import Refused
 from coordinator.service.registry import Registry
@@ -21,6 +23,7 @@ from coordinator.service.sending import Sender, too_slow
 from protos.arion.v1 import service_pb2 as pb
 from protos.arion.v1 import service_pb2_grpc as rpc
 
+_LOG = logging.getLogger("arion.service")
 _RECHECK_S = 1.0
 _LARGEST_NAME = 64
 
@@ -70,6 +73,15 @@ class Exchange(rpc.ExchangeServicer):
                     await asyncio.wait_for(bell.wait(), _RECHECK_S)
                 except TimeoutError:
                     await self._callers.check(peer, "node")
+
+    async def watch_streams(self) -> None:
+        """Note who listens, until cancelled: runs go on without those that do not."""
+        while True:
+            await asyncio.sleep(SEEN_EVERY_S)
+            try:
+                await asyncio.to_thread(self._registry.note_seen, *self._streams.holders)
+            except OSError as error:
+                _LOG.error("who listens cannot be noted: %s", error)
 
     async def Fetch(self, request: Any, context: Any) -> None:  # noqa: N802
         """Send a payload that a message for this node names."""

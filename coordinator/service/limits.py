@@ -52,6 +52,11 @@ class Slots:
         self._most, self._code, self._what = most, code, what
         self._held: Counter[str] = Counter()
 
+    @property
+    def holders(self) -> tuple[str, ...]:
+        """Who holds one."""
+        return tuple(self._held)
+
     @contextmanager
     def take(self, caller: str) -> Iterator[None]:
         """Hold one, or refuse."""

@@ -9,6 +9,11 @@ from coordinator.service.bindings import RegistryError
 from coordinator.service.database import MEMBERS, only_reads
 from coordinator.service.pki import Role
 
+SEEN_EVERY_S = 15.0
+"""How often it is noted that members listen."""
+LATELY_S = 4 * SEEN_EVERY_S
+"""Who did not listen for so long is away."""
+
 
 @dataclass(frozen=True)
 class Member:
@@ -19,7 +24,7 @@ class Member:
         name, role, status: "pending", "active" or "revoked".
         identity_key: Ed25519, to be compared by fingerprint before anyone pins it.
         certificate: newest one, PEM; empty before approval.
-        seen: when the member last opened its stream, seconds since 1970.
+        seen: when the member last listened, seconds since 1970; `SEEN_EVERY_S` apart.
 
     """
 

@@ -14,6 +14,7 @@ from coordinator.service.approvals import Approval, note_approval
 from coordinator.service.bindings import RegistryError, check_join, check_renewal
 from coordinator.service.database import INVITATIONS, MEMBERS, transaction
 from coordinator.service.members import (
+    LATELY_S,
     Member,
     find_row,
     known_row,
@@ -238,10 +239,11 @@ class Registry:
             )
         return to_member(row)
 
-    def note_seen(self, name: str) -> None:
-        """Note that a member opened its stream."""
+    def note_seen(self, *names: str) -> None:
+        """Note that members listen."""
         with transaction(self._engine) as connection:
-            update_row(connection, name, seen=self._clock())
+            for name in names:
+                update_row(connection, name, seen=self._clock())
 
     def members(self) -> list[Member]:
         """Return everyone, sorted by name."""
@@ -251,6 +253,11 @@ class Registry:
     def nodes(self) -> list[Member]:
         """Return the institutions that may take part in a run, sorted by name."""
         return [m for m in self.members() if m.status == "active" and m.role == "node"]
+
+    def nodes_present(self) -> list[Member]:
+        """Return those of `nodes` that listen, or did lately."""
+        since = self._clock() - LATELY_S
+        return [member for member in self.nodes() if (member.seen or 0.0) > since]
 
     def _wait(
         self, connection: Any, invited: Any, csr: bytes, identity_key: bytes, signs: bool

@@ -104,7 +104,9 @@ class Service:
         swept = await asyncio.to_thread(home.mailbox.sweep)
         arrivals = Arrivals(home.mailbox)
         await self.health.look()
-        exchange, enrolment = self._exchange(arrivals), self._enrolment()
+        callers = Callers(home.registry, settings.limits)
+        streams = Exchange(callers, home.registry, home.mailbox, arrivals, settings.limits)
+        exchange, enrolment = self._exchange(callers, streams), self._enrolment()
         ports = Ports(
             self._bind(exchange, settings.port, members_only=True),
             self._bind(enrolment, settings.enrolment_port, members_only=False),
@@ -114,7 +116,8 @@ class Service:
         self._servers = [exchange, enrolment]
         for server in self._servers:
             await server.start()
-        self._tasks = [asyncio.create_task(job) for job in (arrivals.watch(), self.health.watch())]
+        jobs = (arrivals.watch(), self.health.watch(), streams.watch_streams())
+        self._tasks = [asyncio.create_task(job) for job in jobs]
         _LOG.info(
             "exchange on port %d, enrolment on port %d, metrics on %s; %d lost files were deleted",
             ports.exchange,
@@ -136,12 +139,10 @@ class Service:
         """Serve until stopped."""
         await asyncio.gather(*(server.wait_for_termination() for server in self._servers))
 
-    def _exchange(self, arrivals: Arrivals) -> grpc.aio.Server:
+    def _exchange(self, callers: Callers, streams: Exchange) -> grpc.aio.Server:
         home, limits = self._home, self._home.settings.limits
         server = _server(self.metrics, LARGEST_MESSAGE_BYTES + _ENVELOPE_ROOM)
-        callers = Callers(home.registry, limits)
-        exchange = Exchange(callers, home.registry, home.mailbox, arrivals, limits)
-        rpc.add_ExchangeServicer_to_server(exchange, server)
+        rpc.add_ExchangeServicer_to_server(streams, server)
         artefacts = Artefacts(
             callers, home.path / REGISTRY_FOLDER, home.settings.artefact_roles, limits
         )

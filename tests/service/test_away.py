@@ -1,0 +1,91 @@
+"""Who is there and who is away, as the service knows it and as its runs go on by it."""
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from coordinator.attempts import Attempt
+from coordinator.service.registry import Registry
+from coordinator.store import RunStore
+from privacy.rounds import RoundPlan
+from tests.service.institutions import EXACT, Institutions, Make
+from tests.small_federation import NAMES, RUN
+
+OTHERS = ("east", "north", "south")
+
+
+def wait(until: Callable[[], bool], what: str) -> None:
+    end = time.monotonic() + 60
+    while not until():
+        assert time.monotonic() < end, what
+        time.sleep(0.01)
+
+
+def present(registry: Registry) -> list[str]:
+    return [member.name for member in registry.nodes_present()]
+
+
+def seen(registry: Registry, name: str) -> float:
+    return next(member.seen or 0.0 for member in registry.nodes() if member.name == name)
+
+
+def goes_on(registry: Registry, name: str) -> bool:
+    """Whether it is noted again that a node listens, until south's has been, twice."""
+    before = seen(registry, name)
+    for _ in range(2):
+        south = seen(registry, "south")
+        wait(lambda: seen(registry, "south") > south, "south listens")  # noqa: B023
+    return seen(registry, name) > before
+
+
+def attempts(there: Institutions) -> list[Attempt]:
+    store = RunStore(there.service.home.path / "runs" / RUN)
+    try:
+        return store.attempts()
+    finally:
+        store.close()
+
+
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who listens is noted all the time."""
+    monkeypatch.setattr("coordinator.service.exchange.SEEN_EVERY_S", 0.02)
+
+
+@pytest.mark.usefixtures("often")
+def test_who_listens_is_there(institutions: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = institutions()
+    registry = there.service.home.registry
+    assert present(registry) == []
+    there.start("north", "south")
+    wait(lambda: present(registry) == ["north", "south"], "they listen")
+    assert goes_on(registry, "north")
+    there.stop("north")
+    wait(lambda: not goes_on(registry, "north"), "its stream is closed")
+    clock = registry._clock
+    monkeypatch.setattr(registry, "_clock", lambda: clock() + 61.0)
+    assert "north" not in present(registry)
+
+
+def test_a_run_begins_without_who_is_away_and_goes_on_with_it(institutions: Make) -> None:
+    """West is away for the deadline, and comes while the others work on the first round."""
+    there = institutions(EXACT, rounds=2, deadline_s=3.0)
+    there.start(*OTHERS)
+    there.held.add(("north", "query.unmask"))
+
+    def come() -> None:
+        there.wait_for("north", "query.unmask")
+        there.start("west")
+        wait(lambda: "west" in present(there.service.home.registry), "west listens")
+        there.held.clear()
+
+    thread = threading.Thread(target=come, daemon=True)
+    thread.start()
+    assert there.run().step == 2
+    thread.join(60)
+    assert not thread.is_alive()
+    cohorts = [RoundPlan.from_payload(each.plan.payload).cohort for each in attempts(there)]
+    assert (cohorts[0], cohorts[-1]) == (OTHERS, NAMES)
+    there.verified()
