@@ -45,6 +45,11 @@ _LOG = logging.getLogger("arion.node")
 _NODES: dict[Path, Node] = {}
 _LARGEST_DETAIL = 1_000
 _OWN_ADDRESS = 2
+ACTIONS = frozenset(
+    {"query.close", "query.countersign", "query.head", "query.keys", "query.recall",
+     "query.reveals", "query.roster", "query.survivors", "query.unmask", "train.upload"}
+)  # fmt: skip
+"""All that a coordinator of this version asks; a newer one may ask more."""
 FLOWER = "flower"
 """The runtime of nodes that Flower's engines ask, as plans and consents name it."""
 
@@ -203,6 +208,8 @@ def answer(home: Path, runtime: str, action: str, question: Question) -> Questio
         question: what came.
 
     """
+    if action not in ACTIONS:
+        return parcel_of(to_records(_unknown(action)))
     context = Context(
         run_id=RUN_ID,
         node_id=_OWN_ADDRESS,
@@ -239,6 +246,16 @@ def _answer(
     except WireError as error:
         reply = _refusal(node, "bad-message", "", error)
     return Message(to_records(reply), reply_to=message)
+
+
+def _unknown(action: str) -> Parcel:
+    """Refuse what only a newer coordinator asks; the node goes on."""
+    detail = (
+        f"Expected a question that this version of Arion knows, got {action[:80]!r}: the "
+        "coordinator runs a newer version. Upgrade this node."
+    )
+    _LOG.warning("refused (unknown-action): %s", detail)
+    return Parcel(Refusal("unknown-action", "", detail))
 
 
 def _refusal(node: Node, code: str, clause: str, error: Exception) -> Parcel:

@@ -56,7 +56,8 @@ class WireMessage(ABC):
             ) from error
         message = cls._from_wire(parsed)
         if message.to_bytes() != data:
-            refuse(cls.__name__, "its one exact encoding", "unknown or reordered fields")
+            _refuse_newer(cls.__name__, parsed)
+            refuse(cls.__name__, "its one exact encoding", "another one")
         return message
 
     @abstractmethod
@@ -120,6 +121,17 @@ def signed_to_wire(signed: Signed) -> SignedBytes:
 def signed_from_wire(parsed: SignedBytes) -> Signed:
     """Read the wire's form of signed bytes."""
     return Signed(parsed.payload, parsed.signature)
+
+
+def _refuse_newer(name: str, parsed: Message) -> None:
+    """Refuse fields that this version does not know: what they ask for, it could not heed."""
+    size = parsed.ByteSize()
+    parsed.DiscardUnknownFields()
+    if parsed.ByteSize() < size:
+        raise WireError(
+            f"Expected a {name} of the fields that this version knows, got others too: its sender "
+            "runs a newer version. Upgrade this side."
+        )
 
 
 def refuse(field: str, expected: str, got: object) -> NoReturn:

@@ -192,7 +192,8 @@ def verify_header(signed: Signed, plan_digest: bytes, roster: Roster) -> Header:
     except (CanonicalError, ValidationError, SignatureError, KeyError) as error:
         raise SecAggRefused(
             RefusalCode.BAD_HEADER,
-            f"Expected a header signed by its pinned member, got {type(error).__name__}.",
+            f"Expected a header signed by its pinned member, got {type(error).__name__}. Check "
+            "that all members run the same version.",
         ) from error
     if header.plan != plan_digest.hex():
         raise SecAggRefused(
