@@ -11,6 +11,7 @@ from client.membership import Membership
 from client.outbox import Outbox
 from client.unit_keys import UNIT_KEYS_FILE, UnitKeys
 from coordinator.attempts import ROUNDS_FILE, Attempt, Phase
+from coordinator.epoch_record import EpochRecord
 from coordinator.service.archive import Manifest as BackupManifest
 from coordinator.service.home import ServiceSettings
 from coordinator.settings import RunSettings
@@ -23,7 +24,18 @@ from privacy.round_plan import sign_plan
 from privacy.secagg.memory import PlanKey
 from privacy.secagg.store import SqliteRoundStore
 from protos.messages import Upload
-from tests.compat.examples import KEY, PRIVATE, STEP, TIME, b, h, head, round_plan, wire_messages
+from tests.compat.examples import (
+    KEY,
+    PRIVATE,
+    STEP,
+    TIME,
+    b,
+    h,
+    head,
+    round_plan,
+    signed,
+    wire_messages,
+)
 
 CONSENT = """\
 # signed off by the officers
@@ -114,6 +126,8 @@ def coordinator_files(folder: Path) -> Iterator[tuple[str, bytes]]:
     parts = [torch.tensor([place, -place]) for place in (0.5, 1.5, 2.5, 3.5)]
     yield "state", OptimiserState(3, *parts).to_bytes()
     yield "plans.jsonl", signed_line(plan) + b"\n"
+    statements = [{name: signed() for name in ("east", "north")} for _ in range(2)]
+    yield "epoch.json", EpochRecord(12, h(), *statements).to_bytes()
     service = ServiceSettings(
         federation="clinics", hosts=("arion.example.org",), listen="0.0.0.0", port=443,
         metrics_port=9000, reflection=True, approvals=2, artefact_roles=("node",),

@@ -19,6 +19,7 @@ from client.membership import MembershipFile
 from client.outbox import Outbox
 from client.unit_keys import UNIT_KEYS_FILE, UnitKeys
 from coordinator.attempts import read_attempts
+from coordinator.epoch_record import EpochRecord
 from coordinator.service.archive import Manifest as BackupManifest
 from coordinator.service.home import ServiceSettings
 from coordinator.settings import RunSettings
@@ -242,6 +243,7 @@ _FILES: dict[str, Callable[[bytes, Path], object]] = {
     "run rounds.sqlite": _attempts,
     "state": lambda data, _: OptimiserState.from_bytes(data),
     "plans.jsonl": lambda data, _: parse_signed_line(data.removesuffix(b"\n")),
+    "epoch.json": lambda data, _: EpochRecord.from_bytes(data),
     "service.json": _json(ServiceSettings),
     "pins.json": lambda data, folder: load_pins(_put(folder, "pins.json", data)),
     "backup manifest": _backup,
