@@ -16,7 +16,7 @@ from coordinator.service.registry import Registry
 from protos.flower import CarrierGrid, parcel_of, records_of
 
 _POLL_S = 0.02
-_LOOK_S = 0.05
+_LOOK_S = 0.25
 
 
 class ServiceGrid(CarrierGrid):

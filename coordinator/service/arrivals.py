@@ -13,7 +13,7 @@ from coordinator.service.doors import SERVICE, Door
 from coordinator.service.mailbox import Mailbox
 
 _LOG = logging.getLogger("arion.service")
-_POLL_S = 0.05
+_POLL_S, _LOOK_S = 0.05, 0.25
 _FIRST_POLL_S = 0.002
 _AFTER_FAILURE_S = 1.0
 
@@ -52,7 +52,7 @@ class Arrivals:
         pause = _POLL_S
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(knocked.wait(), _POLL_S if door.was_heard else pause)
+                await asyncio.wait_for(knocked.wait(), _LOOK_S if door.was_heard else pause)
             knocked.clear()
             try:
                 newest = await asyncio.to_thread(self._mailbox.newest)

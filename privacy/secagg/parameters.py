@@ -77,8 +77,8 @@ def complete_parameters(members: int, corrupt: int, dropout: int) -> GraphParame
 def smallest_roster(members: int, corrupt: int) -> int:
     """Return how many of the pinned members an epoch must have: more than half of the honest ones.
 
-    Any two rosters then share an honest member, which holds the newest head of the coordinator's
-    ledger that the earlier one was shown.
+    Any two rosters then share an honest member, so no two histories of the coordinator's ledger are
+    both countersigned by a whole roster.
 
     Args:
         members: pinned ones, n.

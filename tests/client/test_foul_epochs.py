@@ -61,10 +61,7 @@ def test_a_roster_without_who_is_away(hands: Hands) -> None:
 
 @pytest.mark.parametrize(("away", "is_enough"), [(2, True), (3, False)])
 def test_how_many_may_be_away(hands: Hands, away: int, is_enough: bool) -> None:
-    """Beyond that two epochs could share colluders alone, and each be shown a history of its own.
-
-    The colluder and two others of seven are shown one, and the colluder and the other four another.
-    """
+    """Beyond that two epochs could share colluders alone, and each countersign its own history."""
     members = dict(hands.nodes["north"].consent.members)
     strangers = {f"away-{n}": IdentityKey.generate().public_key.hex() for n in range(away)}
     clauses = {"members": {**members, **strangers}}
