@@ -65,4 +65,3 @@ def check_norm(sum_D: NDArray[np.float32], plan: RoundPlan, survivors: int, batc
             "clip, or far more units were drawn than expected_batch says. Find that member, or "
             "raise federation.plausible_batches.",
         )
-
