@@ -211,7 +211,7 @@ def _check_numbers(plan: RoundPlan, consent: Consent, roster: Roster) -> None:
         "tolerated_colluders",
         f"colluders >= {consent.tolerated_colluders}, got {plan.colluders}",
     )
-    _check_graph(plan)
+    _check_graph(plan, len(consent.members) if plan.groups == 1 else n)
     require(
         plan.step.honest_survivors == plan.n_min - plan.colluders,
         PlanCode.WRONG_SURVIVORS,
@@ -221,10 +221,10 @@ def _check_numbers(plan: RoundPlan, consent: Consent, roster: Roster) -> None:
     )
 
 
-def _check_graph(plan: RoundPlan) -> None:
+def _check_graph(plan: RoundPlan, pinned: int) -> None:
     n = plan.group_size
     try:
-        check_parameters(plan.parameters, n, plan.colluders, n - plan.n_min)
+        check_parameters(plan.parameters, n, plan.colluders, n - plan.n_min, pinned)
     except ParameterError as error:
         raise PlanRefused(PlanCode.BAD_GRAPH, "tolerated_colluders", str(error)) from error
     most = LARGEST_EPOCH_TRIALS // LARGEST_ATTEMPT

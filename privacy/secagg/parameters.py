@@ -67,18 +67,20 @@ def quorum_for(committee: int, colluders: int) -> int:
     return (committee + colluders) // 2 + 1
 
 
-def complete_parameters(members: int, corrupt: int, dropout: int) -> GraphParameters:
-    """Return those of the complete graph with everyone on the committee."""
-    return GraphParameters(
-        members - 1, members - dropout - 1, members, quorum_for(members, corrupt)
-    )
+def complete_parameters(
+    members: int, corrupt: int, dropout: int, pinned: int = 0
+) -> GraphParameters:
+    """Return those of the complete graph with everyone on the committee.
+
+    The quorum is that of all `pinned` members, whatever the roster: of any two sums of a federation
+    an honest member signed both. It uploaded before, and so was shown the coordinator's ledger.
+    """
+    quorum = quorum_for(max(members, pinned), corrupt)
+    return GraphParameters(members - 1, members - dropout - 1, members, quorum)
 
 
 def smallest_roster(members: int, corrupt: int) -> int:
-    """Return how many of the pinned members an epoch must have: more than half of the honest ones.
-
-    Any two rosters then share an honest member, so no two histories of the coordinator's ledger are
-    both countersigned by a whole roster.
+    """Return how many of the pinned members an epoch must have: a quorum of all, at least 3.
 
     Args:
         members: pinned ones, n.
@@ -88,7 +90,7 @@ def smallest_roster(members: int, corrupt: int) -> int:
     return max(SMALLEST_COHORT, (members + corrupt) // 2 + 1)
 
 
-def choose_parameters(members: int, corrupt: int, dropout: int) -> GraphParameters:
+def choose_parameters(members: int, corrupt: int, dropout: int, pinned: int = 0) -> GraphParameters:
     """Choose the smallest degree and committee that keep the bound.
 
     Up to 50 members: the complete graph, all on the committee. Above: a random graph in which each
@@ -119,6 +121,7 @@ def choose_parameters(members: int, corrupt: int, dropout: int) -> GraphParamete
         members: n, 3 to 1,000.
         corrupt: c >= 1, members that may conspire with the coordinator; static.
         dropout: d >= 0, members that may be missing: n - n_min.
+        pinned: members of the federation where they are one group; see `complete_parameters`.
 
     Returns:
         The parameters.
@@ -129,7 +132,7 @@ def choose_parameters(members: int, corrupt: int, dropout: int) -> GraphParamete
     """
     _check_sizes(members, corrupt, dropout)
     if members <= LARGEST_COMPLETE:
-        return complete_parameters(members, corrupt, dropout)
+        return complete_parameters(members, corrupt, dropout, pinned)
     return _choose_sparse(members, corrupt, dropout)
 
 
@@ -150,7 +153,9 @@ def _choose_sparse(members: int, corrupt: int, dropout: int) -> GraphParameters:
     return GraphParameters(degree, _least_neighbours(members, dropout, degree), committee, quorum)
 
 
-def check_parameters(chosen: GraphParameters, members: int, corrupt: int, dropout: int) -> None:
+def check_parameters(
+    chosen: GraphParameters, members: int, corrupt: int, dropout: int, pinned: int = 0
+) -> None:
     """Check what a plan proposes against the bounds that `choose_parameters` states.
 
     Raises:
@@ -159,9 +164,10 @@ def check_parameters(chosen: GraphParameters, members: int, corrupt: int, dropou
     """
     _check_sizes(members, corrupt, dropout)
     if members <= LARGEST_COMPLETE:
-        if chosen != complete_parameters(members, corrupt, dropout):
+        wanted = complete_parameters(members, corrupt, dropout, pinned)
+        if chosen != wanted:
             raise ParameterError(
-                f"Expected {complete_parameters(members, corrupt, dropout)}, for up to "
+                f"Expected {wanted}, for up to "
                 f"{LARGEST_COMPLETE} members the complete graph, got {chosen}."
             )
         return

@@ -12,6 +12,7 @@ from privacy.budget_clauses import run_delta
 from privacy.dp.rdp_filter import Charge, charge_of, open_filter
 from privacy.identity import IdentityKey
 from privacy.rounds import PlanCode, PlanRefused, RoundPlan
+from privacy.secagg.parameters import quorum_for
 from tests.dying import dying
 from tests.small_federation import NAMES, STEP, SmallFederation, digest_of
 from tests.small_hands import Hands
@@ -78,7 +79,7 @@ def test_a_release_is_charged_for_members_that_are_away_too(hands: Hands) -> Non
     members = dict(hands.nodes["north"].consent.members)
     strangers = {f"away-{n}": IdentityKey.generate().public_key.hex() for n in range(2)}
     with_filter(hands, members={**members, **strangers})
-    plan = hands.plan()
+    plan = hands.plan(quorum=quorum_for(len(NAMES) + 2, 1))
     hands.release("north", plan)
     (debit,) = hands.federation.bodies("north", "release-debited")
     charges = [

@@ -61,7 +61,7 @@ def test_a_roster_without_who_is_away(hands: Hands) -> None:
 
 @pytest.mark.parametrize(("away", "is_enough"), [(2, True), (3, False)])
 def test_how_many_may_be_away(hands: Hands, away: int, is_enough: bool) -> None:
-    """Beyond that two epochs could share colluders alone, and each countersign its own history."""
+    """No fewer than a quorum of all who are pinned."""
     members = dict(hands.nodes["north"].consent.members)
     strangers = {f"away-{n}": IdentityKey.generate().public_key.hex() for n in range(away)}
     clauses = {"members": {**members, **strangers}}

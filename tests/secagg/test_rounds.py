@@ -171,7 +171,8 @@ def test_a_roster_of_other_members_than_the_consent_pins(federation: Any) -> Non
 @pytest.mark.parametrize(("away", "is_enough"), [(0, True), (1, True), (2, True), (3, False)])
 def test_pinned_members_that_are_away(federation: Any, away: int, is_enough: bool) -> None:
     """Four are there, and one may collude: two cohorts of them share an honest one of at most 6."""
-    plan, pinned = federation.plan(), federation.consent().members
+    quorum = quorum_for(4 + away, 1)
+    plan, pinned = federation.plan(quorum=quorum), federation.consent().members
     strangers = {f"node-{9 - n}": IdentityKey.generate().public_key.hex() for n in range(away)}
     consent = federation.consent(members={**pinned, **strangers})
     if is_enough:
@@ -186,6 +187,18 @@ def test_pinned_members_that_are_away(federation: Any, away: int, is_enough: boo
     else:
         told = refused(PlanCode.BAD_COHORT, lambda: federation.verify(plan, consent))
         assert "at least 5 of the 7 pinned ones" in str(told)
+
+
+def test_the_quorum_is_that_of_all_who_are_pinned(federation: Any) -> None:
+    """Four are there, and three of them could sign for one sum, and one and two for another."""
+    pinned = federation.consent().members
+    members = {**pinned, "node-9": IdentityKey.generate().public_key.hex()}
+    consent = federation.consent(members=members)
+    for quorum in (3, 5):
+        plan = federation.plan(quorum=quorum)
+        refused(PlanCode.BAD_GRAPH, lambda: federation.verify(plan, consent))  # noqa: B023
+    plan = federation.plan(quorum=4)
+    assert federation.verify(plan, consent) == plan
 
 
 def test_a_cohort_that_could_never_reach_n_min(federation: Any) -> None:
