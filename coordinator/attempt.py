@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -40,10 +40,19 @@ _Message = TypeVar("_Message", SurvivorSignature, UnmaskReply)
 
 @dataclass
 class Members:
-    """Who is who in an epoch: the verified roster, and the addresses of those that are there."""
+    """Who is who in an epoch.
+
+    Attributes:
+        roster: verified.
+        addresses: of those of the roster that are there.
+        spare: addresses of members that are there and in no roster, so that the others divide into
+            groups.
+
+    """
 
     roster: Roster
     addresses: Mapping[str, int]
+    spare: Collection[int] = ()
 
     def name_at(self, address: int) -> str:
         """The member at an address."""

@@ -20,7 +20,7 @@ from coordinator.cancellation import Cancellation
 from coordinator.channel import Channel, Traffic
 from coordinator.epoch import EpochLost
 from coordinator.epochs import Epochs
-from coordinator.errors import MissingMembersError, RunError
+from coordinator.errors import RestoredLedgerError, RunError
 from coordinator.member_heads import MemberHeads
 from coordinator.outcome import outcome_of, tell_observer
 from coordinator.planning import check_reachable, make_plan
@@ -259,7 +259,9 @@ class RunDriver:
         self._records.released(self._digest)
         try:
             self._epochs.for_new_plan()
-        except MissingMembersError as error:
+        except RestoredLedgerError:
+            raise
+        except RunError as error:
             _LOG.warning("the last head is not countersigned: %s", error)
         self._tell_closed()
 

@@ -17,11 +17,11 @@ from coordinator.errors import (
     StartedAgainError,
 )
 from coordinator.member_heads import MemberHeads
-from coordinator.planning import is_enough, least_members
+from coordinator.planning import least_members, most_of
 from coordinator.settings import RunSettings
 from privacy.identity import SignatureError, Signed
 from privacy.ledger.entries import LedgerError
-from privacy.secagg.keys import KeyBundle, KeysLostError, RosterError
+from privacy.secagg.keys import KeysLostError, RosterError
 from privacy.secagg.roster import Roster, accept_reveals, accept_roster
 from protos.epoch_messages import (
     KeyBundleMessage,
@@ -77,30 +77,58 @@ class Opening:
             RunError: the epoch cannot be opened.
 
         """
-        bundles, addresses = self._bundles()
+        bundles, addresses, spare = self._bundles()
         roster = self._roster(bundles)
         if self.known is not None and roster.digest.hex() != self.known.digest:
             raise EpochLost(f"Expected the members' keys of epoch {self.number}, got new ones.")
-        members = Members(roster, addresses)
+        members = Members(roster, addresses, spare)
         reveals = self._reveals(members, bundles)
         self._recall(members, heads)
         return members, EpochRecord(self.number, roster.digest.hex(), bundles, reveals)
 
-    def _bundles(self) -> tuple[dict[str, Signed], dict[str, int]]:
-        """Ask for keys; return bundles by name, with those known of who is away, and addresses."""
+    def _bundles(self) -> tuple[dict[str, Signed], dict[str, int], list[int]]:
+        """Ask for keys; return bundles by name, known ones among them, addresses, and spare ones.
+
+        Of an epoch that is entered again, who was not in it or has left it is spare.
+        """
         request = Parcel(EpochRequest(self.settings.federation, self.number))
         known = dict(self.known.bundles) if self.known else {}
-        bundles, addresses = {}, {}
+        bundles: dict[str, Signed] = {}
+        addresses: dict[str, int] = {}
+        spare: list[int] = []
         for address, parcel in self._ask(self.places, "keys", request, KeyBundleMessage):
             if isinstance(parcel.message, Refusal):
                 told = f"A node refuses epoch {self.number}: {parcel.message.detail}"
-                raise RefusedError(told, address)
+                if self.known is None:
+                    raise RefusedError(told, address)
+                _LOG.warning("%s", told)
+                spare.append(address)
+                continue
             assert isinstance(parcel.message, KeyBundleMessage)
-            name = _name(parcel.message.signed)
-            if not known or name in known:  # who was away then is in the next epoch
+            name = self._verified(parcel.message.signed, address)
+            if known and name not in known:
+                spare.append(address)
+            else:
                 bundles[name], addresses[name] = parcel.message.signed, address
-        self._check_enough(set(addresses))
-        return known | bundles, addresses
+        self._check_enough(set(addresses), len(spare))
+        if self.known is None:
+            for name in self._surplus(sorted(addresses)):
+                del bundles[name]
+                spare.append(addresses.pop(name))
+        return known | bundles, addresses, spare
+
+    def _verified(self, signed: Signed, address: int) -> str:
+        """Return whose bundle it is; RefusedError where it is none."""
+        try:
+            return self._roster({"": signed}).names[0]
+        except RunError as error:
+            raise RefusedError(str(error), address) from error
+
+    def _surplus(self, names: list[str]) -> list[str]:
+        """Return whom to leave out, others each time, so that the rest divides into the groups."""
+        over = len(names) - most_of(self.settings, len(names))
+        first = self.number % len(names)
+        return (names[first:] + names[:first])[:over]
 
     def _roster(self, bundles: Mapping[str, Signed]) -> Roster:
         settings = self.settings
@@ -151,7 +179,8 @@ class Opening:
             try:
                 heads.keep(name, parcel.message.head)
             except (SignatureError, LedgerError) as error:
-                raise RunError(f"The ledger head of {name} cannot be kept: {error}") from error
+                told = f"The ledger head of {name} cannot be kept: {error}"
+                raise RefusedError(told, address) from error
             recalled.add(name)
         _check_all(members, recalled, "say how far its ledger is")
 
@@ -161,12 +190,16 @@ class Opening:
         requests = dict.fromkeys(places, request)
         return self.channel.exchange(f"query.{action}", requests, kind, self.settings.deadline_s)
 
-    def _check_enough(self, present: Set[str]) -> None:
+    def _check_enough(self, present: Set[str], spare: int) -> None:
         settings = self.settings
         missing = sorted(set(settings.members) - present)
         count = len(settings.members) - len(missing)
         least = least_members(settings)
-        if not (is_enough(settings, count) or (self.known and count >= least)):
+        if not (most_of(settings, count) or (self.known and count >= least)):
+            if most_of(settings, count + spare):
+                raise EpochLost(
+                    f"Expected members with the keys of epoch {self.number}, got others."
+                )
             raise MissingMembersError(
                 f"Expected at least {least} of the {len(settings.members)} pinned members to "
                 f"publish keys within {settings.deadline_s:g} s, got none from "
@@ -182,7 +215,7 @@ def _check_agrees(members: Members, address: int, what: str, parcel: Parcel) -> 
     if isinstance(parcel.message, Refusal):
         told = f"{name} refuses {what}: {parcel.message.detail}"
         if parcel.message.code == KeysLostError.code:
-            raise StartedAgainError(told)
+            raise StartedAgainError(told, again=[address])
         raise RefusedError(told, address)
     return name
 
@@ -190,10 +223,3 @@ def _check_agrees(members: Members, address: int, what: str, parcel: Parcel) -> 
 def _check_all(members: Members, answered: Set[str], what: str) -> None:
     if silent := sorted(set(members.addresses) - answered):
         raise members.fell_silent(silent, what)
-
-
-def _name(signed: Signed) -> str:
-    try:
-        return KeyBundle.model_validate_json(signed.payload).node
-    except ValueError:
-        return "(unknown)"

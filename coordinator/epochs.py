@@ -5,7 +5,7 @@ came back.
 """
 
 import logging
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 
 from coordinator.attempt import AttemptReport, Members
 from coordinator.channel import Channel
@@ -13,7 +13,7 @@ from coordinator.epoch import Opening
 from coordinator.epoch_record import EpochRecord
 from coordinator.errors import RefusedError, RunError, StartedAgainError
 from coordinator.member_heads import MemberHeads
-from coordinator.planning import is_enough, least_members
+from coordinator.planning import least_answers, least_members, most_of
 from coordinator.settings import RunSettings
 from coordinator.shared import next_epoch
 from coordinator.store import RunStore
@@ -28,6 +28,35 @@ A member may see all nonces before it says that it lost its keys, and so have th
 each roster is one of the 2^16 that the bounds of docs/secure_aggregation.md, section 9, count.
 """
 _LOG = logging.getLogger("arion.coordinator")
+
+
+class Patience:
+    """When to ask those again that listen and do not answer: after 2 plans, then 4, then 8.
+
+    Each time costs everyone a deadline, and one of the rosters that a member counts.
+    """
+
+    def __init__(self) -> None:
+        self._plans = 0
+        self._waits: dict[int, int] = {}
+        self._again: dict[int, int] = {}
+
+    def count(self) -> None:
+        """Count a plan."""
+        self._plans += 1
+
+    def note(self, answered: Iterable[int], silent: Iterable[int]) -> None:
+        """Note who answered, and who was asked and did not."""
+        for address in answered:
+            self._waits.pop(address, None)
+            self._again.pop(address, None)
+        for address in silent:
+            self._waits[address] = 2 * self._waits.get(address, 1)
+            self._again[address] = self._plans + self._waits[address]
+
+    def due(self, addresses: Iterable[int]) -> list[int]:
+        """Return those of some addresses that are to be asked."""
+        return [at for at in addresses if self._plans >= self._again.get(at, 0)]
 
 
 class Epochs:
@@ -56,6 +85,7 @@ class Epochs:
         self._settings, self._channel, self._heads = settings, channel, heads
         self._witnesses, self._store = witnesses, store
         self._refused: set[int] = set()
+        self._patience = Patience()
         self._has_waited = self._was_open = False
         self.members: Members | None = None
 
@@ -87,6 +117,7 @@ class Epochs:
             RunError: see `current`.
 
         """
+        self._patience.count()
         if self.members is not None and (self._came(self.members) or self._is_short(self.members)):
             self.members = None
         return self._enter(None)
@@ -96,22 +127,25 @@ class Epochs:
         if self.members is None:
             return
         lost = any(code == RefusalCode.OTHER_ROSTER for code, _ in report.refusals.values())
-        if lost or self._went(self.members, report):
+        if lost or self._went(self.members):
             self.members = None
 
     def _came(self, members: Members) -> bool:
-        if len(members.addresses) == len(self._settings.members):
+        there, known = set(self._reachable()), set(members.addresses.values())
+        if len(known) == len(self._settings.members) and known <= there:
             return False
-        return bool(set(self._reachable()) - set(members.addresses.values()))
+        back = self._patience.due(there - known)
+        return bool(back) and most_of(self._settings, len(there & known) + len(back)) > (
+            len(there & known)
+        )
 
-    def _went(self, members: Members, report: AttemptReport) -> bool:
-        silent = {at for name, at in members.addresses.items() if name not in report.heard}
-        gone = silent - set(self._reachable()) if silent else silent
-        return bool(gone) and is_enough(self._settings, len(members.addresses) - len(gone))
+    def _went(self, members: Members) -> bool:
+        gone = set(members.addresses.values()) - set(self._reachable())
+        return bool(gone) and most_of(self._settings, len(members.addresses) - len(gone)) > 0
 
     def _is_short(self, members: Members) -> bool:
         there = set(self._reachable()) & set(members.addresses.values())
-        return len(there) < self._settings.n_min
+        return len(there) < least_answers(self._settings)
 
     def _reachable(self) -> Sequence[int]:
         return [at for at in self._channel.addresses(0, 0.0) if at not in self._refused]
@@ -124,19 +158,24 @@ class Epochs:
 
     def _open(self, plan: RoundPlan | None) -> Members:
         """Open an epoch; anew where a member starts again, and without one that falls silent."""
-        last, silent = "", frozenset[int]()
-        for _ in range(OPENINGS):
+        last, silent, again, openings = "", frozenset[int](), frozenset[int](), 0
+        while openings < OPENINGS:
+            opening = self._opening(plan, silent)
             try:
-                members, record = self._opening(plan, silent).enter(self._heads)
+                members, record = opening.enter(self._heads)
                 self._store.save_epoch(record)
                 self._witnesses.show_all(members, self._settings.deadline_s)
             except StartedAgainError as error:
                 _LOG.warning("the epoch is opened anew: %s", error)
-                last, silent = str(error), silent | error.silent
+                last, openings = str(error), openings + 1
+                silent |= error.silent | (error.again & again)
+                again |= error.again
             except RefusedError as error:
-                self._leave_out(error)
-                last = str(error)
+                self._leave_out(error)  # each is asked no more, so this ends
             else:
+                if plan is None:
+                    answered = {*members.addresses.values(), *members.spare}
+                    self._patience.note(answered, (set(opening.places) | silent) - answered)
                 return members
         raise RunError(
             f"Expected every member to stay up while an epoch is opened, got {OPENINGS} openings "
@@ -145,7 +184,10 @@ class Epochs:
 
     def _opening(self, plan: RoundPlan | None, without: Set[int]) -> Opening:
         settings = self._settings
-        places = [address for address in self._wait() if address not in without]
+        there = self._wait()
+        places = [at for at in self._patience.due(there) if at not in without]
+        if len(places) < least_members(settings):
+            places = list(there)
         if plan is None:
             number = next_epoch(settings.coordinator)
             return Opening(settings, number, self._channel, places)
@@ -159,7 +201,8 @@ class Epochs:
         settings = self._settings
         count = least_members(settings) if self._has_waited else len(settings.members)
         self._has_waited = True
-        self._channel.addresses(count + len(self._refused), settings.deadline_s)
+        count += len(self._refused & set(self._channel.addresses(0, 0.0)))
+        self._channel.addresses(count, settings.deadline_s)
         return self._reachable()
 
     def _leave_out(self, refusal: RefusedError) -> None:

@@ -35,9 +35,10 @@ class StartedAgainError(Exception):
 
     Attributes:
         silent: addresses of those that did not answer any more.
+        again: address of one that lost its keys; twice in a row is once too often.
 
     """
 
-    def __init__(self, message: str, silent: Iterable[int] = ()) -> None:
+    def __init__(self, message: str, silent: Iterable[int] = (), again: Iterable[int] = ()) -> None:
         super().__init__(message)
-        self.silent = frozenset(silent)
+        self.silent, self.again = frozenset(silent), frozenset(again)

@@ -11,6 +11,7 @@ from privacy.secagg.parameters import (
     LARGEST_COMPLETE,
     ParameterError,
     choose_parameters,
+    quorum_for,
     smallest_roster,
 )
 
@@ -28,7 +29,8 @@ def make_plan(
     layout = trainable_layout(model)
     names = members.roster.names
     size = len(names) // settings.groups
-    chosen = choose_parameters(size, settings.colluders, size - settings.n_min)
+    pinned = len(settings.members) if settings.groups == 1 else size
+    chosen = choose_parameters(size, settings.colluders, size - settings.n_min, pinned)
     return RoundPlan(
         federation=settings.federation,
         run=settings.run,
@@ -78,6 +80,19 @@ def least_members(settings: RunSettings) -> int:
     """Return the fewest members that an epoch may have."""
     counts = range(1, len(settings.members) + 1)
     return next(count for count in counts if is_enough(settings, count))
+
+
+def most_of(settings: RunSettings, members: int) -> int:
+    """Return how many of so many members an epoch takes; 0 where they are not enough."""
+    return next((n for n in range(members, 0, -1) if is_enough(settings, n)), 0)
+
+
+def least_answers(settings: RunSettings) -> int:
+    """Return how many members a round needs: n_min, and a quorum where all are one group."""
+    everyone = len(settings.members)
+    if settings.groups > 1 or everyone > LARGEST_COMPLETE:
+        return settings.n_min
+    return max(settings.n_min, quorum_for(everyone, settings.colluders))
 
 
 def check_reachable(report: AttemptReport, plan: RoundPlan) -> None:

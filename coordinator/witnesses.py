@@ -8,7 +8,7 @@ from collections.abc import Mapping, Set
 
 from coordinator.attempt import Members
 from coordinator.channel import Channel
-from coordinator.errors import RunError
+from coordinator.errors import RefusedError
 from coordinator.member_heads import MemberHeads
 from coordinator.shared import SharedLedger
 from privacy.identity import IdentityKey, SignatureError, Signed
@@ -98,16 +98,17 @@ class Witnesses:
 
         Raises:
             RestoredLedgerError: a member holds a head that this ledger does not.
-            RunError: a member refuses.
+            RefusedError: a member refuses.
             StartedAgainError: a member does not answer any more.
 
         """
         missing = set(members.addresses) - set(self.collect(members, deadline_s))
         if refusing := sorted(missing & self._refusing):
-            raise RunError(
+            raise RefusedError(
                 f"Expected all {len(members.addresses)} members to countersign the coordinator's "
                 f"ledger before a round is planned, got refusals of {', '.join(refusing)}. The log "
-                "says why. Settle it with them, then resume the run."
+                "says why. Settle it with them, then resume the run.",
+                members.addresses[refusing[0]],
             )
         if missing:
             raise members.fell_silent(missing, "countersign a head")

@@ -9,7 +9,7 @@ can be computed again here; masks and keys are drawn anew each time.
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,12 +74,12 @@ class Ground:
     data: Path
 
 
-def lay_ground(folder: Path) -> Ground:
+def lay_ground(folder: Path, names: Sequence[str] = NAMES) -> Ground:
     """Write a model of 12,592 parameters, and records of twenty persons at each institution."""
     words = ["ward", "knee", "left", "mild", "scan", "night", "cough", "dose", "stable", "pain"]
     generator = np.random.default_rng(0)
     texts = []
-    for name in NAMES:
+    for name in names:
         place = folder / "data" / f"{name}.jsonl"
         place.parent.mkdir(exist_ok=True)
         lines = []
@@ -237,6 +237,19 @@ def make_federation(ground: Ground, tmp_path: Path) -> Iterator[Make]:
     """See `build`."""
     made = itertools.count()
     yield lambda *args, **options: build(ground, tmp_path / f"f{next(made)}", *args, **options)
+    client.app.close_nodes()
+
+
+@pytest.fixture
+def federation_of(tmp_path: Path) -> Iterator[Make]:
+    """Build a federation of other members: their names, and changes of the settings."""
+
+    def make(*names: str, **changes: Any) -> SmallFederation:
+        place = tmp_path / "-".join(names)
+        place.mkdir()
+        return build(lay_ground(place, names), place / "federation", **changes)
+
+    yield make
     client.app.close_nodes()
 
 

@@ -256,8 +256,8 @@ class Registry:
 
     def nodes_present(self) -> list[Member]:
         """Return those of `nodes` that listen, or did lately."""
-        since = self._clock() - LATELY_S
-        return [member for member in self.nodes() if (member.seen or 0.0) > since]
+        now = self._clock()  # which may have been set back since
+        return [m for m in self.nodes() if abs(now - (m.seen or 0.0)) < LATELY_S]
 
     def _wait(
         self, connection: Any, invited: Any, csr: bytes, identity_key: bytes, signs: bool

@@ -2,6 +2,7 @@
 
 from tests.small_federation import (  # noqa: F401  (fixtures)
     federation,
+    federation_of,
     ground,
     make_federation,
     opened,

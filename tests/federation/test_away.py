@@ -1,89 +1,21 @@
 """Members that are away while an epoch is opened: rounds go on without them, then with them."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable
 
 import pytest
+from flwr.app import Message
 
 import client.app
-from arion.local_grid import LocalGrid
+from client.epoch import HELD_EPOCHS
 from client.node import Node
-from coordinator.app import GridChannel
-from coordinator.driver import RunDriver
 from coordinator.epoch_record import EpochRecord
 from coordinator.errors import MissingMembersError, RunError
 from coordinator.planning import is_enough, least_members
 from coordinator.store import RunStore
-from models.optimiser import OptimiserState
-from privacy.ledger.entries import RestoredError
-from privacy.rounds import RoundPlan
-from privacy.secagg.parameters import smallest_roster
+from tests.away import OPENING, OTHERS, Reach, after_round, debits, drive, plans, survivors
 from tests.dying import dying
-from tests.small_federation import NAMES, SmallFederation
-
-OPENING = ("keys", "roster", "reveals", "recall", "countersign")
-OTHERS = ("east", "north", "south")
-
-
-class Reach(LocalGrid):
-    """A grid that knows who can be reached: whoever is not in `away`."""
-
-    def __init__(self, federation: SmallFederation, *away: str) -> None:
-        super().__init__(client.app.app, federation.homes.nodes, lambda name, _: name in self.away)
-        self.away = set(away)
-
-    def get_node_ids(self) -> Iterable[int]:
-        return [place for place, name in self._names.items() if name not in self.away]
-
-
-class Impatient(GridChannel):
-    """Does not wait for nodes; the deadline is for answers."""
-
-    def addresses(self, count: int, deadline_s: float) -> Sequence[int]:
-        return super().addresses(count, min(deadline_s, 0.0))
-
-
-def drive(federation: SmallFederation, grid: LocalGrid) -> OptimiserState:
-    client.app.close_nodes()
-    driver = RunDriver(federation.homes.coordinator, Impatient(grid))
-    try:
-        return driver.run()
-    finally:
-        driver.close()
-        client.app.close_nodes()
-
-
-def plans(federation: SmallFederation) -> list[RoundPlan]:
-    store = RunStore(federation.homes.coordinator)
-    attempts = store.attempts()
-    store.close()
-    return [RoundPlan.from_payload(attempt.plan.payload) for attempt in attempts]
-
-
-def survivors(federation: SmallFederation) -> list[tuple[str, ...]]:
-    rounds = federation.bodies("coordinator", "round-recorded")
-    return [tuple(body["survivors"]) for body in rounds]
-
-
-def debits(federation: SmallFederation) -> list[int]:
-    """How often each node paid; one that was never asked anything has no ledger yet."""
-    asked = [name for name in NAMES if (federation.homes.nodes[name] / "ledger").exists()]
-    return [
-        len(federation.bodies(name, "release-debited")) if name in asked else 0 for name in NAMES
-    ]
-
-
-def after_round(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], object]) -> None:
-    """Have something happen once a round is recorded."""
-    original = RunDriver._record
-
-    def record(self: RunDriver, attempt: Any) -> None:
-        original(self, attempt)
-        if attempt.round == number:
-            act()
-
-    monkeypatch.setattr(RunDriver, "_record", record)
+from tests.small_federation import FEDERATION, NAMES, Make, SmallFederation
 
 
 @pytest.mark.parametrize("action", OPENING)
@@ -114,15 +46,21 @@ def test_who_comes_back_is_in_the_next_round(
     federation.verified()
 
 
-def test_who_goes_is_waited_for_once(
-    federation: SmallFederation, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """West is in round 2's cohort and does not answer; round 3 is planned without it."""
+@pytest.mark.parametrize("asked", ["train.upload", "query.survivors", "query.unmask"])
+def test_who_goes_is_waited_for_once(federation: SmallFederation, asked: str) -> None:
+    """West goes when it is asked something in round 1; round 2 is planned without it."""
     grid = Reach(federation)
-    after_round(monkeypatch, 1, lambda: grid.away.add("west"))
+    drops = grid._drops
+
+    def goes(name: str, message: Message) -> bool:
+        if (name, message.metadata.message_type) == ("west", asked):
+            grid.away.add("west")
+        return drops(name, message)
+
+    grid._drops = goes
     assert drive(federation, grid).step == 3
-    assert [plan.cohort for plan in plans(federation)] == [NAMES, NAMES, OTHERS]
-    assert survivors(federation) == [NAMES, OTHERS, OTHERS]
+    assert [plan.cohort for plan in plans(federation)] == [NAMES, OTHERS, OTHERS]
+    assert survivors(federation)[1:] == [OTHERS, OTHERS]
     federation.verified()
 
 
@@ -138,6 +76,53 @@ def test_no_attempt_is_made_that_cannot_succeed(
     assert len(plans(federation)) == 1
     grid.away.clear()
     assert drive(federation, grid).step == 3
+    federation.verified()
+
+
+def test_no_attempt_is_made_that_cannot_reach_its_quorum(
+    federation_of: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of five with c = 1 that is 4, though n_min is 3."""
+    federation = federation_of(*NAMES, "mole")
+    grid = Reach(federation)
+    after_round(monkeypatch, 1, lambda: grid.away.update({"south", "west"}))
+    with pytest.raises(MissingMembersError, match="at least 4 of the 5"):
+        drive(federation, grid)
+    assert debits(federation) == [1] * 5
+    grid.away.clear()
+    assert drive(federation, grid).step == 3
+
+
+@pytest.mark.parametrize("is_late", [True, False])
+def test_groups_leave_out_as_many_as_do_not_divide(
+    federation_of: Make, monkeypatch: pytest.MonkeyPatch, is_late: bool
+) -> None:
+    """Of eight in two groups one is away: six take part, and it is not the same one that waits."""
+    names = tuple(f"m{place}" for place in range(8))
+    federation = federation_of(*names, groups=2, rounds=4)
+    grid = Reach(federation, *([] if is_late else ["m7"]))
+    after_round(monkeypatch, 1, lambda: grid.away.add("m7"))
+    assert drive(federation, grid).step == 4
+    cohorts = [plan.cohort for plan in plans(federation)]
+    assert [len(cohort) for cohort in cohorts] == [8 if is_late else 6, 6, 6, 6]
+    assert all("m7" not in cohort for cohort in cohorts[is_late:])
+    federation.verified()
+
+
+def test_who_is_left_over_stands_in_for_who_goes(
+    federation_of: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = tuple(f"m{place}" for place in range(8))
+    federation = federation_of(*names, groups=2)
+    grid = Reach(federation, "m7")
+
+    def go() -> None:
+        (spare,) = set(names[:7]) - set(plans(federation)[0].cohort)
+        grid.away.add("m0" if spare != "m0" else "m1")
+
+    after_round(monkeypatch, 1, go)
+    assert drive(federation, grid).step == 3
+    assert set(plans(federation)[-1].cohort) == set(names) - grid.away
     federation.verified()
 
 
@@ -166,6 +151,62 @@ def test_who_was_away_when_an_attempt_began_does_not_disturb_it(
     assert federation.bodies("coordinator", "round-aborted") == []
     assert survivors(federation) == [OTHERS, NAMES, NAMES]
     assert debits(federation) == [3, 3, 3, 2]
+    federation.verified()
+
+
+def test_another_three_are_enough_after_a_start(federation: SmallFederation) -> None:
+    """An attempt of east, north and south; then south is away, and west is back."""
+    grid = Reach(federation, "west")
+    with dying(RunStore, "save", 1, "after"):
+        drive(federation, grid)
+    grid.away = {"south"}
+    assert drive(federation, grid).step == 3
+    (aborted,) = federation.bodies("coordinator", "round-aborted")
+    assert aborted["code"] == "epoch-lost"
+    federation.verified()
+
+
+def test_an_epoch_that_a_node_has_left_is_lost_and_no_more(federation: SmallFederation) -> None:
+    """It entered eight newer ones, of other runs or that came to nothing, while the run stood."""
+    with dying(RunStore, "save", 1, "after"):
+        federation.run()
+    client.app.close_nodes()
+    node = Node(federation.homes.nodes["north"], "simulate")
+    for number in range(2, 2 + HELD_EPOCHS):
+        node.publish_keys(FEDERATION, number)
+    node.close()
+    (federation.homes.coordinator / "epochs").write_text(f"{1 + HELD_EPOCHS}\n")
+    state = drive(federation, Reach(federation, "west"))
+    assert state.step == 3
+    (aborted,) = federation.bodies("coordinator", "round-aborted")
+    assert aborted["code"] == "epoch-lost"
+    federation.verified()
+
+
+@pytest.mark.parametrize("phase", range(1, 13))
+def test_members_change_wherever_the_coordinator_dies(
+    federation: SmallFederation, phase: int
+) -> None:
+    """West is away, then north; no more than one attempt is lost."""
+    grid = Reach(federation, "west")
+    with dying(RunStore, "save", phase, "after"):
+        drive(federation, grid)
+    grid.away = {"north"}
+    assert drive(federation, grid).step == 3
+    assert len(federation.bodies("coordinator", "round-aborted")) <= 1
+    federation.verified()
+
+
+@pytest.mark.parametrize(("call", "when"), [(1, "before"), (2, "before"), (2, "after")])
+def test_the_coordinator_dies_as_it_keeps_what_members_signed(
+    federation: SmallFederation, monkeypatch: pytest.MonkeyPatch, call: int, when: str
+) -> None:
+    grid = Reach(federation, "west")
+    with monkeypatch.context() as patch:
+        after_round(patch, 1, grid.away.clear)
+        with dying(RunStore, "save_epoch", call, when):
+            drive(federation, grid)
+    assert drive(federation, grid).step == 3
     federation.verified()
 
 
@@ -209,49 +250,12 @@ def test_what_is_written_of_an_epoch_is_read_again(federation: SmallFederation) 
     assert record.to_bytes() == data
 
 
-def test_who_comes_back_and_refuses_does_not_stop_the_others(
-    federation: SmallFederation, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    grid = Reach(federation, "west")
-    original = Node.recall
-
-    def recall(self: Node, shown: Any) -> Any:
-        if self.name == "west":
-            raise RestoredError("Expected the newest head, got an older copy.")
-        return original(self, shown)
-
-    monkeypatch.setattr(Node, "recall", recall)
-    after_round(monkeypatch, 1, grid.away.clear)
-    assert drive(federation, grid).step == 3
-    assert survivors(federation) == [OTHERS] * 3
-    assert debits(federation) == [3, 3, 3, 0]
-
-
-def test_who_refuses_from_the_start_is_named(
-    federation: SmallFederation, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(self: Node, shown: Any) -> Any:
-        raise RestoredError("Expected the newest head, got an older copy.")
-
-    monkeypatch.setattr(Node, "recall", refuse)
-    with pytest.raises(RunError, match="refuses to go on with its ledger: Expected the newest"):
-        federation.run()
-
-
-@pytest.mark.parametrize("colluders", [1, 2, 5, 20])
-def test_any_two_rosters_share_an_honest_member(colluders: int) -> None:
-    for members in range(3, 61):
-        least = smallest_roster(members, colluders)
-        assert 2 * least - members > colluders or least == 3 >= members
-        assert least == 3 or 2 * (least - 1) - members <= colluders
-
-
 @pytest.mark.parametrize(
     ("members", "changes", "enough"),
     [
         (4, {}, [3, 4]),
         (5, {"n_min": 4}, [4, 5]),
-        (5, {"n_min": 3}, [4, 5]),  # two rosters of 3 could share a colluder alone
+        (5, {"n_min": 3}, [4, 5]),  # the quorum of five
         (9, {"n_min": 4, "colluders": 3}, [7, 8, 9]),
         (12, {"n_min": 4, "groups": 2}, [8, 10, 12]),  # they divide
         (60, {"n_min": 45, "colluders": 3}, range(51, 61)),  # a sparse graph stays one

@@ -1,0 +1,185 @@
+"""Members that are there and refuse, play foul or never answer: the others go on without them."""
+
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from client.node import Node
+from coordinator.app import GridChannel
+from coordinator.driver import RunDriver
+from coordinator.errors import RunError
+from coordinator.store import RunStore
+from privacy.ledger.entries import RestoredError
+from tests.away import OPENING, OTHERS, Impatient, Reach, after_round, debits, drive, survivors
+from tests.dying import dying
+from tests.small_federation import NAMES, Make, SmallFederation
+
+OLDER = "Expected the newest head, got an older copy."
+
+
+def refuse_to_recall(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    original = Node.recall
+
+    def recall(self: Node, shown: Any) -> Any:
+        if self.name in names:
+            raise RestoredError(OLDER)
+        return original(self, shown)
+
+    monkeypatch.setattr(Node, "recall", recall)
+
+
+def test_who_refuses_from_the_start_is_named(
+    federation: SmallFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_to_recall(monkeypatch, *NAMES)
+    with pytest.raises(RunError, match="refuses to go on with its ledger: Expected the newest"):
+        federation.run()
+
+
+def test_who_come_back_and_refuse_do_not_stop_the_others(
+    federation_of: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many: it takes no opening's place."""
+    names = tuple(f"m{place}" for place in range(10))
+    federation = federation_of(*names)
+    refuse_to_recall(monkeypatch, *names[6:])
+    grid = Reach(federation, *names[6:])
+    after_round(monkeypatch, 1, grid.away.clear)
+    assert drive(federation, grid).step == 3
+    assert survivors(federation) == [names[:6]] * 3
+    assert debits(federation) == [3] * 6 + [0] * 4
+
+
+def foul_keys(self: Node, original: Callable[..., Any], federation: str, epoch: int) -> Any:
+    return original(self, federation, epoch + 50)
+
+
+def foul_head(self: Node, original: Callable[..., Any], shown: Any) -> Any:
+    return self._identity.sign("plan", original(self, shown).payload)
+
+
+def no_countersignature(self: Node, original: Callable[..., Any], offer: Any) -> Any:
+    raise RestoredError(OLDER)
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("publish_keys", foul_keys),
+        ("recall", foul_head),
+        ("countersign", no_countersignature),
+    ],
+)
+def test_who_comes_back_and_plays_foul_does_not_stop_the_others(
+    federation: SmallFederation,
+    monkeypatch: pytest.MonkeyPatch,
+    question: str,
+    answer: Callable[..., Any],
+) -> None:
+    original = getattr(Node, question)
+
+    def answered(self: Node, *asked: Any) -> Any:
+        return answer(self, original, *asked) if self.name == "west" else original(self, *asked)
+
+    monkeypatch.setattr(Node, question, answered)
+    grid = Reach(federation, "west")
+    after_round(monkeypatch, 1, grid.away.clear)
+    assert drive(federation, grid).step == 3
+    assert survivors(federation) == [OTHERS] * 3
+
+
+def test_who_refused_and_went_is_not_waited_for(
+    federation: SmallFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """West comes back, refuses and goes; then a new epoch is needed, which nobody else can join."""
+    refuse_to_recall(monkeypatch, "west")
+    grid = Reach(federation, "west")
+    waited: list[tuple[int, int]] = []
+
+    def addresses(self: GridChannel, count: int, deadline_s: float) -> Sequence[int]:
+        found = GridChannel.addresses(self, count, 0.0)
+        waited.append((count, len(found)))
+        return found
+
+    original = RunDriver._record
+
+    def record(self: RunDriver, attempt: Any) -> None:
+        original(self, attempt)
+        grid.away.clear() if attempt.round == 1 else grid.away.add("west")
+        if attempt.round == 2:
+            self._epochs.members = None  # as where a member lost its keys
+
+    monkeypatch.setattr(Impatient, "addresses", addresses)
+    monkeypatch.setattr(RunDriver, "_record", record)
+    assert drive(federation, grid).step == 3
+    first = waited.index((len(NAMES), len(OTHERS)))  # for everyone, once
+    assert all(count <= found for count, found in waited[first + 1 :])
+
+
+@pytest.mark.parametrize("action", OPENING)
+def test_who_never_answers_is_asked_less_and_less(
+    make_federation: Make, monkeypatch: pytest.MonkeyPatch, action: str
+) -> None:
+    """Each time costs a deadline: in five rounds that is at the start, and before round 3."""
+    federation = make_federation(rounds=5)
+    asked = itertools.count()
+
+    def drops(name: str, what: str) -> bool:
+        return (name, what) == ("west", f"query.{action}") and next(asked) >= 0
+
+    assert federation.run(drops).step == 5
+    assert survivors(federation) == [OTHERS] * 5
+    assert next(asked) <= 3
+
+
+@pytest.mark.parametrize("action", ["roster", "reveals", "recall", "countersign"])
+@pytest.mark.parametrize("names", [NAMES, ("south", "west")])
+def test_a_silence_of_many_while_an_epoch_is_opened(
+    federation: SmallFederation, action: str, names: tuple[str, ...]
+) -> None:
+    """As when the service starts again, or the nodes train for another run meanwhile."""
+    silent = set(names)
+
+    def drops(name: str, asked: str) -> bool:
+        if asked == f"query.{action}" and name in silent:
+            silent.remove(name)
+            return True
+        return False
+
+    assert federation.run(drops).step == 3
+    federation.verified()
+
+
+def test_a_run_is_closed_though_a_member_refuses(
+    federation: SmallFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All rounds are recorded; the coordinator dies, and one that refuses stops nothing more."""
+    with dying(RunStore, "save", 12, "after"):
+        federation.run()
+    refuse_to_recall(monkeypatch, "west")
+    assert federation.run().step == 3
+    assert (federation.homes.coordinator / "CLOSED").exists()
+
+
+def test_a_node_that_comes_back_elsewhere_is_found(
+    federation_of: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its carrier may number it anew when it starts again."""
+    federation = federation_of(
+        "east", "north", "south", n_min=2, step={"honest_survivors": 1, "noise_multiplier": 1.2}
+    )
+    grid = Reach(federation)
+
+    def move() -> None:
+        old = next(place for place, name in grid._names.items() if name == "south")
+        grid._names[old] = ""  # nobody
+        grid.away.add("")
+        grid._names[old + 10], grid._contexts[old + 10] = "south", grid._contexts[old]
+
+    after_round(monkeypatch, 1, move)
+    assert drive(federation, grid).step == 3
+    assert json.loads((federation.homes.coordinator / "epochs").read_text()) == 2
+    assert survivors(federation) == [("east", "north", "south")] * 3
