@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +13,14 @@ from arion.errors import user_errors
 from arion.logs import LogFormat, LogFormatOption, set_up_logs
 from arion.progress import Progress, make_progress
 from arion.run_file import RunFile, load_run_file
-from arion.run_words import attempt_json, print_order, status_json, status_line, waiting_words
+from arion.run_words import (
+    attempt_json,
+    print_order,
+    status_json,
+    status_line,
+    sum_words,
+    waiting_words,
+)
 from arion.runs import (
     RunStatus,
     cancel,
@@ -138,7 +145,7 @@ def cancel_command(
     with (
         user_errors(),
         closing(ServiceHome.open(coordinator)) as service,
-        _telling(status_of(find(service, name)).rounds, log_format) as observer,
+        _telling(status_of(find(service, name)), log_format) as observer,
     ):
         status = cancel(service, name, observer)
     if as_json:
@@ -182,7 +189,7 @@ def watch_command(name: Name, *, coordinator: Coordinator, as_json: Json = False
                 status = status_now(service, home)
                 for attempt in status.attempts:
                     if _is_news(attempt, told):
-                        _tell(progress, attempt, as_json)
+                        _tell(progress, attempt, status.members, as_json)
                 if status.waiting and not as_json:
                     progress.step(status.round, waiting_words(status.waiting))
                 if status.is_over or status.state == "stopped":
@@ -235,20 +242,22 @@ def _progress(rounds: int) -> Iterator[Progress]:
 
 
 @contextmanager
-def _telling(rounds: int, log_format: LogFormat) -> Iterator[Observer]:
+def _telling(status: RunStatus, log_format: LogFormat) -> Iterator[Observer]:
     """An observer that tells of every attempt, for a run that this process drives."""
     set_up_logs(log_format)
-    with _progress(rounds) as progress:
+    with _progress(status.rounds) as progress:
 
         def observer(outcome: RoundOutcome, _: OptimiserState) -> None:
-            seconds = sum(outcome.seconds.values())
-            _note(progress, outcome.round, outcome.attempt, outcome.code, f"{seconds:.1f} s")
+            text = f"{sum(outcome.seconds.values()):.1f} s"
+            if len(outcome.survivors) < len(status.members):
+                text += f", {sum_words(outcome.survivors, status.members)}"
+            _note(progress, outcome.round, outcome.attempt, outcome.code, text)
 
         yield observer
 
 
 def _carry_on(service: ServiceHome, name: str, log_format: LogFormat) -> RunStatus:
-    with _telling(status_of(find(service, name)).rounds, log_format) as observer:
+    with _telling(status_of(find(service, name)), log_format) as observer:
         try:
             return carry_on(service, name, observer)
         except KeyboardInterrupt:
@@ -256,12 +265,12 @@ def _carry_on(service: ServiceHome, name: str, log_format: LogFormat) -> RunStat
             raise typer.Exit(_INTERRUPTED) from None
 
 
-def _tell(progress: Progress, attempt: Attempt, as_json: bool) -> None:
+def _tell(progress: Progress, attempt: Attempt, members: Sequence[str], as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(attempt_json(attempt)))
     else:
-        members = f"{len(attempt.survivors)} members in the sum"
-        _note(progress, attempt.round, attempt.attempt, attempt.code, members)
+        text = sum_words(attempt.survivors, members)
+        _note(progress, attempt.round, attempt.attempt, attempt.code, text)
 
 
 def _note(progress: Progress, number: int, attempt: int, code: str, text: str) -> None:

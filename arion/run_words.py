@@ -1,6 +1,7 @@
 """Runs over the service in words, and as JSON."""
 
 import json
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import typer
@@ -49,15 +50,26 @@ def status_line(status: RunStatus) -> str:
     return f"{status.name:<24} {status.state:<10} {status.round}/{status.rounds} rounds{reason}"
 
 
+def sum_words(survivors: Collection[str], members: Collection[str]) -> str:
+    """Who is in a round's sum and who is not, for people."""
+    missing = sorted(set(members) - set(survivors))
+    if not missing:
+        return f"{len(survivors)} members in the sum"
+    return f"{len(survivors)} of {len(members)} members in the sum, without {_some(missing)}"
+
+
 def waiting_words(waiting: Waiting) -> str:
     """What members are asked and who is still to answer, for people."""
     what = ACTIONS.get(waiting.action, waiting.action)
     if not waiting.missing:
         return f"{what}: all {waiting.asked} answered"
-    some, more = waiting.missing[:_NAMED], len(waiting.missing) - _NAMED
-    names = ", ".join(some) + (f" and {more} more" if more > 0 else "")
     answered = waiting.asked - len(waiting.missing)
-    return f"{what}: {answered} of {waiting.asked} answered, waits for {names}"
+    return f"{what}: {answered} of {waiting.asked} answered, waits for {_some(waiting.missing)}"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def print_order(order: RunOrder, as_json: bool) -> None:

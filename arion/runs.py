@@ -63,6 +63,7 @@ class RunStatus:
             end is to be told), "cancelling", "cancelled" or "finished".
         round: rounds recorded.
         rounds: rounds in all.
+        members: names of those that are pinned, sorted.
         attempts: those made, the newest last.
         reason: why it stopped, or "".
         waiting: what members are asked, where that is known and they are.
@@ -73,6 +74,7 @@ class RunStatus:
     state: str
     round: int
     rounds: int
+    members: tuple[str, ...]
     attempts: tuple[Attempt, ...]
     reason: str
     waiting: Waiting | None = None
@@ -225,6 +227,7 @@ def status_of(home: Path) -> RunStatus:
         state=_state(home, attempts, is_finished=recorded == settings.rounds),
         round=recorded,
         rounds=settings.rounds,
+        members=tuple(sorted(settings.members)),
         attempts=attempts,
         reason=reason.read_text().strip() if reason.exists() else "",
     )

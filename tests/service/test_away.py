@@ -90,3 +90,4 @@ def test_a_run_begins_without_who_is_away_and_goes_on_with_it(institutions: Make
     cohorts = [RoundPlan.from_payload(each.plan.payload).cohort for each in attempts(there)]
     assert (cohorts[0], cohorts[-1]) == (OTHERS, NAMES)
     there.verified()
+    assert "rounds: 2/2  4 members in the sum" in there.command("watch", RUN).output

@@ -54,6 +54,8 @@ def test_a_missing_node_never_hangs_a_run(institutions: Make) -> None:
     assert "west" in recorded[0]["survivors"]
     assert "west" not in recorded[1]["survivors"]
     there.verified()
+    watched = there.command("watch", "small").output
+    assert "rounds: 2/2  3 of 4 members in the sum, without west" in watched
 
 
 def test_a_node_killed_in_the_middle_comes_back(
