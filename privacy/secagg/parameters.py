@@ -167,8 +167,8 @@ def check_parameters(
         wanted = complete_parameters(members, corrupt, dropout, pinned)
         if chosen != wanted:
             raise ParameterError(
-                f"Expected {wanted}, for up to "
-                f"{LARGEST_COMPLETE} members the complete graph, got {chosen}."
+                f"Expected {wanted}, the complete graph and the quorum of "
+                f"{max(members, pinned)} pinned members, got {chosen}."
             )
         return
     if not (1 <= chosen.degree < members - 1 and 1 <= chosen.committee <= members):
