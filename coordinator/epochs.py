@@ -89,21 +89,12 @@ class Epochs:
         self._has_waited = self._was_open = False
         self.members: Members | None = None
 
-    def current(self) -> Members:
-        """Return the members of the epoch we are in, or of a new one.
-
-        Raises:
-            RunError: too few members are there, or one refuses; the message says who.
-
-        """
-        return self._enter(None)
-
     def of(self, plan: RoundPlan) -> Members:
         """Return the members of the epoch that a plan names, which is entered again where need be.
 
         Raises:
             EpochLost: its keys are lost.
-            RunError: see `current`.
+            RunError: too few members are there, or one refuses; the message says who.
 
         """
         return self._enter(plan)
@@ -114,7 +105,7 @@ class Epochs:
         An attempt that cannot succeed would cost budget.
 
         Raises:
-            RunError: see `current`.
+            RunError: see `of`.
 
         """
         self._patience.count()
@@ -201,7 +192,16 @@ class Epochs:
         settings = self._settings
         count = least_members(settings) if self._has_waited else len(settings.members)
         self._has_waited = True
-        count += len(self._refused & set(self._channel.addresses(0, 0.0)))
+        there = self._channel.addresses(0, 0.0)
+        count += len(self._refused & set(there))
+        if len(there) < count:
+            _LOG.info(
+                "%d of %d members are there: waiting for %d up to %g s",
+                len(there),
+                len(settings.members),
+                count,
+                settings.deadline_s,
+            )
         self._channel.addresses(count, settings.deadline_s)
         return self._reachable()
 

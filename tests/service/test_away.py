@@ -70,8 +70,11 @@ def test_who_listens_is_there(institutions: Make, monkeypatch: pytest.MonkeyPatc
         assert "north" not in present(registry)
 
 
-def test_a_run_begins_without_who_is_away_and_goes_on_with_it(institutions: Make) -> None:
+def test_a_run_begins_without_who_is_away_and_goes_on_with_it(
+    institutions: Make, caplog: pytest.LogCaptureFixture
+) -> None:
     """West is away for the deadline, and comes while the others work on the first round."""
+    caplog.set_level("INFO", "arion.coordinator")
     there = institutions(EXACT, rounds=2, deadline_s=3.0)
     there.start(*OTHERS)
     there.held.add(("north", "query.unmask"))
@@ -90,4 +93,5 @@ def test_a_run_begins_without_who_is_away_and_goes_on_with_it(institutions: Make
     cohorts = [RoundPlan.from_payload(each.plan.payload).cohort for each in attempts(there)]
     assert (cohorts[0], cohorts[-1]) == (OTHERS, NAMES)
     there.verified()
+    assert any("are there: waiting for 4 up to 3 s" in told for told in caplog.messages)
     assert "rounds: 2/2  4 members in the sum" in there.command("watch", RUN).output
