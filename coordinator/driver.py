@@ -262,7 +262,7 @@ class RunDriver:
         except RestoredLedgerError:
             raise
         except RunError as error:
-            _LOG.warning("the last head is not countersigned: %s", error)
+            _LOG.error("the last head is not countersigned: %s", error)
         self._tell_closed()
 
     def _end_early(self, abort: SecAggAbort) -> None:

@@ -29,7 +29,7 @@ def status(state: str, *places: tuple[int, int, Phase]) -> RunStatus:
     """Where a run stands, as far as counting asks."""
     made = attempts(*places)
     recorded = sum(attempt.phase == Phase.RECORDED for attempt in made)
-    return RunStatus("r", state, recorded, 9, made, "")
+    return RunStatus("r", state, recorded, 9, (), made, "")
 
 
 def test_rounds_are_counted_when_they_have_ended() -> None:

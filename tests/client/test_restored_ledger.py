@@ -164,7 +164,7 @@ def two_rounds_and_back(federation: SmallFederation) -> None:
         federation.run()
     with (
         rolled_back(federation.homes.nodes["north"]),
-        dying(Witnesses, "collect", 3, "after"),
+        dying(Witnesses, "collect", 2, "after"),
     ):
         federation.run()
 
