@@ -9,7 +9,7 @@ secrets of their own for each peer: those stay in the process.
 import hashlib
 import os
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +65,11 @@ class EpochKeeper:
             return []
         return sorted(self._folder.glob("*" + _KEYS))
 
+    @property
+    def numbers(self) -> Set[int]:
+        """Of the epochs whose keys are held."""
+        return self._held.keys()
+
     def enter(self, federation: str, number: int) -> Epoch:
         """Return the epoch's keys: those there are, or new ones.
 
@@ -108,9 +113,14 @@ class EpochKeeper:
             )
         own = [epoch for epoch in self._held.values() if epoch.bundle in bundles]
         current = own[0] if own else self._held[max(self._held)]
-        roster = accept_roster(
-            bundles, pins, current.bundle, current.number, federation, least=least
-        )
+        try:
+            roster = accept_roster(
+                bundles, pins, current.bundle, current.number, federation, least=least
+            )
+        except RosterError as error:
+            if own:
+                raise
+            raise KeysLostError(str(error)) from error  # it may hold another run's only
         try:
             self._memory.claim_roster(federation, roster.own_commitment, roster.digest)
         except StoreConflict as error:

@@ -147,6 +147,8 @@ class Node:
             pairwise = self._epochs.accept_reveals(reveals)
             member = SecAggNode(self._identity, pairwise, self._store)
             self._members[pairwise.roster.epoch] = member
+            for number in self._members.keys() - self._epochs.numbers:
+                del self._members[number]
             self._histories.enter(pairwise.roster.epoch)
 
     def release(self, request: UploadRequest, vector: memoryview) -> SealedUpload:

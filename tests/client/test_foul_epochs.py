@@ -13,7 +13,7 @@ from privacy.ledger.entries import ForkError
 from privacy.ledger.log import LedgerLog
 from privacy.rounds import PlanCode, PlanRefused
 from privacy.secagg.header import RefusalCode, SecAggRefused
-from privacy.secagg.keys import EpochKeys, RosterError
+from privacy.secagg.keys import EpochKeys, KeysLostError, RosterError
 from privacy.secagg.roster import accept_roster
 from protos.messages import SurvivorsRequest
 from protos.round_messages import HeadOffer, UploadRequest
@@ -271,3 +271,28 @@ def test_a_head_by_another_key(hands: Hands, two_histories: tuple[HeadOffer, Hea
         node.countersign(forged)
     assert not (node.home / FORK_FILE).exists()
     assert node.held_head() == head
+
+
+def test_keys_lost_while_another_run_asks(federation: SmallFederation) -> None:
+    bundles = []
+    for home in federation.homes.nodes.values():
+        node = Node(home, "simulate")
+        bundles.append(node.publish_keys(FEDERATION, 1))
+        node.close()
+    node = Node(federation.homes.nodes["east"], "simulate")
+    node._epochs.forget()  # the machine was started again: tmpfs is empty
+    node.close()
+    node = Node(federation.homes.nodes["east"], "simulate")
+    try:
+        node.publish_keys(FEDERATION, 2)  # another run
+        with pytest.raises(KeysLostError):
+            node.accept_roster(bundles)
+    finally:
+        node.close()
+
+
+def test_a_node_holds_no_more_than_eight_epochs(hands: Hands) -> None:
+    """Those that came to nothing are left too, with the secrets of each pair."""
+    for number in range(2, 4 + HELD_EPOCHS):
+        enter(hands, number)
+    assert len(hands.nodes["north"]._members) == HELD_EPOCHS
