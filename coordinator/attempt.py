@@ -45,8 +45,8 @@ class Members:
     Attributes:
         roster: verified.
         addresses: of those of the roster that are there.
-        spare: addresses of members that are there and in no roster, so that the others divide into
-            groups.
+        spare: addresses of those that answered and are not in the roster: one too many for the
+            groups, or, of an epoch that is entered again, new to it or gone from it.
 
     """
 

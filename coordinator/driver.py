@@ -277,10 +277,9 @@ class RunDriver:
     def _tell_closed(self) -> None:
         """Tell the nodes that the run is over, and show those of the epoch the newest head."""
         members = self._epochs.members
-        if members is None:
-            self._close_at(self._channel.addresses(0, 0.0))
-        else:
-            self._close_at(members.addresses.values())
+        there = set(self._channel.addresses(0, 0.0))  # who was left over or refused, too
+        self._close_at(there if members is None else there | set(members.addresses.values()))
+        if members is not None:
             self._witnesses.collect(members, self.settings.deadline_s)
 
     def _close_at(self, addresses: Iterable[int]) -> None:

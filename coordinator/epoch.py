@@ -22,7 +22,7 @@ from coordinator.settings import RunSettings
 from privacy.identity import SignatureError, Signed
 from privacy.ledger.entries import LedgerError
 from privacy.secagg.keys import KeysLostError, RosterError
-from privacy.secagg.roster import Roster, accept_reveals, accept_roster
+from privacy.secagg.roster import Roster, accept_reveals, accept_roster, verify_reveal
 from protos.epoch_messages import (
     KeyBundleMessage,
     RevealMessage,
@@ -78,7 +78,10 @@ class Opening:
 
         """
         bundles, addresses, spare = self._bundles()
-        roster = self._roster(bundles)
+        try:
+            roster = self._roster(bundles)
+        except RunError as error:
+            raise self._misfit(bundles, addresses) or error from error
         if self.known is not None and roster.digest.hex() != self.known.digest:
             raise EpochLost(f"Expected the members' keys of epoch {self.number}, got new ones.")
         members = Members(roster, addresses, spare)
@@ -121,8 +124,22 @@ class Opening:
         """Return whose bundle it is; RefusedError where it is none."""
         try:
             return self._roster({"": signed}).names[0]
-        except RunError as error:
+        except (RunError, EpochLost) as error:
             raise RefusedError(str(error), address) from error
+
+    def _misfit(
+        self, bundles: Mapping[str, Signed], addresses: Mapping[str, int]
+    ) -> RefusedError | None:
+        """Find the one whose bundle does not fit the others, such as without an ML-KEM-768 key."""
+        for out in addresses:
+            try:
+                self._roster({name: each for name, each in bundles.items() if name != out})
+            except RunError:
+                continue
+            return RefusedError(
+                f"The keys of {out} do not fit those of all others.", addresses[out]
+            )
+        return None
 
     def _surplus(self, names: list[str]) -> list[str]:
         """Return whom to leave out, others each time, so that the rest divides into the groups."""
@@ -139,7 +156,11 @@ class Opening:
                 list(bundles.values()), pins, None, self.number, settings.federation, least=least
             )
         except RosterError as error:
-            raise RunError(f"Epoch {self.number} cannot be opened: {error}") from error
+            raise self._cannot(error) from error
+
+    def _cannot(self, error: RosterError) -> EpochLost | RunError:
+        told = f"Epoch {self.number} cannot be opened: {error}"
+        return RunError(told) if self.known is None else EpochLost(told)
 
     def _reveals(self, members: Members, bundles: Mapping[str, Signed]) -> dict[str, Signed]:
         """Show everyone the bundles, collect the nonces, and show everyone those."""
@@ -149,6 +170,10 @@ class Opening:
         for address, parcel in self._ask(places, "roster", request, RevealMessage):
             name = _check_agrees(members, address, what, parcel)
             assert isinstance(parcel.message, RevealMessage)
+            try:
+                verify_reveal(parcel.message.signed, members.roster, name)
+            except RosterError as error:
+                raise RefusedError(f"{name} shows no nonce: {error}", address) from error
             shown[name] = parcel.message.signed
         _check_all(members, set(shown), "reveal its nonce")
         by_name = {**(self.known.reveals if self.known else {}), **shown}
@@ -156,7 +181,7 @@ class Opening:
         try:
             members.roster, _ = accept_reveals(members.roster, reveals, None)
         except RosterError as error:
-            raise RunError(f"Epoch {self.number} cannot be opened: {error}") from error
+            raise self._cannot(error) from error
         request = Parcel(RevealsMessage(reveals))
         accepted = {
             _check_agrees(members, address, what, parcel)
@@ -195,7 +220,7 @@ class Opening:
         missing = sorted(set(settings.members) - present)
         count = len(settings.members) - len(missing)
         least = least_members(settings)
-        if not (most_of(settings, count) or (self.known and count >= least)):
+        if count < least:
             if most_of(settings, count + spare):
                 raise EpochLost(
                     f"Expected members with the keys of epoch {self.number}, got others."

@@ -11,7 +11,7 @@ from coordinator.attempt import AttemptReport, Members
 from coordinator.channel import Channel
 from coordinator.epoch import Opening
 from coordinator.epoch_record import EpochRecord
-from coordinator.errors import RefusedError, RunError, StartedAgainError
+from coordinator.errors import MissingMembersError, RefusedError, RunError, StartedAgainError
 from coordinator.member_heads import MemberHeads
 from coordinator.planning import least_answers, least_members, most_of
 from coordinator.settings import RunSettings
@@ -41,9 +41,11 @@ class Patience:
         self._waits: dict[int, int] = {}
         self._again: dict[int, int] = {}
 
-    def count(self) -> None:
-        """Count a plan."""
+    def count(self, there: Iterable[int]) -> None:
+        """Count a plan; who is not there starts afresh when it comes back."""
         self._plans += 1
+        for address in self._again.keys() - set(there):
+            del self._waits[address], self._again[address]
 
     def note(self, answered: Iterable[int], silent: Iterable[int]) -> None:
         """Note who answered, and who was asked and did not."""
@@ -84,7 +86,7 @@ class Epochs:
     ) -> None:
         self._settings, self._channel, self._heads = settings, channel, heads
         self._witnesses, self._store = witnesses, store
-        self._refused: set[int] = set()
+        self._refused: dict[int, str] = {}
         self._patience = Patience()
         self._has_waited = self._was_open = False
         self.members: Members | None = None
@@ -108,7 +110,7 @@ class Epochs:
             RunError: see `of`.
 
         """
-        self._patience.count()
+        self._patience.count(self._channel.addresses(0, 0.0))
         if self.members is not None and (self._came(self.members) or self._is_short(self.members)):
             self.members = None
         return self._enter(None)
@@ -136,7 +138,8 @@ class Epochs:
 
     def _is_short(self, members: Members) -> bool:
         there = set(self._reachable()) & set(members.addresses.values())
-        return len(there) < least_answers(self._settings)
+        size = len(members.roster.names) // self._settings.groups
+        return len(there) < least_answers(self._settings, size)
 
     def _reachable(self) -> Sequence[int]:
         return [at for at in self._channel.addresses(0, 0.0) if at not in self._refused]
@@ -158,9 +161,16 @@ class Epochs:
                 self._witnesses.show_all(members, self._settings.deadline_s)
             except StartedAgainError as error:
                 _LOG.warning("the epoch is opened anew: %s", error)
-                last, openings = str(error), openings + 1
-                silent |= error.silent | (error.again & again)
-                again |= error.again
+                last, out = str(error), error.silent | (error.again & again)
+                openings += not out - silent  # each is left out once, so this ends
+                silent, again = silent | out, again | error.again
+            except MissingMembersError as error:
+                if not self._refused:
+                    raise
+                refusals = "; ".join(self._refused.values())
+                raise MissingMembersError(
+                    f"{error} Some are there and refused: {refusals}"
+                ) from error
             except RefusedError as error:
                 self._leave_out(error)  # each is asked no more, so this ends
             else:
@@ -175,7 +185,7 @@ class Epochs:
 
     def _opening(self, plan: RoundPlan | None, without: Set[int]) -> Opening:
         settings = self._settings
-        there = self._wait()
+        there = self._wait(without)
         places = [at for at in self._patience.due(there) if at not in without]
         if len(places) < least_members(settings):
             places = list(there)
@@ -187,13 +197,14 @@ class Epochs:
             known = EpochRecord(plan.epoch, plan.roster_digest, {}, {})
         return Opening(settings, plan.epoch, self._channel, places, known)
 
-    def _wait(self) -> Sequence[int]:
+    def _wait(self, without: Set[int]) -> Sequence[int]:
         """Wait for members, at first for all of them; return the addresses to ask."""
         settings = self._settings
         count = least_members(settings) if self._has_waited else len(settings.members)
         self._has_waited = True
         there = self._channel.addresses(0, 0.0)
-        count += len(self._refused & set(there))
+        idle = set(there) - (set(self._patience.due(self._reachable())) - without)
+        count = min(count + len(idle), len(settings.members))  # where all are there, nobody comes
         if len(there) < count:
             _LOG.info(
                 "%d of %d members are there: waiting for %d up to %g s",
@@ -213,4 +224,4 @@ class Epochs:
         if not self._was_open:
             raise refusal
         _LOG.error("the run goes on without a member: %s", refusal)
-        self._refused.add(refusal.address)
+        self._refused[refusal.address] = str(refusal)

@@ -35,7 +35,7 @@ class StartedAgainError(Exception):
 
     Attributes:
         silent: addresses of those that did not answer any more.
-        again: address of one that lost its keys; twice in a row is once too often.
+        again: address of one that lost its keys; twice in one opening is once too often.
 
     """
 

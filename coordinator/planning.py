@@ -87,16 +87,20 @@ def most_of(settings: RunSettings, members: int) -> int:
     return next((n for n in range(members, 0, -1) if is_enough(settings, n)), 0)
 
 
-def least_answers(settings: RunSettings) -> int:
-    """Return how many members a round needs: n_min, and a quorum where all are one group."""
-    everyone = len(settings.members)
-    if settings.groups > 1 or everyone > LARGEST_COMPLETE:
-        return settings.n_min
-    return max(settings.n_min, quorum_for(everyone, settings.colluders))
+def least_answers(settings: RunSettings, size: int) -> int:
+    """Return how many members a round needs, so that some group of so many has n_min and a quorum.
+
+    However they fall into the groups.
+    """
+    least = settings.n_min
+    if size <= LARGEST_COMPLETE:
+        pinned = len(settings.members) if settings.groups == 1 else size
+        least = max(least, quorum_for(pinned, settings.colluders))
+    return settings.groups * (least - 1) + 1
 
 
 def check_reachable(report: AttemptReport, plan: RoundPlan) -> None:
-    """Stop where refusals alone keep a sum from ever reaching n_min: attempts cost budget.
+    """Stop where refusals alone keep a sum from n_min or its quorum: attempts cost budget.
 
     A member that lacks the epoch does not count: the next attempt has a new one.
     """
@@ -105,10 +109,12 @@ def check_reachable(report: AttemptReport, plan: RoundPlan) -> None:
         for name, (code, detail) in report.refusals.items()
         if code != RefusalCode.OTHER_ROSTER
     }
-    if len(plan.cohort) - len(lasting) >= plan.n_min:
+    is_complete = plan.committee == plan.group_size
+    least = max(plan.n_min, plan.quorum) if is_complete else plan.n_min
+    if len(plan.cohort) - len(lasting) >= least:
         return
     reasons = "; ".join(f"{name}: {detail}" for name, detail in sorted(lasting.items()))
     raise RunError(
-        f"Expected at least n_min = {plan.n_min} members to take part, got refusals of "
+        f"Expected at least {least} members to take part, got refusals of "
         f"{len(lasting)} of {len(plan.cohort)}: {reasons}"
     )

@@ -215,6 +215,24 @@ def reveal(roster: Roster, keys: EpochKeys, identity: IdentityKey) -> OwnReveal:
     return OwnReveal(identity.sign("reveal", shown.payload()), secrets)
 
 
+def verify_reveal(signed: Signed, roster: Roster, node: str) -> None:
+    """Check one reveal by itself, as `accept_reveals` checks all.
+
+    Args:
+        signed: what a member sent.
+        roster: of the epoch.
+        node: the member.
+
+    Raises:
+        RosterError: no reveal, one of another member or roster, or not what it committed to.
+
+    """
+    shown = _read_reveal(signed, roster)
+    if shown.node != node:
+        _refuse(f"a nonce of {node!r}", f"one of {shown.node!r}")
+    _check_reveal(shown, roster)
+
+
 def accept_reveals(
     roster: Roster, reveals: Sequence[Signed], own_reveal: Signed | None
 ) -> tuple[Roster, Mapping[str, bytes]]:
@@ -240,14 +258,8 @@ def accept_reveals(
     if [shown.node for shown in parsed] != list(roster.names):  # 3
         missing = sorted(set(roster.names) - {shown.node for shown in parsed})
         _refuse("one nonce of each member", f"{len(parsed)}, missing {missing}")
-    for shown, bundle in zip(parsed, roster.bundles, strict=True):
-        nonce = bytes.fromhex(shown.nonce)
-        committed = commit_nonce(nonce, roster.federation, roster.epoch, shown.node).hex()
-        if committed != bundle.nonce_commitment:  # 4
-            _refuse("the nonce that the bundle commits to", f"another of {shown.node!r}")
-        later = {name for name in roster.names if roster.hybrid and name > shown.node}
-        if set(shown.ciphertexts) != later:  # 6
-            _refuse("ciphertexts for all later members", f"others from {shown.node!r}")
+    for shown in parsed:
+        _check_reveal(shown, roster)  # 4, 6
     if own_reveal is not None and own_reveal not in reveals:  # 5
         _refuse("this member's own nonce, unchanged", "another one, or none")
     nonces = [bytes.fromhex(shown.nonce) for shown in parsed]
@@ -299,3 +311,14 @@ def _signed_as(kind: type[_Read], domain: str, signed: Signed, pins: Mapping[str
 
 def _refuse(expected: str, got: str) -> NoReturn:
     raise RosterError(f"Expected {expected}, got {got}. Ask the coordinator for the epoch again.")
+
+
+def _check_reveal(shown: Reveal, roster: Roster) -> None:
+    bundle = next(bundle for bundle in roster.bundles if bundle.node == shown.node)
+    nonce = bytes.fromhex(shown.nonce)
+    committed = commit_nonce(nonce, roster.federation, roster.epoch, shown.node).hex()
+    if committed != bundle.nonce_commitment:
+        _refuse("the nonce that the bundle commits to", f"another of {shown.node!r}")
+    later = {name for name in roster.names if roster.hybrid and name > shown.node}
+    if set(shown.ciphertexts) != later:
+        _refuse("ciphertexts for all later members", f"others from {shown.node!r}")

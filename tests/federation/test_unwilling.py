@@ -1,7 +1,6 @@
 """Members that are there and refuse, play foul or never answer: the others go on without them."""
 
 import itertools
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,14 +9,20 @@ import pytest
 from client.node import Node
 from coordinator.app import GridChannel
 from coordinator.driver import RunDriver
-from coordinator.errors import RunError
+from coordinator.errors import MissingMembersError, RunError
 from coordinator.store import RunStore
 from privacy.ledger.entries import RestoredError
+from privacy.rounds import PlanCode, PlanRefused
 from tests.away import OPENING, OTHERS, Impatient, Reach, after_round, debits, drive, survivors
 from tests.dying import dying
 from tests.small_federation import NAMES, Make, SmallFederation
 
 OLDER = "Expected the newest head, got an older copy."
+
+
+def epochs(federation: SmallFederation) -> int:
+    """How many were opened."""
+    return int((federation.homes.coordinator / "epochs").read_text())
 
 
 def refuse_to_recall(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
@@ -133,6 +138,7 @@ def test_who_never_answers_is_asked_less_and_less(
     assert federation.run(drops).step == 5
     assert survivors(federation) == [OTHERS] * 5
     assert next(asked) <= 3
+    assert epochs(federation) <= 4
 
 
 @pytest.mark.parametrize("action", ["roster", "reveals", "recall", "countersign"])
@@ -181,5 +187,132 @@ def test_a_node_that_comes_back_elsewhere_is_found(
 
     after_round(monkeypatch, 1, move)
     assert drive(federation, grid).step == 3
-    assert json.loads((federation.homes.coordinator / "epochs").read_text()) == 2
+    assert epochs(federation) == 2
     assert survivors(federation) == [("east", "north", "south")] * 3
+
+
+def test_who_refuses_is_told_of_the_end(
+    federation: SmallFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Node.countersign
+    refuses: set[str] = set()
+
+    def countersign(self: Node, offer: Any) -> Any:
+        if self.name in refuses:
+            raise RestoredError(OLDER)
+        return original(self, offer)
+
+    monkeypatch.setattr(Node, "countersign", countersign)
+    grid = Reach(federation)
+    after_round(monkeypatch, 1, lambda: (grid.away.add("west"), refuses.add("west")))
+    after_round(monkeypatch, 2, grid.away.clear)
+    assert drive(federation, grid).step == 3
+    assert federation.bodies("west", "run-closed") != []
+
+
+def refuse_plans(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    original = Node.release
+
+    def release(self: Node, *asked: Any) -> Any:
+        if self.name in names:
+            raise PlanRefused(PlanCode.WRONG_FEDERATION, "federation", "no")
+        return original(self, *asked)
+
+    monkeypatch.setattr(Node, "release", release)
+
+
+def test_no_second_attempt_where_refusals_keep_it_from_its_quorum(
+    federation_of: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation = federation_of(*NAMES, "mole")
+    refuse_plans(monkeypatch, "west")
+    with pytest.raises(RunError):
+        drive(federation, Reach(federation, "mole"))
+    assert max(debits(federation)) == 1
+
+
+def test_who_is_needed_is_waited_for_though_another_hangs(
+    federation: SmallFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = Reach(federation)
+    drops = grid._drops
+    grid._drops = lambda name, m: (
+        (name, m.metadata.message_type) == ("west", "query.keys") or drops(name, m)
+    )
+
+    def addresses(self: GridChannel, count: int, deadline_s: float) -> Sequence[int]:
+        found = GridChannel.addresses(self, count, 0.0)
+        if deadline_s and len(found) < count:
+            grid.away.clear()  # it comes within the deadline
+            found = GridChannel.addresses(self, count, 0.0)
+        return found
+
+    monkeypatch.setattr(Impatient, "addresses", addresses)
+    after_round(monkeypatch, 1, lambda: grid.away.add("south"))
+    assert drive(federation, grid).step == 3
+
+
+def test_silence_at_different_steps(federation_of: Make) -> None:
+    names = tuple(f"m{place}" for place in range(10))
+    federation = federation_of(*names)
+    quiet = {("m0", "query.roster"), ("m1", "query.reveals"), ("m2", "query.recall")}
+    assert federation.run(lambda name, asked: (name, asked) in quiet).step == 3
+
+
+def test_who_hung_and_started_again_is_in_the_next_round(
+    make_federation: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation = make_federation(rounds=8, step={"releases": 24})
+    grid = Reach(federation)
+    drops, hung = grid._drops, {"west"}
+    grid._drops = lambda name, m: (
+        (name in hung and m.metadata.message_type == "query.keys") or drops(name, m)
+    )
+    after_round(monkeypatch, 3, lambda: grid.away.add("west"))  # stopped
+    after_round(monkeypatch, 4, lambda: (hung.clear(), grid.away.clear()))  # started
+    assert drive(federation, grid).step == 8
+    assert "west" in survivors(federation)[5]
+
+
+def test_a_foul_nonce_does_not_stop_the_others(
+    federation: SmallFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Node.accept_roster
+
+    def foul(self: Node, bundles: Any) -> Any:
+        signed = original(self, bundles)
+        return self._identity.sign("plan", signed.payload) if self.name == "west" else signed
+
+    monkeypatch.setattr(Node, "accept_roster", foul)
+    grid = Reach(federation, "west")
+    after_round(monkeypatch, 1, grid.away.clear)
+    assert drive(federation, grid).step == 3
+    assert survivors(federation) == [OTHERS] * 3
+
+
+def test_a_bundle_that_does_not_fit_the_others_does_not_stop_them(
+    federation: SmallFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Node.publish_keys
+
+    def foul(self: Node, name: str, epoch: int) -> Any:
+        if self.name == "west":
+            self._epochs._hybrid = True
+        return original(self, name, epoch)
+
+    monkeypatch.setattr(Node, "publish_keys", foul)
+    grid = Reach(federation, "west")
+    after_round(monkeypatch, 1, grid.away.clear)
+    assert drive(federation, grid).step == 3
+    assert survivors(federation) == [OTHERS] * 3
+
+
+def test_who_refused_is_not_said_to_be_away(
+    federation: SmallFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_to_recall(monkeypatch, "west")
+    grid = Reach(federation, "west")
+    after_round(monkeypatch, 1, grid.away.clear)
+    after_round(monkeypatch, 2, lambda: grid.away.add("south"))
+    with pytest.raises(MissingMembersError, match="Some are there and refused: west refuses"):
+        drive(federation, grid)
