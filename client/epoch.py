@@ -96,7 +96,8 @@ class EpochKeeper:
             bundles, pins, federation, least: see `privacy.secagg.roster.accept_roster`.
 
         Raises:
-            KeysLostError: no epoch was entered since this process started, nor left keys in tmpfs.
+            KeysLostError: no epoch was entered since this process started, nor left keys in tmpfs;
+                or only others than this one.
             RosterError: another roster of the epoch was accepted before, or as
                 `privacy.secagg.roster.accept_roster`.
 
@@ -135,7 +136,7 @@ class EpochKeeper:
         """Check an epoch's nonces and return our pairwise secrets.
 
         Raises:
-            KeysLostError: no roster was accepted since this process started.
+            KeysLostError: no roster was accepted since this process started, or only of others.
             RosterError: as `privacy.secagg.roster.accept_reveals`.
 
         """
@@ -148,7 +149,12 @@ class EpochKeeper:
         own = [epoch for epoch in open_ if epoch.reveal and epoch.reveal.signed in reveals]
         current = own[0] if own else max(open_, key=lambda epoch: epoch.number)
         assert current.reveal is not None and current.roster is not None, "chosen by that"  # noqa: PT018
-        roster, ciphertexts = accept_reveals(current.roster, reveals, current.reveal.signed)
+        try:
+            roster, ciphertexts = accept_reveals(current.roster, reveals, current.reveal.signed)
+        except RosterError as error:
+            if own:
+                raise
+            raise KeysLostError(str(error)) from error  # as above
         received = {
             name: current.keys.decapsulate(ciphertext) for name, ciphertext in ciphertexts.items()
         }

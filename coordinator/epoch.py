@@ -142,7 +142,7 @@ class Opening:
         return None
 
     def _surplus(self, names: list[str]) -> list[str]:
-        """Return whom to leave out, others each time, so that the rest divides into the groups."""
+        """Return whom to leave out, others in each epoch, so that the rest divides into groups."""
         over = len(names) - most_of(self.settings, len(names))
         first = self.number % len(names)
         return (names[first:] + names[:first])[:over]
@@ -221,7 +221,7 @@ class Opening:
         count = len(settings.members) - len(missing)
         least = least_members(settings)
         if count < least:
-            if most_of(settings, count + spare):
+            if count + spare >= least:
                 raise EpochLost(
                     f"Expected members with the keys of epoch {self.number}, got others."
                 )

@@ -134,7 +134,8 @@ class Epochs:
 
     def _went(self, members: Members) -> bool:
         gone = set(members.addresses.values()) - set(self._reachable())
-        return bool(gone) and most_of(self._settings, len(members.addresses) - len(gone)) > 0
+        left = len(members.addresses) - len(gone)
+        return bool(gone) and left >= least_members(self._settings)
 
     def _is_short(self, members: Members) -> bool:
         there = set(self._reachable()) & set(members.addresses.values())
@@ -174,9 +175,8 @@ class Epochs:
             except RefusedError as error:
                 self._leave_out(error)  # each is asked no more, so this ends
             else:
-                if plan is None:
-                    answered = {*members.addresses.values(), *members.spare}
-                    self._patience.note(answered, (set(opening.places) | silent) - answered)
+                answered = {*members.addresses.values(), *members.spare}
+                self._patience.note(answered, (set(opening.places) | silent) - answered)
                 return members
         raise RunError(
             f"Expected every member to stay up while an epoch is opened, got {OPENINGS} openings "

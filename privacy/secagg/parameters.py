@@ -87,7 +87,7 @@ def smallest_roster(members: int, corrupt: int) -> int:
         corrupt: c, members that may conspire with the coordinator.
 
     """
-    return max(SMALLEST_COHORT, (members + corrupt) // 2 + 1)
+    return max(SMALLEST_COHORT, quorum_for(members, corrupt))
 
 
 def choose_parameters(members: int, corrupt: int, dropout: int, pinned: int = 0) -> GraphParameters:

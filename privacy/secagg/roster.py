@@ -230,7 +230,8 @@ def verify_reveal(signed: Signed, roster: Roster, node: str) -> None:
     shown = _read_reveal(signed, roster)
     if shown.node != node:
         _refuse(f"a nonce of {node!r}", f"one of {shown.node!r}")
-    _check_reveal(shown, roster)
+    bundle = next(bundle for bundle in roster.bundles if bundle.node == node)
+    _check_reveal(shown, bundle, roster)
 
 
 def accept_reveals(
@@ -258,8 +259,8 @@ def accept_reveals(
     if [shown.node for shown in parsed] != list(roster.names):  # 3
         missing = sorted(set(roster.names) - {shown.node for shown in parsed})
         _refuse("one nonce of each member", f"{len(parsed)}, missing {missing}")
-    for shown in parsed:
-        _check_reveal(shown, roster)  # 4, 6
+    for shown, bundle in zip(parsed, roster.bundles, strict=True):
+        _check_reveal(shown, bundle, roster)  # 4, 6
     if own_reveal is not None and own_reveal not in reveals:  # 5
         _refuse("this member's own nonce, unchanged", "another one, or none")
     nonces = [bytes.fromhex(shown.nonce) for shown in parsed]
@@ -309,12 +310,7 @@ def _signed_as(kind: type[_Read], domain: str, signed: Signed, pins: Mapping[str
     return read
 
 
-def _refuse(expected: str, got: str) -> NoReturn:
-    raise RosterError(f"Expected {expected}, got {got}. Ask the coordinator for the epoch again.")
-
-
-def _check_reveal(shown: Reveal, roster: Roster) -> None:
-    bundle = next(bundle for bundle in roster.bundles if bundle.node == shown.node)
+def _check_reveal(shown: Reveal, bundle: KeyBundle, roster: Roster) -> None:
     nonce = bytes.fromhex(shown.nonce)
     committed = commit_nonce(nonce, roster.federation, roster.epoch, shown.node).hex()
     if committed != bundle.nonce_commitment:
@@ -322,3 +318,7 @@ def _check_reveal(shown: Reveal, roster: Roster) -> None:
     later = {name for name in roster.names if roster.hybrid and name > shown.node}
     if set(shown.ciphertexts) != later:
         _refuse("ciphertexts for all later members", f"others from {shown.node!r}")
+
+
+def _refuse(expected: str, got: str) -> NoReturn:
+    raise RosterError(f"Expected {expected}, got {got}. Ask the coordinator for the epoch again.")

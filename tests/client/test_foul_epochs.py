@@ -291,6 +291,15 @@ def test_keys_lost_while_another_run_asks(federation: SmallFederation) -> None:
         node.close()
 
 
+def test_nonces_of_an_epoch_whose_keys_are_lost(hands: Hands) -> None:
+    """The node has accepted another run's roster since."""
+    node = hands.nodes["north"]
+    node._epochs.forget([1])
+    node.accept_roster([each.publish_keys(FEDERATION, 2) for each in hands.nodes.values()])
+    with pytest.raises(KeysLostError):
+        node.accept_reveals(hands.reveals)
+
+
 def test_a_node_holds_no_more_than_eight_epochs(hands: Hands) -> None:
     """Those that came to nothing are left too, with the secrets of each pair."""
     for number in range(2, 4 + HELD_EPOCHS):

@@ -9,8 +9,10 @@ import pytest
 from client.node import Node
 from coordinator.app import GridChannel
 from coordinator.driver import RunDriver
-from coordinator.errors import MissingMembersError, RunError
+from coordinator.epochs import Patience
+from coordinator.errors import MissingMembersError, RestoredLedgerError, RunError
 from coordinator.store import RunStore
+from coordinator.witnesses import Witnesses
 from privacy.ledger.entries import RestoredError
 from privacy.rounds import PlanCode, PlanRefused
 from tests.away import OPENING, OTHERS, Impatient, Reach, after_round, debits, drive, survivors
@@ -66,6 +68,15 @@ def foul_head(self: Node, original: Callable[..., Any], shown: Any) -> Any:
     return self._identity.sign("plan", original(self, shown).payload)
 
 
+def unlike_keys(self: Node, original: Callable[..., Any], federation: str, epoch: int) -> Any:
+    self._epochs._hybrid = True  # right by themselves, and nobody else's are so
+    return original(self, federation, epoch)
+
+
+def foul_nonce(self: Node, original: Callable[..., Any], bundles: Any) -> Any:
+    return self._identity.sign("plan", original(self, bundles).payload)
+
+
 def no_countersignature(self: Node, original: Callable[..., Any], offer: Any) -> Any:
     raise RestoredError(OLDER)
 
@@ -74,6 +85,8 @@ def no_countersignature(self: Node, original: Callable[..., Any], offer: Any) ->
     ("question", "answer"),
     [
         ("publish_keys", foul_keys),
+        ("publish_keys", unlike_keys),
+        ("accept_roster", foul_nonce),
         ("recall", foul_head),
         ("countersign", no_countersignature),
     ],
@@ -159,6 +172,42 @@ def test_a_silence_of_many_while_an_epoch_is_opened(
     federation.verified()
 
 
+def test_how_often_a_silent_member_is_asked() -> None:
+    """After 2 plans, 4 and 8; afresh once it answered, or was away."""
+    patience = Patience()
+
+    def waits() -> int:
+        patience.note((), [1])
+        plans = 0
+        while patience.due([1, 2]) != [1, 2]:
+            patience.count([1, 2])
+            plans += 1
+        return plans
+
+    assert [waits() for _ in range(3)] == [2, 4, 8]
+    patience.note([1], ())
+    assert [waits() for _ in range(2)] == [2, 4]
+    patience.count([2])
+    assert patience.due([1]) == [1]
+    assert waits() == 2
+
+
+def test_a_finished_run_stops_where_the_coordinators_ledger_is_an_older_copy(
+    federation: SmallFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That is no refusal of one member: nothing is closed over it."""
+    with dying(RunStore, "save", 12, "after"):
+        federation.run()
+
+    def show_all(*ignored: object) -> None:
+        raise RestoredLedgerError("Expected the newest copy of the ledger, got an older one.")
+
+    monkeypatch.setattr(Witnesses, "show_all", show_all)
+    with pytest.raises(RestoredLedgerError):
+        federation.run()
+    assert not (federation.homes.coordinator / "CLOSED").exists()
+
+
 def test_a_run_is_closed_though_a_member_refuses(
     federation: SmallFederation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,7 +275,7 @@ def test_no_second_attempt_where_refusals_keep_it_from_its_quorum(
 ) -> None:
     federation = federation_of(*NAMES, "mole")
     refuse_plans(monkeypatch, "west")
-    with pytest.raises(RunError):
+    with pytest.raises(RunError, match="at least 4 members to take part, got refusals of 1 of 4"):
         drive(federation, Reach(federation, "mole"))
     assert max(debits(federation)) == 1
 
@@ -272,39 +321,6 @@ def test_who_hung_and_started_again_is_in_the_next_round(
     after_round(monkeypatch, 4, lambda: (hung.clear(), grid.away.clear()))  # started
     assert drive(federation, grid).step == 8
     assert "west" in survivors(federation)[5]
-
-
-def test_a_foul_nonce_does_not_stop_the_others(
-    federation: SmallFederation, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original = Node.accept_roster
-
-    def foul(self: Node, bundles: Any) -> Any:
-        signed = original(self, bundles)
-        return self._identity.sign("plan", signed.payload) if self.name == "west" else signed
-
-    monkeypatch.setattr(Node, "accept_roster", foul)
-    grid = Reach(federation, "west")
-    after_round(monkeypatch, 1, grid.away.clear)
-    assert drive(federation, grid).step == 3
-    assert survivors(federation) == [OTHERS] * 3
-
-
-def test_a_bundle_that_does_not_fit_the_others_does_not_stop_them(
-    federation: SmallFederation, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original = Node.publish_keys
-
-    def foul(self: Node, name: str, epoch: int) -> Any:
-        if self.name == "west":
-            self._epochs._hybrid = True
-        return original(self, name, epoch)
-
-    monkeypatch.setattr(Node, "publish_keys", foul)
-    grid = Reach(federation, "west")
-    after_round(monkeypatch, 1, grid.away.clear)
-    assert drive(federation, grid).step == 3
-    assert survivors(federation) == [OTHERS] * 3
 
 
 def test_who_refused_is_not_said_to_be_away(
