@@ -109,6 +109,23 @@ def test_who_comes_back_and_plays_foul_does_not_stop_the_others(
     assert survivors(federation) == [OTHERS] * 3
 
 
+def test_foul_keys_of_two_at_once_are_left_out_one_by_one(
+    federation_of: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = tuple(f"m{place}" for place in range(6))
+    federation = federation_of(*names)
+    original = Node.publish_keys
+
+    def publish(self: Node, federation: str, epoch: int) -> Any:
+        return original(self, federation, epoch + 50 if self.name in names[4:] else epoch)
+
+    monkeypatch.setattr(Node, "publish_keys", publish)
+    grid = Reach(federation, *names[4:])
+    after_round(monkeypatch, 1, grid.away.clear)
+    assert drive(federation, grid).step == 3
+    assert survivors(federation) == [names[:4]] * 3
+
+
 def test_who_refused_and_went_is_not_waited_for(
     federation: SmallFederation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
