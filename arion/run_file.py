@@ -154,7 +154,7 @@ class ServiceSection(_Section):
         unit: the consents' privacy unit, "record" or a field; None takes privacy.unit, else record.
         units: units that each member declares to train on, by name; they decide the sampling rate.
         members: names of those that take part; None is everyone who was approved.
-        deadline_s: how long a phase waits for members.
+        deadline_s: how long a phase waits for members at most.
 
     """
 

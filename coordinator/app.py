@@ -54,6 +54,7 @@ class GridChannel:
         requests: Mapping[int, Parcel],
         reply: type[WireMessage],
         deadline_s: float,
+        is_over: Callable[[], bool] = lambda: False,
     ) -> Iterator[tuple[int, Parcel]]:
         """See `Channel.exchange`; replies are pulled one by one, so that memory stays small."""
         if not requests:
@@ -65,7 +66,7 @@ class GridChannel:
         self.traffic.sent_bytes += sum(map(_size, requests.values()))
         waiting = set(self._grid.push_messages(messages))
         end, pause = time.monotonic() + deadline_s, _FIRST_POLL_S
-        while waiting and time.monotonic() < end:
+        while waiting and time.monotonic() < end and not is_over():
             self.interrupt()
             pulled = list(self._grid.pull_messages(sorted(waiting)))
             for message in pulled:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from coordinator.channel import Channel
-from coordinator.errors import StartedAgainError
+from coordinator.members import Members
+from coordinator.patience import Wait
 from coordinator.plausibility import check_norm
 from coordinator.settings import RunSettings
 from privacy.dp.lattice import decode
@@ -21,7 +22,6 @@ from privacy.secagg.coordinator import StreamingSum
 from privacy.secagg.masks import MaskError
 from privacy.secagg.packing import unpack
 from privacy.secagg.recovery import AbortCode, SecAggAbort
-from privacy.secagg.roster import Roster
 from protos.messages import (
     Refusal,
     SurvivorSignature,
@@ -39,34 +39,6 @@ _Message = TypeVar("_Message", SurvivorSignature, UnmaskReply)
 
 
 @dataclass
-class Members:
-    """Who is who in an epoch.
-
-    Attributes:
-        roster: verified.
-        addresses: of those of the roster that are there.
-        spare: addresses of those that answered and are not in the roster: one too many for the
-            groups, or, of an epoch that is entered again, new to it or gone from it.
-
-    """
-
-    roster: Roster
-    addresses: Mapping[str, int]
-    spare: Collection[int] = ()
-
-    def name_at(self, address: int) -> str:
-        """The member at an address."""
-        return next(name for name, place in self.addresses.items() if place == address)
-
-    def fell_silent(self, names: Iterable[str], what: str) -> StartedAgainError:
-        """Return the error of members that did not do what was asked."""
-        who = sorted(names)
-        return StartedAgainError(
-            f"{', '.join(who)} did not {what}.", [self.addresses[name] for name in who]
-        )
-
-
-@dataclass
 class AttemptReport:
     """What happened in an attempt, without anything private.
 
@@ -75,10 +47,14 @@ class AttemptReport:
         seconds: by phase.
         spoilt: members of groups whose sum some member of the group spoilt.
         heard: members that answered something, be it with a refusal.
+        missing: members that some phase ended without.
+        silent: those of them that it was waiting for when its deadline passed.
 
     """
 
     heard: set[str] = field(default_factory=set)
+    missing: set[str] = field(default_factory=set)
+    silent: set[str] = field(default_factory=set)
     refusals: dict[str, tuple[str, str]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     spoilt: set[str] = field(default_factory=set)
@@ -98,6 +74,7 @@ class AttemptRunner:
         members: of the plan's epoch.
         channel: the way to them.
         settings: of the run.
+        hung: addresses of members that let the deadline of an earlier attempt pass.
 
     """
 
@@ -108,9 +85,12 @@ class AttemptRunner:
         members: Members,
         channel: Channel,
         settings: RunSettings,
+        *,
+        hung: Set[int] = frozenset(),
     ) -> None:
         self._plan, self._signed = plan, signed
         self._members, self._channel, self._settings = members, channel, settings
+        self._hung = hung
         self._sums = [StreamingSum(plan, members.roster, place) for place in range(plan.groups)]
         self.report = AttemptReport()
 
@@ -132,8 +112,9 @@ class AttemptRunner:
         asked = only or tuple(self._members.addresses)
         if only:
             self._sums = [each for each in self._sums if set(only) & set(each.group.members)]
-        request = Parcel(UploadRequest(self._signed, recipe), vector)
-        for name, parcel in self._ask("train.upload", dict.fromkeys(asked, request), Upload):
+        requests = dict.fromkeys(asked, Parcel(UploadRequest(self._signed, recipe), vector))
+        is_enough = _never if only else self._can_close
+        for name, parcel in self._ask("train.upload", requests, Upload, is_enough):
             assert isinstance(parcel.message, Upload)
             self._add(name, parcel.message, parcel.payload)
         self._each(lambda each: _close(each, only))
@@ -147,7 +128,7 @@ class AttemptRunner:
 
         """
         asked = {name: Parcel(each.close()) for each in self._sums for name in each.committee}
-        replies = dict(self._ask("query.survivors", asked, SurvivorSignature, self._is_enough))
+        replies = self._ask_committees("query.survivors", asked, SurvivorSignature)
         self._each(lambda each: each.certify(_messages(SurvivorSignature, replies, each)))
         self._note_faults()
 
@@ -166,7 +147,7 @@ class AttemptRunner:
             for each in self._sums
             for name in each.committee
         }
-        replies = dict(self._ask("query.unmask", asked, UnmaskReply, self._is_enough))
+        replies = self._ask_committees("query.unmask", asked, UnmaskReply)
         started = time.monotonic()
         sums = self._each(lambda each: self._open(each, _messages(UnmaskReply, replies, each)))
         self.report.seconds["open"] = time.monotonic() - started
@@ -212,59 +193,80 @@ class AttemptRunner:
         except MaskError as error:
             self._note_refusal(name, str(AbortCode.BAD_UPLOAD), str(error))
 
-    def _is_enough(self, heard: Set[str], replied: Set[str]) -> bool:
-        """Whether a committee need not be waited for: all that uploaded answered, and a quorum.
-
-        Who did not upload is most likely away; each phase would wait its whole deadline for it.
-        """
+    def _can_close(self) -> bool:
+        """Whether each group can go on with the uploads that it has."""
+        plan = self._plan
         return all(
-            len(replied & set(each.committee)) >= self._plan.quorum
-            and heard >= set(each.uploaded) & set(each.committee)
+            len(each.uploaded) >= plan.n_min and len(each.committee) >= plan.quorum
             for each in self._sums
         )
+
+    def _ask_committees(
+        self, action: str, requests: Mapping[str, Parcel], reply: type[WireMessage]
+    ) -> dict[str, Parcel]:
+        """Return replies by name; where each committee has a quorum, who is away may be missing."""
+        replies: dict[str, Parcel] = {}
+
+        def has_quorums() -> bool:
+            quorum = self._plan.quorum
+            return all(len(replies.keys() & set(each.committee)) >= quorum for each in self._sums)
+
+        for name, parcel in self._ask(action, requests, reply, has_quorums):
+            replies[name] = parcel
+        return replies
 
     def _ask(
         self,
         action: str,
         requests: Mapping[str, Parcel],
         reply: type[WireMessage],
-        is_enough: Callable[[Set[str], Set[str]], bool] = lambda heard, replied: False,
+        is_enough: Callable[[], bool],
     ) -> Iterator[tuple[str, Parcel]]:
-        """Yield replies by name, until all or enough have answered; refusals are noted, left out.
+        """Yield replies by name, until nobody is left to wait for; refusals are noted, left out.
 
         Args:
             action, requests, reply: see `Channel.exchange`; requests by name.
-            is_enough: (who answered, who of them did not refuse) -> whether to ask no longer.
+            is_enough: whether to go on where the others are away or hung before.
 
         """
-        started = time.monotonic()
-        heard: set[str] = set()
-        replied: set[str] = set()
+        started, deadline_s = time.monotonic(), self._settings.deadline_s
         places = self._members.addresses  # who is away has none
         by_address = {places[name]: each for name, each in requests.items() if name in places}
-        answers = self._channel.exchange(action, by_address, reply, self._settings.deadline_s)
+        wait = Wait(by_address, self._hung, self._channel, is_enough)
+        answers = self._channel.exchange(action, by_address, reply, deadline_s, wait.is_over)
         for address, parcel in answers:
             name = self._members.name_at(address)
-            heard.add(name)
+            wait.note(address)
+            self.report.heard.add(name)
             if isinstance(parcel.message, Refusal):
                 self._note_refusal(name, parcel.message.code, parcel.message.detail)
             else:
-                replied.add(name)
                 yield name, parcel
-            if is_enough(heard, replied):
-                break
-        self.report.heard |= heard
         phase = action.rsplit(".", maxsplit=1)[-1]
         self.report.seconds[phase] = time.monotonic() - started
+        self._note_missing(phase, wait.missing, wait.silent(deadline_s))
 
     def _note_faults(self) -> None:
         for each in self._sums:
             for name, abort in each.faults.items():
                 self._note_refusal(name, str(abort.code), str(abort))
 
+    def _note_missing(self, phase: str, missing: Set[int], silent: Set[int]) -> None:
+        self.report.missing.update(map(self._members.name_at, missing))
+        for name in map(self._members.name_at, silent):
+            _LOG.warning(
+                "%s: nothing within the deadline of %r; it is waited for less", name, phase
+            )
+            self.report.silent.add(name)
+
     def _note_refusal(self, name: str, code: str, detail: str) -> None:
         _LOG.warning("%s: %s: %s", name, code, detail)
         self.report.refusals[name] = (code, detail)
+
+
+def _never() -> bool:
+    """A set that is fixed needs everyone."""
+    return False
 
 
 def _close(each: StreamingSum, only: tuple[str, ...]) -> None:

@@ -41,6 +41,7 @@ class Channel(Protocol):
         requests: Mapping[int, Parcel],
         reply: type[WireMessage],
         deadline_s: float,
+        is_over: Callable[[], bool] = lambda: False,
     ) -> Iterator[tuple[int, Parcel]]:
         """Send a request to each address and yield replies as they come.
 
@@ -49,5 +50,6 @@ class Channel(Protocol):
             requests: by address.
             reply: kind of reply; a `Refusal` may come instead. Other answers are left out.
             deadline_s: how long to wait for replies in all; who is late is left out.
+            is_over: asked time and again whether to wait no longer.
 
         """

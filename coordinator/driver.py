@@ -143,7 +143,9 @@ class RunDriver:
         attempt = self._attempt()
         plan = RoundPlan.from_payload(attempt.plan.payload)
         members = self._epochs.of(plan)
-        runner = AttemptRunner(plan, attempt.plan, members, self._channel, self.settings)
+        runner = AttemptRunner(
+            plan, attempt.plan, members, self._channel, self.settings, hung=self._epochs.hung()
+        )
         before = replace(self._channel.traffic)
         try:
             sum_D, attempt = self._sum(runner, attempt)

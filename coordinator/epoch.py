@@ -7,7 +7,6 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
-from coordinator.attempt import Members
 from coordinator.channel import Channel
 from coordinator.epoch_record import EpochRecord
 from coordinator.errors import (
@@ -17,6 +16,7 @@ from coordinator.errors import (
     StartedAgainError,
 )
 from coordinator.member_heads import MemberHeads
+from coordinator.members import Members
 from coordinator.planning import least_members, most_of
 from coordinator.settings import RunSettings
 from privacy.identity import SignatureError, Signed

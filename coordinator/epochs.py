@@ -5,14 +5,16 @@ came back.
 """
 
 import logging
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Sequence, Set
 
-from coordinator.attempt import AttemptReport, Members
+from coordinator.attempt import AttemptReport
 from coordinator.channel import Channel
 from coordinator.epoch import Opening
 from coordinator.epoch_record import EpochRecord
 from coordinator.errors import MissingMembersError, RefusedError, RunError, StartedAgainError
 from coordinator.member_heads import MemberHeads
+from coordinator.members import Members
+from coordinator.patience import Patience
 from coordinator.planning import least_answers, least_members, most_of
 from coordinator.settings import RunSettings
 from coordinator.shared import next_epoch
@@ -28,37 +30,6 @@ A member may see all nonces before it says that it lost its keys, and so have th
 each roster is one of the 2^16 that the bounds of docs/secure_aggregation.md, section 9, count.
 """
 _LOG = logging.getLogger("arion.coordinator")
-
-
-class Patience:
-    """When to ask those again that listen and do not answer: after 2 plans, then 4, then 8.
-
-    Each time costs everyone a deadline, and one of the rosters that a member counts.
-    """
-
-    def __init__(self) -> None:
-        self._plans = 0
-        self._waits: dict[int, int] = {}
-        self._again: dict[int, int] = {}
-
-    def count(self, there: Iterable[int]) -> None:
-        """Count a plan; who is not there starts afresh when it comes back."""
-        self._plans += 1
-        for address in self._again.keys() - set(there):
-            del self._waits[address], self._again[address]
-
-    def note(self, answered: Iterable[int], silent: Iterable[int]) -> None:
-        """Note who answered, and who was asked and did not."""
-        for address in answered:
-            self._waits.pop(address, None)
-            self._again.pop(address, None)
-        for address in silent:
-            self._waits[address] = 2 * self._waits.get(address, 1)
-            self._again[address] = self._plans + self._waits[address]
-
-    def due(self, addresses: Iterable[int]) -> list[int]:
-        """Return those of some addresses that are to be asked."""
-        return [at for at in addresses if self._plans >= self._again.get(at, 0)]
 
 
 class Epochs:
@@ -87,7 +58,7 @@ class Epochs:
         self._settings, self._channel, self._heads = settings, channel, heads
         self._witnesses, self._store = witnesses, store
         self._refused: dict[int, str] = {}
-        self._patience = Patience()
+        self._patience, self._patience_in_rounds = Patience(), Patience()
         self._has_waited = self._was_open = False
         self.members: Members | None = None
 
@@ -110,15 +81,28 @@ class Epochs:
             RunError: see `of`.
 
         """
-        self._patience.count(self._channel.addresses(0, 0.0))
+        there = self._channel.addresses(0, 0.0)
+        self._patience.count(there)
+        self._patience_in_rounds.count(there)
         if self.members is not None and (self._came(self.members) or self._is_short(self.members)):
             self.members = None
         return self._enter(None)
+
+    def hung(self) -> Set[int]:
+        """Return addresses of members that a round has not to wait for: an earlier one did."""
+        assert self.members is not None, "a plan's epoch is entered first"
+        places = set(self.members.addresses.values())
+        return places - set(self._patience_in_rounds.due(places))
 
     def leave_after(self, report: AttemptReport) -> None:
         """Leave the epoch where a member lost its keys, or is gone and the others are enough."""
         if self.members is None:
             return
+        places = self.members.addresses
+        answered, silent = report.heard - report.missing, report.silent
+        self._patience_in_rounds.note(
+            [places[name] for name in answered], [places[name] for name in silent]
+        )
         lost = any(code == RefusalCode.OTHER_ROSTER for code, _ in report.refusals.values())
         if lost or self._went(self.members):
             self.members = None

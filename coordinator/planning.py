@@ -1,7 +1,8 @@
 """The plan of an attempt, and whether another one could succeed."""
 
-from coordinator.attempt import AttemptReport, Members
+from coordinator.attempt import AttemptReport
 from coordinator.errors import RunError
+from coordinator.members import Members
 from coordinator.settings import RunSettings
 from models.language_model import LanguageModel
 from models.vector import trainable_layout

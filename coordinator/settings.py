@@ -45,7 +45,7 @@ class RunSettings(BaseModel):
         plausible_batches: multiples of the expected batch that a sum may hold before it is refused.
         runtime: where the nodes run.
         seeded: noise that anyone can recompute; for simulations.
-        deadline_s: how long a phase waits for members.
+        deadline_s: how long a phase waits for members at most.
 
     """
 

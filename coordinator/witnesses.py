@@ -6,10 +6,10 @@ With its countersignature a member sends the newest head of its own ledger, whic
 import logging
 from collections.abc import Mapping, Set
 
-from coordinator.attempt import Members
 from coordinator.channel import Channel
 from coordinator.errors import RefusedError
 from coordinator.member_heads import MemberHeads
+from coordinator.members import Members
 from coordinator.shared import SharedLedger
 from privacy.identity import IdentityKey, SignatureError, Signed
 from privacy.ledger.entries import LedgerError

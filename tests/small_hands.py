@@ -9,8 +9,8 @@ import pytest
 
 from client.node import Node
 from client.outbox import SealedUpload
-from coordinator.attempt import Members
 from coordinator.driver import IDENTITY_FILE
+from coordinator.members import Members
 from coordinator.planning import make_plan
 from coordinator.records import RunRecords
 from coordinator.shared import SharedLedger

@@ -9,8 +9,8 @@ import pytest
 from client.node import Node
 from coordinator.app import GridChannel
 from coordinator.driver import RunDriver
-from coordinator.epochs import Patience
 from coordinator.errors import MissingMembersError, RestoredLedgerError, RunError
+from coordinator.patience import Patience
 from coordinator.store import RunStore
 from coordinator.witnesses import Witnesses
 from privacy.ledger.entries import RestoredError
