@@ -60,6 +60,10 @@ class LocalGrid(CarrierGrid):
         """All nodes; one that drops out is still known."""
         return list(self._names)
 
+    def label(self, address: int) -> str:
+        """Name of the node at an address."""
+        return self._names[address]
+
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Keep messages until their replies are pulled; those of an earlier push are over."""
         self._pending.clear()

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from models.faults import first_fault
 from models.optimiser import OptimiserSettings
 from models.pretrain import WarmUp
 from privacy.dp.plan import SMALLEST_CLIPPING_NORM, Clipping
@@ -242,6 +243,4 @@ def _parse(values: dict[str, Any], source: str) -> RunFile:
     try:
         return RunFile.model_validate(values)
     except ValidationError as error:
-        first = error.errors(include_input=False)[0]
-        key = ".".join(map(str, first["loc"])) or "run"
-        raise RunFileError(f"{source}: {key}: {first['msg']}. Correct this key.") from error
+        raise RunFileError(f"{source}: {first_fault(error, 'run')}. Correct this key.") from error

@@ -15,6 +15,7 @@ from pydantic import (
 
 from client.data import DataConfig
 from models.device import Device
+from models.faults import first_fault
 
 NODE_FILE = "node.toml"
 IDENTITY_FILE = "identity.key"
@@ -93,9 +94,7 @@ def load_node_config(home: Path) -> NodeConfig:
     try:
         config = NodeConfig(**tomllib.loads(path.read_text(encoding="utf-8")))
     except ValidationError as error:
-        first = error.errors(include_input=False)[0]
-        key = ".".join(map(str, first["loc"])) or "node"
-        raise NodeError(f"{path}: {key}: {first['msg']}. Correct this key.") from error
+        raise NodeError(f"{path}: {first_fault(error, 'node')}. Correct this key.") from error
     except (OSError, ValueError) as error:
         raise NodeError(
             f"Expected a readable TOML file at {path}, got: {error}. Write the node's settings "

@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from client.shards import DataError, Row, iter_rows
+from models.faults import first_fault
 from privacy.units import INSTITUTION, RECORD
 
 # In order of preference; a layout matches when the first record has all of its fields.
@@ -117,9 +118,9 @@ def load_config(path: Path) -> DataConfig:
     try:
         return DataConfig(**tomllib.loads(path.read_text(encoding="utf-8")))
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"])) or "template"
-        raise DataError(f"{path.name}: {key}: {first['msg']}. Correct this key.") from error
+        raise DataError(
+            f"{path.name}: {first_fault(error, 'template')}. Correct this key."
+        ) from error
     except (OSError, ValueError) as error:
         raise DataError(
             f"{path.name}: Expected a readable TOML file, got: {error}. Correct the file."

@@ -18,6 +18,7 @@ from client.training import LocalTrainer, unit_rows
 from client.training_records import training_records
 from models.checkpoint import load_model, model_digest
 from models.decoder import Decoder
+from models.faults import first_fault
 from models.optimiser import OptimiserSettings
 from models.owned import public_inputs
 from models.pretrain import token_stream
@@ -78,9 +79,9 @@ def parse_order(**values: Any) -> ExpertsOrder:
     try:
         return ExpertsOrder(**values)
     except ValidationError as error:
-        first = error.errors(include_input=False)[0]
-        name = ".".join(map(str, first["loc"]))
-        raise NodeError(f"Expected a possible {name}: {first['msg']}. Correct it.") from error
+        raise NodeError(
+            f"Expected a possible {first_fault(error, 'order')}. Correct it."
+        ) from error
 
 
 def train_experts(

@@ -36,7 +36,9 @@ class GridChannel:
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
-        self._wait = grid.wait if isinstance(grid, CarrierGrid) else time.sleep
+        ours = grid if isinstance(grid, CarrierGrid) else None
+        self._wait = ours.wait if ours else time.sleep
+        self._label = ours.label if ours else "node {}".format
         self.traffic = Traffic()
         self.interrupt: Callable[[], None] = _never
 
@@ -47,6 +49,10 @@ class GridChannel:
             self.interrupt()
             time.sleep(_POLL_S)
         return found
+
+    def label(self, address: int) -> str:
+        """See `Channel.label`."""
+        return self._label(address)
 
     def exchange(
         self,
@@ -83,12 +89,12 @@ class GridChannel:
         """Read a reply; what is no message of ours is logged and left out."""
         address = message.metadata.src_node_id
         if message.has_error():
-            _LOG.warning("node %d failed (code %d)", address, message.error.code)
+            _LOG.warning("%s failed (code %d)", self.label(address), message.error.code)
             return None
         try:
             parcel = reply_from(message.content, reply)
         except WireError as error:
-            _LOG.warning("node %d: %s", address, error)
+            _LOG.warning("%s: %s", self.label(address), error)
             return None
         self.traffic.received_bytes += _size(parcel)
         return parcel

@@ -35,6 +35,9 @@ class Channel(Protocol):
     def addresses(self, count: int, deadline_s: float) -> Sequence[int]:
         """Wait until `count` nodes can be reached or the deadline, and return all that can."""
 
+    def label(self, address: int) -> str:
+        """Say who is at an address, as the carrier knows it: for people, it proves nothing."""
+
     def exchange(
         self,
         action: str,

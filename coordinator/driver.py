@@ -290,4 +290,4 @@ class RunDriver:
         deadline_s = min(self.settings.deadline_s, LONGEST_TURN_S)
         for address, parcel in self._channel.exchange("query.close", requests, Done, deadline_s):
             if isinstance(parcel.message, Refusal):
-                _LOG.warning("node %d: %s", address, parcel.message.detail)
+                _LOG.warning("%s: %s", self._channel.label(address), parcel.message.detail)

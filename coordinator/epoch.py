@@ -101,7 +101,8 @@ class Opening:
         spare: list[int] = []
         for address, parcel in self._ask(self.places, "keys", request, KeyBundleMessage):
             if isinstance(parcel.message, Refusal):
-                told = f"A node refuses epoch {self.number}: {parcel.message.detail}"
+                who, why = self.channel.label(address), parcel.message.detail
+                told = f"{who} refuses epoch {self.number}: {why}"
                 if self.known is None:
                     raise RefusedError(told, address)
                 _LOG.warning("%s", told)

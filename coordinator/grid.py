@@ -45,6 +45,11 @@ class ServiceGrid(CarrierGrid):
         present = self._registry.nodes_present()
         return [member.address for member in present if member.name in self._names]
 
+    def label(self, address: int) -> str:
+        """Name of the member at an address."""
+        names = {member.address: member.name for member in self._registry.members()}
+        return names.get(address) or super().label(address)
+
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Leave messages in the mailbox; those of an earlier push are over."""
         pushed = list(messages)

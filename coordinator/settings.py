@@ -13,6 +13,7 @@ from pydantic import (
 )
 
 from coordinator.errors import RunError
+from models.faults import first_fault
 from models.optimiser import OptimiserSettings
 from models.recipe import Recipe
 from privacy.canonical import canonical_bytes, sha256_hex
@@ -119,9 +120,7 @@ def load_settings(home: Path) -> RunSettings:
     try:
         settings = RunSettings.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        first = error.errors(include_input=False)[0]
-        key = ".".join(map(str, first["loc"])) or "run"
-        raise RunError(f"{path}: {key}: {first['msg']}. Correct this key.") from error
+        raise RunError(f"{path}: {first_fault(error, 'run')}. Correct this key.") from error
     except OSError as error:
         raise RunError(
             f"Expected a run's settings at {path}, got {error.strerror}. Check the folder."

@@ -23,6 +23,7 @@ from models.checkpoint import save_model
 from models.decoder import Decoder
 from models.durable import put, write_whole
 from models.expert_module import PUBLIC, ExpertModule, PrivacyClaim
+from models.faults import first_fault
 from models.names import Digest
 from models.owned import OwnedError
 from models.tokenizer import Tokenizer
@@ -161,8 +162,7 @@ def read_ownership(folder: Path) -> Ownership | None:
     try:
         return Ownership.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        first = error.errors()[0]
         raise OwnedError(
-            f"Expected the owners of experts in {path}, got {first['loc']}: {first['msg']}. "
+            f"Expected the owners of experts in {path}, got {first_fault(error)}. "
             "Compose the model again."
         ) from error

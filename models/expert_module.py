@@ -23,6 +23,7 @@ from torch import Tensor
 from models.config import ModelConfig
 from models.durable import file_digest, put, write_whole
 from models.experts import ExpertBank
+from models.faults import first_fault
 from models.names import Digest, OwnerName, Statement
 from models.owned import OwnedError, module_views
 
@@ -155,10 +156,8 @@ def read_card(weights: Path) -> Card:
     try:
         return Card.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
         raise OwnedError(
-            f"Expected a module's card at {path}, got {where}: {first['msg']}. Ask its owner for "
+            f"Expected a module's card at {path}, got {first_fault(error)}. Ask its owner for "
             "the card as it was written."
         ) from error
 

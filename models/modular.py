@@ -30,6 +30,7 @@ from models.expert_module import (
     read_card,
     read_module,
 )
+from models.faults import first_fault
 from models.names import Digest, OwnerName
 from models.owned import OwnedError
 from models.tokenizer import Tokenizer
@@ -120,9 +121,8 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         return Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        first = error.errors()[0]
         raise OwnedError(
-            f"Expected a manifest at {path}, got {first['loc']}: {first['msg']}. Restore the file."
+            f"Expected a manifest at {path}, got {first_fault(error)}. Restore the file."
         ) from error
 
 

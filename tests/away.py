@@ -70,6 +70,11 @@ def debits(federation: SmallFederation) -> list[int]:
     ]
 
 
+def epochs(federation: SmallFederation) -> int:
+    """How many were opened."""
+    return int((federation.homes.coordinator / "epochs").read_text())
+
+
 def after_round(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], object]) -> None:
     """Have something happen once a round is recorded."""
     original = RunDriver._record

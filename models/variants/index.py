@@ -13,6 +13,7 @@ from typing import Literal
 
 from pydantic import ValidationError, model_validator
 
+from models.faults import first_fault
 from models.names import Digest, OwnerName, Statement
 from models.variants.extras import VariantError
 from models.variants.frozen import Frozen
@@ -109,10 +110,8 @@ def read_index(folder: Path) -> Index:
     try:
         return Index.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        first = error.errors()[0]
         raise RegistryError(
-            f"Expected a registry's index at {path}, got {first['loc']}: {first['msg']}. Restore "
-            "the file."
+            f"Expected a registry's index at {path}, got {first_fault(error)}. Restore the file."
         ) from error
 
 

@@ -17,6 +17,7 @@ from pydantic import (
 
 from models.durable import file_digest
 from models.expert_module import PrivacyClaim
+from models.faults import first_fault
 from models.formats.files import CheckpointError, inside
 from models.names import Digest, OwnerName, Statement
 from models.variants.check import Checked
@@ -201,10 +202,8 @@ def read_passport(folder: Path) -> Passport:
     try:
         return Passport.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
         raise VariantError(
-            f"Expected a passport at {path}, got {where}: {first['msg']}. Take the artefact from "
+            f"Expected a passport at {path}, got {first_fault(error)}. Take the artefact from "
             "where it was published."
         ) from error
 

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError
 
+from models.faults import first_fault
 from privacy.canonical import JsonLike, canonical_bytes, parse_canonical
 
 EPSILON_UNITS = 10**6
@@ -288,10 +289,9 @@ def parse_body(kind: str, body: JsonLike) -> Body:
         # Through JSON, so that strict fields still take a list for a tuple, and nothing else.
         return KINDS[kind].model_validate_json(canonical_bytes(body))
     except ValidationError as error:
-        first = error.errors(include_input=False)[0]
-        field = ".".join(str(part) for part in first["loc"]) or "body"
         raise LedgerError(
-            f"Expected a well-formed {kind!r} entry, got a bad field {field}: {first['msg']}. "
+            f"Expected a well-formed {kind!r} entry, got a bad field "
+            f"{first_fault(error, 'body')}. "
             "Write entries with the models of privacy.ledger.entries."
         ) from error
 

@@ -5,6 +5,7 @@ from typing import Annotated, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, TypeAdapter, ValidationError
 
+from models.faults import first_fault
 from privacy.canonical import canonical_bytes
 from privacy.ledger.entries import LedgerError, LedgerKind, Name
 
@@ -43,11 +44,9 @@ def load_pins(path: Path) -> Pins:
             f"Expected pinned keys in {path}, got {error.strerror}. Give the file with --pins."
         ) from error
     except ValidationError as error:
-        first = error.errors(include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "file"
         raise LedgerError(
-            f"Expected {{name: {{public_key, kind}}}} in {path.name}, got a bad {where}: "
-            f"{first['msg']}. Ask the ledgers' owners for their keys."
+            f"Expected {{name: {{public_key, kind}}}} in {path.name}, got a bad "
+            f"{first_fault(error, 'file')}. Ask the ledgers' owners for their keys."
         ) from error
 
 

@@ -111,6 +111,7 @@ def test_an_answer_with_a_later_field_is_left_out(
         assert list(channel.exchange("query.head", asked, HeadHeld, 30.0)) == []
     agent.stop()
     thread.join(20)
+    assert "north: " in caplog.text
     assert "newer version" in caplog.text
 
 

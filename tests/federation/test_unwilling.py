@@ -1,6 +1,5 @@
 """Members that are there and refuse, play foul or never answer: the others go on without them."""
 
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,21 +9,15 @@ from client.node import Node
 from coordinator.app import GridChannel
 from coordinator.driver import RunDriver
 from coordinator.errors import MissingMembersError, RestoredLedgerError, RunError
-from coordinator.patience import Patience
 from coordinator.store import RunStore
 from coordinator.witnesses import Witnesses
 from privacy.ledger.entries import RestoredError
 from privacy.rounds import PlanCode, PlanRefused
-from tests.away import OPENING, OTHERS, Impatient, Reach, after_round, debits, drive, survivors
+from tests.away import OTHERS, Impatient, Reach, after_round, debits, drive, epochs, survivors
 from tests.dying import dying
 from tests.small_federation import NAMES, Make, SmallFederation
 
 OLDER = "Expected the newest head, got an older copy."
-
-
-def epochs(federation: SmallFederation) -> int:
-    """How many were opened."""
-    return int((federation.homes.coordinator / "epochs").read_text())
 
 
 def refuse_to_recall(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
@@ -43,6 +36,20 @@ def test_who_refuses_from_the_start_is_named(
 ) -> None:
     refuse_to_recall(monkeypatch, *NAMES)
     with pytest.raises(RunError, match="refuses to go on with its ledger: Expected the newest"):
+        federation.run()
+
+
+def test_who_refuses_an_epoch_is_named(
+    federation: SmallFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the name that the carrier knows, for it has signed nothing yet."""
+    original = Node.publish_keys
+
+    def publish(self: Node, federation: str, epoch: int) -> Any:
+        return original(self, federation if self.name != "west" else "another", epoch)
+
+    monkeypatch.setattr(Node, "publish_keys", publish)
+    with pytest.raises(RunError, match=r"^west refuses epoch 1: "):
         federation.run()
 
 
@@ -154,61 +161,6 @@ def test_who_refused_and_went_is_not_waited_for(
     assert all(count <= found for count, found in waited[first + 1 :])
 
 
-@pytest.mark.parametrize("action", OPENING)
-def test_who_never_answers_is_asked_less_and_less(
-    make_federation: Make, monkeypatch: pytest.MonkeyPatch, action: str
-) -> None:
-    """Each time costs a deadline: in five rounds that is at the start, and before round 3."""
-    federation = make_federation(rounds=5)
-    asked = itertools.count()
-
-    def drops(name: str, what: str) -> bool:
-        return (name, what) == ("west", f"query.{action}") and next(asked) >= 0
-
-    assert federation.run(drops).step == 5
-    assert survivors(federation) == [OTHERS] * 5
-    assert next(asked) <= 3
-    assert epochs(federation) <= 4
-
-
-@pytest.mark.parametrize("action", ["roster", "reveals", "recall", "countersign"])
-@pytest.mark.parametrize("names", [NAMES, ("south", "west")])
-def test_a_silence_of_many_while_an_epoch_is_opened(
-    federation: SmallFederation, action: str, names: tuple[str, ...]
-) -> None:
-    """As when the service starts again, or the nodes train for another run meanwhile."""
-    silent = set(names)
-
-    def drops(name: str, asked: str) -> bool:
-        if asked == f"query.{action}" and name in silent:
-            silent.remove(name)
-            return True
-        return False
-
-    assert federation.run(drops).step == 3
-    federation.verified()
-
-
-def test_how_often_a_silent_member_is_asked() -> None:
-    """After 2 plans, 4 and 8; afresh once it answered, or was away."""
-    patience = Patience()
-
-    def waits() -> int:
-        patience.note((), [1])
-        plans = 0
-        while patience.due([1, 2]) != [1, 2]:
-            patience.count([1, 2])
-            plans += 1
-        return plans
-
-    assert [waits() for _ in range(3)] == [2, 4, 8]
-    patience.note([1], ())
-    assert [waits() for _ in range(2)] == [2, 4]
-    patience.count([2])
-    assert patience.due([1]) == [1]
-    assert waits() == 2
-
-
 def test_a_finished_run_stops_where_the_coordinators_ledger_is_an_older_copy(
     federation: SmallFederation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -295,49 +247,6 @@ def test_no_second_attempt_where_refusals_keep_it_from_its_quorum(
     with pytest.raises(RunError, match="at least 4 members to take part, got refusals of 1 of 4"):
         drive(federation, Reach(federation, "mole"))
     assert max(debits(federation)) == 1
-
-
-def test_who_is_needed_is_waited_for_though_another_hangs(
-    federation: SmallFederation, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    grid = Reach(federation)
-    drops = grid._drops
-    grid._drops = lambda name, m: (
-        (name, m.metadata.message_type) == ("west", "query.keys") or drops(name, m)
-    )
-
-    def addresses(self: GridChannel, count: int, deadline_s: float) -> Sequence[int]:
-        found = GridChannel.addresses(self, count, 0.0)
-        if deadline_s and len(found) < count:
-            grid.away.clear()  # it comes within the deadline
-            found = GridChannel.addresses(self, count, 0.0)
-        return found
-
-    monkeypatch.setattr(Impatient, "addresses", addresses)
-    after_round(monkeypatch, 1, lambda: grid.away.add("south"))
-    assert drive(federation, grid).step == 3
-
-
-def test_silence_at_different_steps(federation_of: Make) -> None:
-    names = tuple(f"m{place}" for place in range(10))
-    federation = federation_of(*names)
-    quiet = {("m0", "query.roster"), ("m1", "query.reveals"), ("m2", "query.recall")}
-    assert federation.run(lambda name, asked: (name, asked) in quiet).step == 3
-
-
-def test_who_hung_and_started_again_is_in_the_next_round(
-    make_federation: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    federation = make_federation(rounds=8, step={"releases": 24})
-    grid = Reach(federation)
-    drops, hung = grid._drops, {"west"}
-    grid._drops = lambda name, m: (
-        (name in hung and m.metadata.message_type == "query.keys") or drops(name, m)
-    )
-    after_round(monkeypatch, 3, lambda: grid.away.add("west"))  # stopped
-    after_round(monkeypatch, 4, lambda: (hung.clear(), grid.away.clear()))  # started
-    assert drive(federation, grid).step == 8
-    assert "west" in survivors(federation)[5]
 
 
 def test_who_refused_is_not_said_to_be_away(

@@ -1,0 +1,15 @@
+"""What is wrong with a document that a schema refuses, in half a line."""
+
+from pydantic import ValidationError
+
+
+def first_fault(error: ValidationError, whole: str = "the file") -> str:
+    """Return `field.inner: what is wrong` of the first fault; it holds no value of the document.
+
+    Args:
+        error: why the schema refuses it.
+        whole: stands for the field where no single one is to blame.
+
+    """
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    return f"{'.'.join(map(str, first['loc'])) or whole}: {first['msg']}"
