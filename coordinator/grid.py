@@ -11,7 +11,8 @@ from collections.abc import Collection, Iterable, Iterator
 from flwr.app import Message
 
 from coordinator.service.doors import run_door
-from coordinator.service.mailbox import Mailbox, Question
+from coordinator.service.mailbox import Mailbox
+from coordinator.service.posts import Question
 from coordinator.service.registry import Registry
 from protos.flower import CarrierGrid, parcel_of, records_of
 

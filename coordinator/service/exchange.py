@@ -14,9 +14,10 @@ from coordinator.service.arrivals import Arrivals
 from coordinator.service.blobs import DIGEST_BYTES, BlobError
 from coordinator.service.callers import Callers, check_protocol
 from coordinator.service.limits import Limits, Slots
-from coordinator.service.mailbox import Mailbox, Post
+from coordinator.service.mailbox import Mailbox
 from coordinator.service.members import SEEN_EVERY_S
 from coordinator.service.pki import ROLES
+from coordinator.service.posts import Post
 from coordinator.service.refusals import Refused
 from coordinator.service.registry import Registry
 from coordinator.service.sending import Sender, too_slow

@@ -7,7 +7,6 @@ answer counts. A message that nobody waits for any more is over, and its answer 
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, Engine, func, select
@@ -16,49 +15,10 @@ from sqlalchemy.exc import IntegrityError
 from coordinator.service.blobs import BlobError, Blobs
 from coordinator.service.database import MESSAGES, REPLIES, alone, transaction
 from coordinator.service.doors import SERVICE, Doors, run_door
+from coordinator.service.posts import Post, Question, post_of
 
 _DELETED_AT_ONCE = 16
 """Others wait meanwhile, and an object store may be slow."""
-
-
-@dataclass(frozen=True)
-class Post:
-    """A message for a node, or an answer; its payload is a blob.
-
-    Attributes:
-        message: identifier; an answer bears that of its question.
-        address: the node's number.
-        action: what is asked, such as "train.upload"; empty in an answer.
-        kind, body: protobuf message and its encoding.
-        payload_digest, payload_bytes: of the payload; empty and 0 where there is none.
-
-    """
-
-    message: str
-    address: int
-    action: str
-    kind: str
-    body: bytes
-    payload_digest: bytes = b""
-    payload_bytes: int = 0
-
-
-@dataclass(frozen=True)
-class Question:
-    """A message for a node that is about to be posted.
-
-    Attributes:
-        address: the node's number.
-        action: what is asked.
-        parcel: kind, body and payload.
-        digest: of the payload, where it is known: one payload may go to many nodes.
-
-    """
-
-    address: int
-    action: str
-    parcel: tuple[str, bytes, bytes]
-    digest: bytes | None = None
 
 
 class Mailbox:
@@ -142,18 +102,7 @@ class Mailbox:
             .order_by(MESSAGES.c.posted, MESSAGES.c.id)
         )
         with transaction(self._engine, only_reads=True) as connection:
-            return [
-                Post(
-                    row.id,
-                    row.address,
-                    row.action,
-                    row.kind,
-                    row.body,
-                    row.payload_digest,
-                    row.payload_bytes,
-                )
-                for row in connection.execute(query)
-            ]
+            return [post_of(row, row.id, row.action) for row in connection.execute(query)]
 
     def asked(self, run: str) -> tuple[str, int, list[int]] | None:
         """Return what a run asks nodes now, of how many, and who did not answer; None: nothing.
@@ -289,17 +238,8 @@ class Mailbox:
             row = connection.execute(query).one_or_none()
         if row is None:
             return None
-        post = Post(
-            row.message,
-            row.address,
-            "",
-            row.kind,
-            row.body,
-            row.payload_digest,
-            row.payload_bytes,
-        )
         payload = self.blobs.read(row.payload_digest) if row.payload_bytes else b""
-        return post, payload
+        return post_of(row, row.message), payload
 
     def clear(self, run: str) -> None:
         """Forget all messages of a run and their answers: who answers now is told it is over."""

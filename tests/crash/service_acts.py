@@ -21,8 +21,8 @@ from coordinator.service.database import (
     transaction,
 )
 from coordinator.service.home import ServiceHome, ServiceSettings
-from coordinator.service.mailbox import Post
 from coordinator.service.pki import Peer, read_peer
+from coordinator.service.posts import Post
 from coordinator.service.registry import Member, RegistryError
 from privacy.enrolment import (
     Invitation,

@@ -11,7 +11,8 @@ from sqlalchemy import event, func, select, text
 from coordinator.service.blobs import CHUNK_BYTES, BlobError, Blobs
 from coordinator.service.database import REPLIES
 from coordinator.service.home import ServiceHome
-from coordinator.service.mailbox import Mailbox, Post, Question
+from coordinator.service.mailbox import Mailbox
+from coordinator.service.posts import Post, Question
 from tests.service.postgresql import on_both
 
 PAYLOAD = bytes(range(256)) * 9_000  # more than two chunks
