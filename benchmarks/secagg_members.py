@@ -13,7 +13,8 @@ from privacy.secagg.keys import EpochKeys
 from privacy.secagg.node import SecAggNode
 from privacy.secagg.pairwise import PairwiseKeys
 from privacy.secagg.parameters import choose_parameters
-from privacy.secagg.roster import Roster, accept_reveals, accept_roster, reveal
+from privacy.secagg.reveals import accept_reveals, reveal
+from privacy.secagg.roster import Roster, accept_roster
 from privacy.secagg.store import SqliteRoundStore
 
 FEDERATION = "benchmark"

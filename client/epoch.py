@@ -18,7 +18,8 @@ from privacy.ledger.files import write_all
 from privacy.secagg.keys import EpochKeys, KeysLostError, RosterError
 from privacy.secagg.memory import RoundStore, StoreConflict
 from privacy.secagg.pairwise import PairwiseKeys
-from privacy.secagg.roster import OwnReveal, Roster, accept_reveals, accept_roster, reveal
+from privacy.secagg.reveals import OwnReveal, accept_reveals, reveal
+from privacy.secagg.roster import Roster, accept_roster
 
 HELD_EPOCHS = 8
 """Epochs that a node is in at once; the oldest is left for one more."""
@@ -137,7 +138,7 @@ class EpochKeeper:
 
         Raises:
             KeysLostError: no roster was accepted since this process started, or only of others.
-            RosterError: as `privacy.secagg.roster.accept_reveals`.
+            RosterError: as `privacy.secagg.reveals.accept_reveals`.
 
         """
         open_ = [epoch for epoch in self._held.values() if epoch.reveal is not None]

@@ -22,7 +22,8 @@ from coordinator.settings import RunSettings
 from privacy.identity import SignatureError, Signed
 from privacy.ledger.entries import LedgerError
 from privacy.secagg.keys import KeysLostError, RosterError
-from privacy.secagg.roster import Roster, accept_reveals, accept_roster, verify_reveal
+from privacy.secagg.reveals import accept_reveals, verify_reveal
+from privacy.secagg.roster import Roster, accept_roster
 from protos.epoch_messages import (
     KeyBundleMessage,
     RevealMessage,

@@ -45,7 +45,7 @@ class KeyBundleMessage(_SignedMessage):
 
 @dataclass(frozen=True)
 class RevealMessage(_SignedMessage):
-    """Member to all: the nonce it committed to (`privacy.secagg.roster.Reveal`)."""
+    """Member to all: the nonce it committed to (`privacy.secagg.reveals.Reveal`)."""
 
     wire = pb.Reveal
 

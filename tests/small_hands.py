@@ -23,7 +23,8 @@ from privacy.identity import IdentityKey, Signed
 from privacy.rounds import RoundPlan, sign_plan
 from privacy.secagg.coordinator import OpenedSum, StreamingSum
 from privacy.secagg.packing import unpack
-from privacy.secagg.roster import accept_reveals, accept_roster
+from privacy.secagg.reveals import accept_reveals
+from privacy.secagg.roster import accept_roster
 from protos.round_messages import HeadOffer, UploadRequest
 from tests.small_federation import FEDERATION, NAMES, Make, SmallFederation
 

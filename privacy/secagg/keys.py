@@ -33,8 +33,26 @@ class KeysLostError(RosterError):
     code = "keys-lost"
 
 
-class KeyBundle(BaseModel):
-    """A member's public keys of one epoch; its identity key signs the canonical bytes.
+class Statement(BaseModel):
+    """What a member says of an epoch; its identity key signs the canonical bytes.
+
+    Attributes:
+        node: the member's name.
+
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    version: Literal[1] = 1
+    node: Name
+
+    def payload(self) -> bytes:
+        """Return the canonical bytes that are signed."""
+        return canonical_bytes(self.model_dump(mode="json"))
+
+
+class KeyBundle(Statement):
+    """A member's public keys of one epoch.
 
     Attributes:
         mask_key: X25519 public key for pairwise masks, hex.
@@ -44,20 +62,12 @@ class KeyBundle(BaseModel):
 
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    version: Literal[1] = 1
     federation: str = Field(min_length=1, max_length=200)
     epoch: int = Field(ge=1, lt=2**53)
-    node: Name
     mask_key: Hex32
     encryption_key: Hex32
     nonce_commitment: Hex32
     kem_key: _HexKemKey | None = None
-
-    def payload(self) -> bytes:
-        """Return the canonical bytes that are signed."""
-        return canonical_bytes(self.model_dump(mode="json"))
 
 
 def commit_nonce(nonce: bytes, federation: str, epoch: int, node: str) -> bytes:

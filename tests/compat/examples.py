@@ -23,7 +23,7 @@ from privacy.ledger.head import Countersignature, TreeHead
 from privacy.round_plan import RoundPlan
 from privacy.secagg.header import Header
 from privacy.secagg.keys import KeyBundle
-from privacy.secagg.roster import Reveal
+from privacy.secagg.reveals import Reveal
 from protos import epoch_messages, messages, round_messages
 from protos.messages import EdgeCommitment, EdgeShare, ProvenPacket, SealedPacket, SurvivorShares
 from protos.signed import Signed

@@ -40,7 +40,7 @@ from privacy.ledger.pins import load_pins
 from privacy.round_plan import RoundPlan
 from privacy.secagg.header import Header
 from privacy.secagg.keys import KeyBundle
-from privacy.secagg.roster import Reveal
+from privacy.secagg.reveals import Reveal
 from privacy.secagg.store import SqliteRoundStore
 from protos import epoch_messages, messages, round_messages  # noqa: F401  (they define kinds)
 from protos.arion.v1 import service_pb2

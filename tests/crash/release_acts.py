@@ -31,7 +31,8 @@ from privacy.rounds import PlanRefused, RoundPlan, sign_plan
 from privacy.secagg.header import SecAggRefused
 from privacy.secagg.keys import EpochKeys
 from privacy.secagg.memory import StoreConflict
-from privacy.secagg.roster import accept_reveals, accept_roster, reveal
+from privacy.secagg.reveals import accept_reveals, reveal
+from privacy.secagg.roster import accept_roster
 from protos.round_messages import HeadOffer, UploadRequest
 from tests.crash.actors import acknowledge
 from tests.small_federation import FEDERATION, NAMES, RUN, build, lay_ground

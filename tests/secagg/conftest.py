@@ -19,7 +19,8 @@ from privacy.secagg.memory import PlanKey, StoreConflict
 from privacy.secagg.node import SecAggNode
 from privacy.secagg.pairwise import PairwiseKeys
 from privacy.secagg.parameters import choose_parameters
-from privacy.secagg.roster import Roster, accept_reveals, accept_roster, reveal
+from privacy.secagg.reveals import accept_reveals, reveal
+from privacy.secagg.roster import Roster, accept_roster
 from protos.messages import SurvivorSignature, Upload
 
 FEDERATION = "hospitals"

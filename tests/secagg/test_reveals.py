@@ -11,7 +11,8 @@ from privacy.secagg.keys import EpochKeys, KeyBundle, RosterError, commit_nonce
 from privacy.secagg.memory import StoreConflict
 from privacy.secagg.pairwise import PairwiseKeys
 from privacy.secagg.parameters import LARGEST_EPOCHS
-from privacy.secagg.roster import Reveal, accept_reveals, accept_roster, reveal
+from privacy.secagg.reveals import Reveal, accept_reveals, reveal
+from privacy.secagg.roster import accept_roster
 from privacy.secagg.store import SqliteRoundStore
 
 

@@ -19,7 +19,7 @@ import pytest
 
 from privacy.identity import IdentityKey, Signed
 from privacy.round_plan import RoundPlan, sign_plan
-from privacy.secagg import roster as roster_module
+from privacy.secagg import reveals as reveals_module
 from privacy.secagg import shamir
 from privacy.secagg.coordinator import StreamingSum
 from privacy.secagg.graph import Group, Shape, attempt_seed, draw_groups
@@ -29,7 +29,8 @@ from privacy.secagg.masks import word_type
 from privacy.secagg.node import SecAggNode
 from privacy.secagg.packing import pack, unpack
 from privacy.secagg.pairwise import PairwiseKeys
-from privacy.secagg.roster import Roster, accept_reveals, accept_roster, reveal
+from privacy.secagg.reveals import accept_reveals, reveal
+from privacy.secagg.roster import Roster, accept_roster
 from protos.messages import Upload
 from tests.secagg import reference, reference_attempt
 from tests.secagg.conftest import MemoryStore
@@ -152,7 +153,7 @@ class Product:
             v, ciphertext = next(sealed)
             return self.keys[v].decapsulate(bytes.fromhex(ciphertext)), bytes.fromhex(ciphertext)
 
-        self.patch.setattr(roster_module, "encapsulate", encapsulate)
+        self.patch.setattr(reveals_module, "encapsulate", encapsulate)
         return reveal(self.accepted(u), self.keys[u], self.identities[u])
 
     def shown(self) -> list[Signed]:
