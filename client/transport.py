@@ -1,7 +1,7 @@
 """How a node reaches its coordinator: it dials out, listens on its own stream, and answers.
 
-Uploads go on at the offset that is on the coordinator's disk; downloads are checked against the
-digest that the message names.
+Large uploads go on at the offset that is on the coordinator's disk; downloads are checked against
+the digest that the message names.
 """
 
 import hashlib
@@ -17,6 +17,8 @@ from protos.arion.v1 import service_pb2_grpc as rpc
 from protos.wire import LARGEST_MESSAGE_BYTES
 
 CHUNK_BYTES = 1 << 20
+_SENT_AGAIN_BYTES = 4 << 20
+"""Up to so many bytes are sent from the start, rather than asked for by a call of its own."""
 _CALL_S = 60.0
 _TRANSFER_S = 600.0
 _KEY_BYTES = 32
@@ -226,7 +228,7 @@ class Link:
         """Send an answer; False where nobody waits for it any more."""
         digest = hashlib.sha256(payload).digest() if payload else b""
         offset = 0
-        if payload:
+        if len(payload) > _SENT_AGAIN_BYTES:
             request = pb.ProgressRequest(message=message, payload_digest=digest)
             offset = min(int(_call(self._exchange.Progress, request).offset), len(payload))
         head = pb.AnswerHead(
