@@ -8,7 +8,8 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from client.proxy import link_to
 from client.transport import Link, LinkLost, LinkRefused
 
 _LOG = logging.getLogger("arion.node")
+_SIGN_OF_LIFE_S, _SIGNS = 20.0, "signs of life"
 _FIRST_WAIT_S, _LONGEST_WAIT_S, _HELD_S = 0.5, 30.0, 2.0
 
 Answering = Callable[[str, str, bytes, bytes], tuple[str, bytes, bytes]]
@@ -147,6 +149,10 @@ class Agent:
             link.close()
 
     def _answer(self, link: Link, envelope: Any) -> None:
+        with _signs_of_life(link):
+            self._answer_once(link, envelope)
+
+    def _answer_once(self, link: Link, envelope: Any) -> None:
         try:
             payload = self._downloads.get(link, envelope) if envelope.payload_bytes else b""
             answer = self._answering(envelope.action, envelope.kind, envelope.body, payload)
@@ -154,3 +160,25 @@ class Agent:
                 _LOG.info("%s came too late: that part of the round is over", envelope.action)
         except LinkRefused as error:
             _LOG.warning("%s was not answered: %s", envelope.action, error)
+
+
+@contextmanager
+def _signs_of_life(link: Link) -> Iterator[None]:
+    """Say that the node is there while it answers: a stream that is lost then is opened only later.
+
+    Runs do not wait for whoever is away.
+    """
+    done = threading.Event()
+
+    def say() -> None:
+        while not done.wait(_SIGN_OF_LIFE_S):
+            try:
+                link.say_there()
+            except (LinkLost, LinkRefused) as error:
+                _LOG.debug("the coordinator does not hear that the node is there: %s", error)
+
+    threading.Thread(target=say, name=_SIGNS, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()

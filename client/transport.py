@@ -29,6 +29,7 @@ _OPTIONS = (
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.max_reconnect_backoff_ms", 15_000),
 )
 _LOST = frozenset(
     {
@@ -223,6 +224,10 @@ class Link:
         """Ask for nothing, as a member may; raises LinkLost or LinkRefused where it may not."""
         reply = _call(self._exchange.Progress, pb.ProgressRequest(message="0" * 32))
         return bool(reply.offset == 0)
+
+    def say_there(self) -> None:
+        """Tell the coordinator that the node is there; raises as every call."""
+        _call(self._exchange.Progress, pb.ProgressRequest())
 
     def answer(self, message: str, kind: str, body: bytes, payload: bytes) -> bool:
         """Send an answer; False where nobody waits for it any more."""

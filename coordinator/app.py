@@ -2,13 +2,13 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
 
-from coordinator.channel import Traffic
+from coordinator.channel import Traffic, Wait
 from coordinator.driver import RunDriver
 from protos.flower import CarrierGrid, reply_from, to_records
 from protos.wire import Parcel, WireError, WireMessage
@@ -60,7 +60,7 @@ class GridChannel:
         requests: Mapping[int, Parcel],
         reply: type[WireMessage],
         deadline_s: float,
-        is_over: Callable[[], bool] = lambda: False,
+        wait: Wait | None = None,
     ) -> Iterator[tuple[int, Parcel]]:
         """See `Channel.exchange`; replies are pulled one by one, so that memory stays small."""
         if not requests:
@@ -70,20 +70,27 @@ class GridChannel:
             for address, parcel in requests.items()
         ]
         self.traffic.sent_bytes += sum(map(_size, requests.values()))
-        waiting = set(self._grid.push_messages(messages))
+        pushed = set(self._grid.push_messages(messages))  # Flower may leave some out
+        sent = (message.metadata for message in messages)
+        waiting = {each.message_id: each.dst_node_id for each in sent if each.message_id in pushed}
         end, pause = time.monotonic() + deadline_s, _FIRST_POLL_S
-        while waiting and time.monotonic() < end and not is_over():
+        while waiting:
             self.interrupt()
             pulled = list(self._grid.pull_messages(sorted(waiting)))
             for message in pulled:
-                waiting.discard(message.metadata.reply_to_message_id)
+                waiting.pop(message.metadata.reply_to_message_id, None)
                 parcel = self._read(message, reply)
                 if parcel is not None:
                     yield message.metadata.src_node_id, parcel
+            # What has come counts, however late we look.
+            if not pulled and (time.monotonic() >= end or _is_over(wait, waiting.values())):
+                break
             # Replies come soon or after training: first it looks often, then less so.
             pause = _FIRST_POLL_S if pulled else min(1.5 * pause, _POLL_S)
             if not pulled:
                 self._wait(pause)
+        if wait is not None:
+            wait.left = set(waiting.values())
 
     def _read(self, message: Message, reply: type[WireMessage]) -> Parcel | None:
         """Read a reply; what is no message of ours is logged and left out."""
@@ -98,6 +105,13 @@ class GridChannel:
             return None
         self.traffic.received_bytes += _size(parcel)
         return parcel
+
+
+def _is_over(wait: Wait | None, left: Iterable[int]) -> bool:
+    if wait is None:
+        return False
+    wait.left = set(left)
+    return wait.is_over()
 
 
 def _never() -> None:

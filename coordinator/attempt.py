@@ -47,13 +47,11 @@ class AttemptReport:
         seconds: by phase.
         spoilt: members of groups whose sum some member of the group spoilt.
         heard: members that answered something, be it with a refusal.
-        missing: members that some phase ended without.
-        silent: those of them that it was waiting for when its deadline passed.
+        silent: members that listened and let the deadline of a phase pass.
 
     """
 
     heard: set[str] = field(default_factory=set)
-    missing: set[str] = field(default_factory=set)
     silent: set[str] = field(default_factory=set)
     refusals: dict[str, tuple[str, str]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -74,7 +72,7 @@ class AttemptRunner:
         members: of the plan's epoch.
         channel: the way to them.
         settings: of the run.
-        hung: addresses of members that let the deadline of an earlier attempt pass.
+        hung: addresses of members that are not asked where their groups can do without them.
 
     """
 
@@ -109,7 +107,7 @@ class AttemptRunner:
             SecAggAbort: no group has n_min members, or all of its set fixed before.
 
         """
-        asked = only or tuple(self._members.addresses)
+        asked = only or self._worth_asking()
         if only:
             self._sums = [each for each in self._sums if set(only) & set(each.group.members)]
         requests = dict.fromkeys(asked, Parcel(UploadRequest(self._signed, recipe), vector))
@@ -128,7 +126,9 @@ class AttemptRunner:
 
         """
         asked = {name: Parcel(each.close()) for each in self._sums for name in each.committee}
-        replies = self._ask_committees("query.survivors", asked, SurvivorSignature)
+        replies = self._ask_committees(
+            "query.survivors", asked, SurvivorSignature, StreamingSum.can_certify
+        )
         self._each(lambda each: each.certify(_messages(SurvivorSignature, replies, each)))
         self._note_faults()
 
@@ -147,7 +147,7 @@ class AttemptRunner:
             for each in self._sums
             for name in each.committee
         }
-        replies = self._ask_committees("query.unmask", asked, UnmaskReply)
+        replies = self._ask_committees("query.unmask", asked, UnmaskReply, StreamingSum.can_open)
         started = time.monotonic()
         sums = self._each(lambda each: self._open(each, _messages(UnmaskReply, replies, each)))
         self.report.seconds["open"] = time.monotonic() - started
@@ -193,25 +193,42 @@ class AttemptRunner:
         except MaskError as error:
             self._note_refusal(name, str(AbortCode.BAD_UPLOAD), str(error))
 
+    def _worth_asking(self) -> tuple[str, ...]:
+        """Members that are there, but for those that hung in groups that can do without them."""
+        there = self._members.addresses
+        well = {name for name, address in there.items() if address not in self._hung}
+        asked: set[str] = set()
+        for each in self._sums:
+            members, committee = set(each.group.members), set(each.group.committee)
+            is_enough = self._is_enough(len(well & members), len(well & committee))
+            asked |= members & (well if is_enough else there.keys())
+        return tuple(sorted(asked))
+
     def _can_close(self) -> bool:
         """Whether each group can go on with the uploads that it has."""
-        plan = self._plan
-        return all(
-            len(each.uploaded) >= plan.n_min and len(each.committee) >= plan.quorum
-            for each in self._sums
-        )
+        return all(self._is_enough(len(e.uploaded), len(e.committee)) for e in self._sums)
+
+    def _is_enough(self, uploads: int, committee: int) -> bool:
+        return uploads >= self._plan.n_min and committee >= self._plan.quorum
 
     def _ask_committees(
-        self, action: str, requests: Mapping[str, Parcel], reply: type[WireMessage]
+        self,
+        action: str,
+        requests: Mapping[str, Parcel],
+        reply: type[_Message],
+        is_done: Callable[[StreamingSum, list[_Message]], bool],
     ) -> dict[str, Parcel]:
-        """Return replies by name; where each committee has a quorum, who is away may be missing."""
+        """Return replies by name; who is away may be missing where each group is done without."""
         replies: dict[str, Parcel] = {}
+        known = {0: False}  # by the number of replies: they are verified once
 
-        def has_quorums() -> bool:
-            quorum = self._plan.quorum
-            return all(len(replies.keys() & set(each.committee)) >= quorum for each in self._sums)
+        def is_enough() -> bool:
+            if len(replies) not in known:
+                done = (is_done(each, _messages(reply, replies, each)) for each in self._sums)
+                known[len(replies)] = all(done)
+            return known[len(replies)]
 
-        for name, parcel in self._ask(action, requests, reply, has_quorums):
+        for name, parcel in self._ask(action, requests, reply, is_enough):
             replies[name] = parcel
         return replies
 
@@ -226,17 +243,16 @@ class AttemptRunner:
 
         Args:
             action, requests, reply: see `Channel.exchange`; requests by name.
-            is_enough: whether to go on where the others are away or hung before.
+            is_enough: whether to go on where the others are away.
 
         """
-        started, deadline_s = time.monotonic(), self._settings.deadline_s
+        started = time.monotonic()
         places = self._members.addresses  # who is away has none
         by_address = {places[name]: each for name, each in requests.items() if name in places}
-        wait = Wait(by_address, self._hung, self._channel, is_enough)
-        answers = self._channel.exchange(action, by_address, reply, deadline_s, wait.is_over)
+        wait = Wait(self._channel, is_enough)
+        answers = self._channel.exchange(action, by_address, reply, self._settings.deadline_s, wait)
         for address, parcel in answers:
             name = self._members.name_at(address)
-            wait.note(address)
             self.report.heard.add(name)
             if isinstance(parcel.message, Refusal):
                 self._note_refusal(name, parcel.message.code, parcel.message.detail)
@@ -244,20 +260,14 @@ class AttemptRunner:
                 yield name, parcel
         phase = action.rsplit(".", maxsplit=1)[-1]
         self.report.seconds[phase] = time.monotonic() - started
-        self._note_missing(phase, wait.missing, wait.silent(deadline_s))
+        for name in map(self._members.name_at, wait.silent()):
+            _LOG.warning("%s: %s: no answer by the deadline; it is asked less often", name, phase)
+            self.report.silent.add(name)
 
     def _note_faults(self) -> None:
         for each in self._sums:
             for name, abort in each.faults.items():
                 self._note_refusal(name, str(abort.code), str(abort))
-
-    def _note_missing(self, phase: str, missing: Set[int], silent: Set[int]) -> None:
-        self.report.missing.update(map(self._members.name_at, missing))
-        for name in map(self._members.name_at, silent):
-            _LOG.warning(
-                "%s: nothing within the deadline of %r; it is waited for less", name, phase
-            )
-            self.report.silent.add(name)
 
     def _note_refusal(self, name: str, code: str, detail: str) -> None:
         _LOG.warning("%s: %s: %s", name, code, detail)

@@ -1,6 +1,6 @@
 """How the coordinator reaches nodes: one exchange per phase, whatever carries it."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +18,20 @@ class Traffic:
         """Return what was carried after an earlier state of this."""
         sent = self.sent_bytes - before.sent_bytes
         return Traffic(sent, self.received_bytes - before.received_bytes)
+
+
+class Wait(Protocol):
+    """How long to wait in one exchange.
+
+    Attributes:
+        left: addresses whose answers are waited for; the exchange keeps it.
+
+    """
+
+    left: Set[int]
+
+    def is_over(self) -> bool:
+        """Tell whether to go on without them."""
 
 
 class Channel(Protocol):
@@ -44,7 +58,7 @@ class Channel(Protocol):
         requests: Mapping[int, Parcel],
         reply: type[WireMessage],
         deadline_s: float,
-        is_over: Callable[[], bool] = lambda: False,
+        wait: Wait | None = None,
     ) -> Iterator[tuple[int, Parcel]]:
         """Send a request to each address and yield replies as they come.
 
@@ -53,6 +67,6 @@ class Channel(Protocol):
             requests: by address.
             reply: kind of reply; a `Refusal` may come instead. Other answers are left out.
             deadline_s: how long to wait for replies in all; who is late is left out.
-            is_over: asked time and again whether to wait no longer.
+            wait: tells whether to wait no longer; None waits for all.
 
         """

@@ -89,7 +89,7 @@ class Epochs:
         return self._enter(None)
 
     def hung(self) -> Set[int]:
-        """Return addresses of members that a round has not to wait for: an earlier one did."""
+        """Return addresses of members that let earlier rounds wait, and are not due again."""
         assert self.members is not None, "a plan's epoch is entered first"
         places = set(self.members.addresses.values())
         return places - set(self._patience_in_rounds.due(places))
@@ -99,7 +99,7 @@ class Epochs:
         if self.members is None:
             return
         places = self.members.addresses
-        answered, silent = report.heard - report.missing, report.silent
+        answered, silent = report.heard - report.silent, report.silent
         self._patience_in_rounds.note(
             [places[name] for name in answered], [places[name] for name in silent]
         )

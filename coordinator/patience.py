@@ -1,4 +1,4 @@
-"""Whom the coordinator waits for, and how long: less for who did not answer before."""
+"""Whom the coordinator asks and waits for: not who is away, and less often who let it wait."""
 
 import time
 from collections.abc import Callable, Iterable, Set
@@ -7,12 +7,13 @@ from coordinator.channel import Channel
 
 _LOOK_S = 1.0
 """How often it is looked who is there: in a service that is a question to its database."""
-_GRACE = 2.0
-"""For who hung before, as multiples of the time that the others needed."""
+_ABSENT_S = 60.0
+"""How long we must have seen that somebody is away."""
+_LONGEST_WAIT = 8
 
 
 class Patience:
-    """When to wait again for who listens and does not answer: after 2 plans, then 4, then 8."""
+    """When to ask those again that listen and do not answer: after 2 plans, 4, and then each 8."""
 
     def __init__(self) -> None:
         self._plans = 0
@@ -31,70 +32,50 @@ class Patience:
             self._waits.pop(address, None)
             self._again.pop(address, None)
         for address in silent:
-            self._waits[address] = 2 * self._waits.get(address, 1)
+            self._waits[address] = min(2 * self._waits.get(address, 1), _LONGEST_WAIT)
             self._again[address] = self._plans + self._waits[address]
 
     def due(self, addresses: Iterable[int]) -> list[int]:
-        """Return those of some addresses that are to be waited for."""
+        """Return those of some addresses that are to be asked."""
         return [at for at in addresses if self._plans >= self._again.get(at, 0)]
 
 
 class Wait:
-    """One waiting for answers: over when whoever is left is away, or was not worth it before.
+    """One waiting for answers, which goes on without members that are away where it can.
 
     Args:
-        asked: addresses.
-        hung: those that are given no more than twice the time that the others need.
         channel: tells who is there.
-        is_enough: whether it is possible to go on with what has come.
+        is_enough: whether what has come is enough to go on with.
 
     Attributes:
-        missing: those that have not answered.
+        left: addresses that have not answered; `Channel.exchange` keeps it.
 
     """
 
-    def __init__(
-        self,
-        asked: Iterable[int],
-        hung: Set[int],
-        channel: Channel,
-        is_enough: Callable[[], bool],
-    ) -> None:
-        self.missing, self._hung = set(asked), hung
+    def __init__(self, channel: Channel, is_enough: Callable[[], bool]) -> None:
+        self.left: Set[int] = frozenset()
         self._channel, self._is_enough = channel, is_enough
-        self._started = self._last = self._looked = time.monotonic()
-        self._gone: Set[int] = frozenset()
-
-    def note(self, address: int) -> None:
-        """Note an answer."""
-        self.missing.discard(address)
-        self._last = time.monotonic()
+        self._looked = time.monotonic()
+        self._absent: dict[int, float] = {}
 
     def is_over(self) -> bool:
         """Tell whether to go on without those that have not answered."""
-        if not self._is_enough():
-            return False
-        left: Set[int] = self.missing
-        if left:
-            left = left - self._away()
-        if left and self._is_grace_over():
-            left = left - self._hung
-        return not left
+        return self.left <= self._away() and self._is_enough()
 
-    def silent(self, deadline_s: float) -> Set[int]:
-        """Return who was waited for until the deadline; nobody where it has not passed."""
-        if time.monotonic() - self._started < deadline_s:
-            return frozenset()
-        return self.missing - self._hung
-
-    def _is_grace_over(self) -> bool:
-        needed_s = self._last - self._started
-        return time.monotonic() - self._started >= _GRACE * needed_s
+    def silent(self) -> Set[int]:
+        """Return who listens and did not answer, once the waiting has ended."""
+        return self.left & set(self._channel.addresses(0, 0.0))
 
     def _away(self) -> Set[int]:
-        """Return who is away; nobody where nobody is there, for then it is the service that was."""
-        if time.monotonic() - self._looked >= _LOOK_S:
-            self._looked = time.monotonic()
+        """Return who has been away for a while, as we saw it.
+
+        After a fault of the service or the network members come back one by one, those that train
+        last. So where nobody is there, nobody is away.
+        """
+        now = time.monotonic()
+        if now - self._looked >= _LOOK_S:
+            self._looked = now
             there = set(self._channel.addresses(0, 0.0))
-            self._gone = self.missing - there if there else frozenset()
-        return self._gone
+            absent = self.left - there if there else frozenset[int]()
+            self._absent = {at: self._absent.get(at, now) for at in absent}
+        return {at for at, since in self._absent.items() if now - since >= _ABSENT_S}

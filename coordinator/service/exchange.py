@@ -102,8 +102,10 @@ class Exchange(rpc.ExchangeServicer):
                 await sender.send(pb.Chunk(data=chunk))
 
     async def Progress(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """Say how much of an answer's payload is on the disk."""
+        """Say how much of an answer is on the disk; about no message, it is a sign of life."""
         member = await self._callers.admit(context, "node")
+        if not request.message:
+            await asyncio.to_thread(self._registry.note_seen, member.name)
         if not await asyncio.to_thread(self._mailbox.is_waiting, request.message, member.address):
             return pb.ProgressReply(offset=0)
         return pb.ProgressReply(offset=self._mailbox.blobs.progress(request.message))

@@ -188,6 +188,11 @@ class StreamingSum:
         self._certificate = tuple(valid[name] for name in sorted(valid))
         return self._certificate
 
+    def can_certify(self, signatures: Iterable[SurvivorSignature]) -> bool:
+        """Tell whether `certify` would succeed; changes nothing."""
+        valid, _ = sort_signatures(signatures, self._closed(), self.group, self._roster)
+        return len(valid) >= self._plan.quorum
+
     def unmask_request(self, member: str) -> UnmaskRequest:
         """Return what one committee member needs: the certified set and its sealed packets."""
         survivors = self._closed()
@@ -238,6 +243,19 @@ class StreamingSum:
         reduce_words(self._words, self._plan.step.ring_bits)
         self._opened = OpenedSum(self._words, tuple(survivors.headers), recovery.wrong_shares())
         return self._opened
+
+    def can_open(self, replies: Iterable[UnmaskReply]) -> bool:
+        """Tell whether shares are enough for `open_sum`; changes nothing."""
+        survivors = self._closed()
+        usable, _ = sort_replies(replies, survivors, self.group)
+        if len(usable) < self._plan.quorum:
+            return False
+        try:
+            for _ in self._open_masks(survivors, SeedRecovery(self._plan, self.group, usable)):
+                pass
+        except SecAggAbort:
+            return False
+        return True
 
     def _checked(self, upload: Upload, words: Words) -> tuple[Header, MerkleTree]:
         if words.dtype != self._words.dtype or words.shape != self._words.shape:

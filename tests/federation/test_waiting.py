@@ -1,69 +1,26 @@
-"""How long a round waits for members that go or hang: by a clock that moves as the test says."""
+"""How long a round waits for members that go away, by a clock that moves as the test says."""
 
-from collections.abc import Callable, Iterable
-from types import SimpleNamespace
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from flwr.app import Message
 
-from coordinator.app import GridChannel
-from coordinator.patience import Wait
+from coordinator.attempt import AttemptRunner
 from coordinator.store import RunStore
-from tests.away import OTHERS, Reach, drive, survivors
+from protos.flower import reply_from, to_records
+from protos.messages import SurvivorSignature, UnmaskReply
+from protos.wire import Parcel, WireMessage
+from tests.away import OTHERS, debits, drive, survivors
 from tests.dying import dying
+from tests.slow_grid import DEADLINE_S, IN_ROUNDS, Slow
 from tests.small_federation import NAMES, Make, SmallFederation
 
-DEADLINE_S = 120.0
-IN_ROUNDS = ("train.upload", "query.survivors", "query.unmask")
 
-
-class Slow(Reach):
-    """A grid on which answers may take long, or never come.
-
-    Each answer takes a second, and so does each look for one.
-
-    Attributes:
-        now: seconds on the clock.
-        late: when the answer of a member to a type of message comes, on the clock.
-        back: when members are there again, on the clock.
-
-    """
-
-    def __init__(self, federation: SmallFederation, monkeypatch: pytest.MonkeyPatch) -> None:
-        super().__init__(federation)
-        self.now = 0.0
-        self.late: dict[tuple[str, str], float] = {}
-        self.back: dict[str, float] = {}
-        self.asked: Callable[[str, str], object] = lambda name, what: None
-        clock = SimpleNamespace(monotonic=lambda: self.now, sleep=self.wait)
-        for place in ("app", "attempt", "patience"):
-            monkeypatch.setattr(f"coordinator.{place}.time", clock)
-        self._drops = lambda name, message: False
-
-    def get_node_ids(self) -> Iterable[int]:
-        self.away = {name for name, when in self.back.items() if self.now < when}
-        return super().get_node_ids()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        pushed = list(messages)
-        for message in pushed:
-            self.asked(*self._what(message))
-        return super().push_messages(pushed)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        due = [key for key in message_ids if self.now >= self.late.get(self._asks(key), 0.0)]
-        pulled = super().pull_messages(due)
-        self.now += len(list(pulled))
-        return pulled
-
-    def wait(self, seconds: float) -> None:
-        self.now += 1.0
-
-    def _asks(self, key: str) -> tuple[str, str]:
-        return self._what(self._pending[key])
-
-    def _what(self, message: Message) -> tuple[str, str]:
-        return self._names[message.metadata.dst_node_id], message.metadata.message_type
+@pytest.fixture
+def federation(make_federation: Make) -> SmallFederation:
+    return make_federation(deadline_s=DEADLINE_S)
 
 
 @pytest.fixture
@@ -71,18 +28,8 @@ def grid(federation: SmallFederation, monkeypatch: pytest.MonkeyPatch) -> Slow:
     return Slow(federation, monkeypatch)
 
 
-@pytest.mark.parametrize("action", IN_ROUNDS)
-def test_who_hangs_costs_fewer_and_fewer_deadlines(
-    make_federation: Make, monkeypatch: pytest.MonkeyPatch, action: str
-) -> None:
-    """In eight rounds three: those of rounds 1, 3 and 7."""
-    federation = make_federation(rounds=8, step={"releases": 24})
-    grid = Slow(federation, monkeypatch)
-    grid.late["west", action] = float("inf")
-    assert drive(federation, grid).step == 8
-    assert survivors(federation) == [OTHERS if action == "train.upload" else NAMES] * 8
-    assert 3 * DEADLINE_S <= grid.now < 4.5 * DEADLINE_S
-    federation.verified()
+def aborted(federation: SmallFederation) -> list[str]:
+    return [str(body["code"]) for body in federation.bodies("coordinator", "round-aborted")]
 
 
 @pytest.mark.parametrize("action", IN_ROUNDS)
@@ -101,8 +48,8 @@ def test_who_goes_is_not_waited_for_where_the_others_are_enough(
 
 
 def let_two_go(grid: Slow, action: str) -> None:
-    """South and west go as they are asked; west is back at 100 seconds, south is not."""
-    gone = {"south": float("inf"), "west": 100.0}
+    """South and west go as they are asked; west is back at 200 seconds, south is not."""
+    gone = {"south": float("inf"), "west": 200.0}
 
     def asked(name: str, what: str) -> None:
         if what == action and name in gone:
@@ -119,7 +66,7 @@ def test_who_goes_is_waited_for_where_it_is_needed(
     assert drive(federation, grid).step == 3
     first = survivors(federation)[0]
     assert first == (("east", "north", "west") if action == "train.upload" else NAMES)
-    assert federation.bodies("coordinator", "round-aborted") == []
+    assert aborted(federation) == []
     federation.verified()
 
 
@@ -132,11 +79,64 @@ def test_both_limits_are_waited_for(
 ) -> None:
     """With c = 1 the quorum of five is 4, above n_min = 3; that of six is 4, below n_min = 5."""
     step = {"honest_survivors": n_min - 1}
-    federation = federation_of(*NAMES, *others, n_min=n_min, step=step)
+    federation = federation_of(*NAMES, *others, n_min=n_min, step=step, deadline_s=DEADLINE_S)
     grid = Slow(federation, monkeypatch)
     let_two_go(grid, "train.upload")
     assert drive(federation, grid).step == 3
     assert survivors(federation)[0] == tuple(sorted({*NAMES, *others} - {"south"}))
+
+
+def spoil_a_signature(parcel: Parcel) -> Parcel:
+    assert isinstance(parcel.message, SurvivorSignature)
+    return Parcel(replace(parcel.message, signature=bytes(64)))
+
+
+def keep_the_shares(parcel: Parcel) -> Parcel:
+    assert isinstance(parcel.message, UnmaskReply)
+    return Parcel(replace(parcel.message, shares=()))
+
+
+def change_the_shares(parcel: Parcel) -> Parcel:
+    """Well formed, and of no polynomial: only who combines them sees that."""
+    assert isinstance(parcel.message, UnmaskReply)
+    wrong = tuple(replace(each, own_share=bytes(32)) for each in parcel.message.shares)
+    return Parcel(replace(parcel.message, shares=wrong))
+
+
+@pytest.mark.parametrize(
+    ("action", "kind", "spoil"),
+    [
+        ("query.survivors", SurvivorSignature, spoil_a_signature),
+        ("query.unmask", UnmaskReply, keep_the_shares),
+        ("query.unmask", UnmaskReply, change_the_shares),
+    ],
+)
+def test_answers_that_are_worth_nothing_are_not_counted(
+    federation: SmallFederation,
+    grid: Slow,
+    monkeypatch: pytest.MonkeyPatch,
+    action: str,
+    kind: type[WireMessage],
+    spoil: Callable[[Parcel], Parcel],
+) -> None:
+    """East plays foul while west is away: of three answers two are good, west's is the third."""
+    original = grid._answer
+
+    def answer(message: Message) -> Message:
+        reply = original(message)
+        if grid.what(message) != ("east", action):
+            return reply
+        return Message(to_records(spoil(reply_from(reply.content, kind))), reply_to=message)
+
+    def asked(name: str, what: str) -> None:
+        if (name, what) == ("west", action) and name not in grid.back:
+            grid.back[name] = grid.late[name, what] = grid.now + 100
+
+    monkeypatch.setattr(grid, "_answer", answer)
+    grid.asked = asked
+    assert drive(federation, grid).step == 3
+    assert aborted(federation) == []
+    assert debits(federation) == [3] * 4
 
 
 def test_a_set_that_is_fixed_is_waited_for(federation: SmallFederation, grid: Slow) -> None:
@@ -147,86 +147,58 @@ def test_a_set_that_is_fixed_is_waited_for(federation: SmallFederation, grid: Sl
 
     def asked(name: str, what: str) -> None:
         if (name, what) == ("west", "train.upload") and grid.now < started + 50:
-            grid.back[name] = grid.late[name, what] = started + 50
+            grid.back[name] = grid.late[name, what] = started + 200
 
     grid.asked = asked
     assert drive(federation, grid).step == 3
     assert survivors(federation)[0] == NAMES
-    assert federation.bodies("coordinator", "round-aborted") == []
+    assert aborted(federation) == []
 
 
-def test_where_nobody_is_there_it_is_the_service_that_was_away(
+def test_who_trains_comes_back_last_after_a_fault_of_the_service(
     federation: SmallFederation, grid: Slow
 ) -> None:
-    """Three have answered when the service starts again; west trains on, and has its time."""
+    """All have answered but west, which trains on: it is seen again fifty seconds after them."""
 
     def asked(name: str, what: str) -> None:
         if (name, what) == ("west", "train.upload") and grid.now < 50:
-            grid.late[name, what] = 50.0
-            grid.back.update(dict.fromkeys(NAMES, 50.0))
+            grid.late[name, what] = 190.0
+            grid.back.update(dict.fromkeys(OTHERS, 100.0), west=150.0)
 
     grid.asked = asked
     assert drive(federation, grid).step == 3
     assert survivors(federation)[0] == NAMES
 
 
-@pytest.mark.parametrize(("needs", "is_in"), [(5.0, True), (9.0, False)])
-def test_who_hung_has_twice_the_time_of_the_others(
-    federation: SmallFederation, grid: Slow, needs: float, is_in: bool
+def test_what_has_come_counts_though_its_sender_has_gone(
+    federation: SmallFederation, grid: Slow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three answers take three seconds; west had let a deadline pass before."""
-    grid.late["west", "train.upload"] = float("inf")
+    """West uploads and goes, and the deadline passes, while the others' vectors are added."""
+    add = AttemptRunner._add
 
-    def asked(name: str, what: str) -> None:
-        if (name, what) == ("west", "train.upload") and grid.now > DEADLINE_S:
-            grid.late[name, what] = grid.now + needs
+    def slowly(self: AttemptRunner, name: str, *upload: Any) -> None:
+        add(self, name, *upload)
+        grid.back.setdefault("west", 1000.0)
+        grid.now += DEADLINE_S / 2
 
-    grid.asked = asked
+    monkeypatch.setattr(AttemptRunner, "_add", slowly)
     assert drive(federation, grid).step == 3
-    cohorts = survivors(federation)
-    assert cohorts[:2] == [OTHERS, NAMES if is_in else OTHERS]
-    assert cohorts[2] == NAMES  # it is due, or was in time
-    assert grid.now < 2 * DEADLINE_S
+    assert survivors(federation)[0] == NAMES
 
 
-def test_who_was_in_time_again_is_waited_for_again(
-    make_federation: Make, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("action", IN_ROUNDS)
+def test_each_group_is_waited_for(
+    federation_of: Make, monkeypatch: pytest.MonkeyPatch, action: str
 ) -> None:
-    """Hung in round 1, in time in round 2, hung in round 3: due in round 5, not only in round 7."""
-    federation = make_federation(rounds=5, step={"releases": 24})
+    """Groups of four that need three; three go for a while, so that one group lacks two or more."""
+    names = [f"{side}{place}" for side in "ab" for place in range(4)]
+    federation = federation_of(*names, groups=2, n_min=3, deadline_s=DEADLINE_S)
     grid = Slow(federation, monkeypatch)
-    needs = iter([float("inf"), 0.0, float("inf"), float("inf"), 50.0])
 
     def asked(name: str, what: str) -> None:
-        if (name, what) == ("west", "train.upload"):
-            grid.late[name, what] = grid.now + next(needs)
-
-    grid.asked = asked
-    assert drive(federation, grid).step == 5
-    assert survivors(federation) == [OTHERS, NAMES, OTHERS, OTHERS, NAMES]
-
-
-def test_who_failed_at_once_did_not_hang(federation: SmallFederation, grid: Slow) -> None:
-    """As who drops out of a simulation: what it does next is as before."""
-    failing = iter([True])
-    grid._drops = lambda name, message: (
-        (name, message.metadata.message_type) == ("west", "train.upload") and next(failing, False)
-    )
-    needs = iter([0.0, 50.0, 50.0])
-
-    def asked(name: str, what: str) -> None:
-        if (name, what) == ("west", "train.upload"):
-            grid.late[name, what] = grid.now + next(needs)
+        if what == action and name in names[:3]:
+            grid.back[name] = grid.late[name, what] = 300.0
 
     grid.asked = asked
     assert drive(federation, grid).step == 3
-    assert survivors(federation) == [OTHERS, NAMES, NAMES]
-
-
-def test_who_has_no_time_does_not_hang_anew(federation: SmallFederation, grid: Slow) -> None:
-    """A deadline that passed because of others is not counted against it."""
-    wait = Wait([1, 2, 3], {3}, GridChannel(grid), lambda: False)
-    wait.note(1)
-    assert wait.silent(DEADLINE_S) == set()
-    grid.now = DEADLINE_S
-    assert wait.silent(DEADLINE_S) == {2}
+    assert survivors(federation)[0] == tuple(names)

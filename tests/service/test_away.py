@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from client.agent import Agent
 from coordinator.attempts import Attempt
 from coordinator.service.registry import Registry
 from coordinator.store import RunStore
@@ -68,6 +69,38 @@ def test_who_listens_is_there(institutions: Make, monkeypatch: pytest.MonkeyPatc
     for moved in (61.0, -3600.0):  # a minute later; or a clock that was set back
         monkeypatch.setattr(registry, "_clock", lambda s=moved: clock() + s)
         assert "north" not in present(registry)
+
+
+def test_who_trains_says_that_it_is_there(
+    institutions: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its stream may be lost meanwhile, and is opened again only after that."""
+    monkeypatch.setattr("coordinator.service.exchange.SEEN_EVERY_S", 3600.0)  # no streams
+    monkeypatch.setattr("client.agent._SIGN_OF_LIFE_S", 0.02)
+    there = institutions()
+    registry, mailbox = there.service.home.registry, there.service.home.mailbox
+    asked, may_answer = threading.Event(), threading.Event()
+
+    def answer(*question: object) -> tuple[str, bytes, bytes]:
+        asked.set()
+        assert may_answer.wait(60)
+        return "Done", b"", b""
+
+    agent = Agent(there.federation.homes.nodes["north"], answer)
+    thread = threading.Thread(target=agent.run, daemon=True)
+    thread.start()
+    wait(lambda: present(registry) == ["north"], "it listens")
+    address = next(m.address for m in registry.nodes() if m.name == "north")
+    message = mailbox.post("r", address, "train.upload", ("Done", b"", b""))
+    assert asked.wait(60)
+    for _ in range(3):
+        before = seen(registry, "north")
+        wait(lambda: seen(registry, "north") > before, "a sign of life")  # noqa: B023
+    may_answer.set()
+    wait(lambda: mailbox.first_answer([message]) is not None, "the answer")
+    wait(lambda: all(t.name != "signs of life" for t in threading.enumerate()), "they end")
+    agent.stop()
+    thread.join(20)
 
 
 def test_a_run_begins_without_who_is_away_and_goes_on_with_it(
