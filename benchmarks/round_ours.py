@@ -29,6 +29,7 @@ from arion.runs import RUNS_FOLDER, carry_on
 from benchmarks.transport import Party
 from benchmarks.transport_receivers import peak_mb, say
 from client.agent import Agent
+from client.config import NODE_FILE
 from client.data import DataConfig
 from client.doctor import RUNTIME
 from client.membership import collect, join
@@ -67,10 +68,13 @@ class OurFederation:
         megabytes: of an update, one of `SIZES`.
         nodes: how many.
         rounds: of the run.
+        proxy: URL of an HTTP CONNECT proxy that the nodes dial through; "" dials directly.
 
     """
 
-    def __init__(self, folder: Path, megabytes: int, nodes: int, rounds: int) -> None:
+    def __init__(
+        self, folder: Path, megabytes: int, nodes: int, rounds: int, *, proxy: str = ""
+    ) -> None:
         self._open = ExitStack()
         self._service_home = folder / "service"
         settings = ServiceSettings(
@@ -82,6 +86,8 @@ class OurFederation:
         homes = build(folder, SIZES[megabytes], nodes, rounds)
         enrol(home, homes.nodes, ports)
         home.close()
+        for path in (each / NODE_FILE for each in homes.nodes.values()):
+            write_toml(path, {**tomllib.loads(path.read_text()), "proxy": proxy})
         place = self._service_home / RUNS_FOLDER / RUN
         place.mkdir(parents=True)
         new = {"coordinator": Path("../.."), "runtime": RUNTIME}
