@@ -77,7 +77,7 @@ class LocalGrid(CarrierGrid):
         """Answer the oldest of these messages that is still pending; a dropped one yields an error.
 
         A real carrier says nothing of a node that is gone, and the deadline passes. Here the error
-        says it at once, and the coordinator treats both alike.
+        says it at once, so that what a simulation comes to does not depend on the time.
         """
         wanted = set(message_ids)
         for message_id in list(self._pending):

@@ -64,6 +64,8 @@ class Wait:
 
     def silent(self) -> Set[int]:
         """Return who listens and did not answer, once the waiting has ended."""
+        if not self.left:
+            return self.left
         return self.left & set(self._channel.addresses(0, 0.0))
 
     def _away(self) -> Set[int]:
