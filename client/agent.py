@@ -97,6 +97,7 @@ class Agent:
         self._stopped = threading.Event()
         self._link: Link | None = None
         self._downloads = Downloads()
+        self._begun = ""  # the message whose answer was sent last, in whole or in part
 
     def stop(self) -> None:
         """Stop after the message that is being answered."""
@@ -149,17 +150,17 @@ class Agent:
             link.close()
 
     def _answer(self, link: Link, envelope: Any) -> None:
-        with _signs_of_life(link):
-            self._answer_once(link, envelope)
-
-    def _answer_once(self, link: Link, envelope: Any) -> None:
         try:
-            payload = self._downloads.get(link, envelope) if envelope.payload_bytes else b""
-            answer = self._answering(envelope.action, envelope.kind, envelope.body, payload)
-            if not link.answer(envelope.message, *answer):
-                _LOG.info("%s came too late: that part of the round is over", envelope.action)
+            with _signs_of_life(link):
+                payload = self._downloads.get(link, envelope) if envelope.payload_bytes else b""
+                answer = self._answering(envelope.action, envelope.kind, envelope.body, payload)
+                is_again, self._begun = self._begun == envelope.message, envelope.message
+                is_kept = link.answer(envelope.message, *answer, is_again=is_again)
         except LinkRefused as error:
             _LOG.warning("%s was not answered: %s", envelope.action, error)
+            return
+        if not is_kept:
+            _LOG.info("%s came too late: that part of the round is over", envelope.action)
 
 
 @contextmanager

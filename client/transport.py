@@ -1,7 +1,7 @@
 """How a node reaches its coordinator: it dials out, listens on its own stream, and answers.
 
-Large uploads go on at the offset that is on the coordinator's disk; downloads are checked against
-the digest that the message names.
+Uploads go on at the offset that is on the coordinator's disk; downloads are checked against the
+digest that the message names.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from protos.wire import LARGEST_MESSAGE_BYTES
 
 CHUNK_BYTES = 1 << 20
 _SENT_AGAIN_BYTES = 4 << 20
-"""Up to so many bytes are sent from the start, rather than asked for by a call of its own."""
+"""Of up to so many bytes it is not asked first whether some are there from before a restart."""
 _CALL_S = 60.0
 _TRANSFER_S = 600.0
 _KEY_BYTES = 32
@@ -229,11 +229,23 @@ class Link:
         """Tell the coordinator that the node is there; raises as every call."""
         _call(self._exchange.Progress, pb.ProgressRequest())
 
-    def answer(self, message: str, kind: str, body: bytes, payload: bytes) -> bool:
-        """Send an answer; False where nobody waits for it any more."""
+    def answer(
+        self, message: str, kind: str, body: bytes, payload: bytes, *, is_again: bool = False
+    ) -> bool:
+        """Send an answer; False where nobody waits for it any more.
+
+        Args:
+            message: identifier of the question.
+            kind, body, payload: of the answer.
+            is_again: whether it was begun before; some of a payload may be there then.
+
+        Raises:
+            LinkLost, LinkRefused: as every call.
+
+        """
         digest = hashlib.sha256(payload).digest() if payload else b""
         offset = 0
-        if len(payload) > _SENT_AGAIN_BYTES:
+        if payload and (is_again or len(payload) > _SENT_AGAIN_BYTES):
             request = pb.ProgressRequest(message=message, payload_digest=digest)
             offset = min(int(_call(self._exchange.Progress, request).offset), len(payload))
         head = pb.AnswerHead(

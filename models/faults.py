@@ -4,7 +4,9 @@ from pydantic import ValidationError
 
 
 def first_fault(error: ValidationError, whole: str = "the file") -> str:
-    """Return `field.inner: what is wrong` of the first fault; it holds no value of the document.
+    """Return `field.inner: what is wrong` of the first fault.
+
+    A schema's own checks may quote a value in their text; pydantic's do not.
 
     Args:
         error: why the schema refuses it.

@@ -74,6 +74,15 @@ class Institutions:
             thread.join(20)
             assert not thread.is_alive()
 
+    def restart_service(self) -> None:
+        """Stop the service, and start it again where it was."""
+        service, before = self.service, self.service.ports
+        service._do(service._service.stop())
+        ports = {"port": before.exchange, "enrolment_port": before.enrolment}
+        settings = service.home.settings.model_copy(update=ports)
+        service._service._home = type(service.home)(**{**vars(service.home), "settings": settings})
+        service._do(service._service.start())
+
     def wait_for(self, name: str, action: str) -> None:
         """Wait until a node is asked something."""
         end = time.monotonic() + 60

@@ -103,6 +103,35 @@ def test_who_trains_says_that_it_is_there(
     thread.join(20)
 
 
+def test_who_trains_while_the_service_starts_again_is_in_the_sum(
+    institutions: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others have answered and listen again, long before west is done and does."""
+    lately_s = absent_s = 3.0
+    monkeypatch.setattr("client.agent._SIGN_OF_LIFE_S", 0.1)
+    monkeypatch.setattr("coordinator.service.exchange.SEEN_EVERY_S", 0.2)
+    monkeypatch.setattr("coordinator.service.registry.LATELY_S", lately_s)
+    monkeypatch.setattr("coordinator.patience._ABSENT_S", absent_s)
+    there = institutions(EXACT, rounds=1, deadline_s=60.0)
+    there.start(*NAMES)
+    there.held.add(("west", "train.upload"))
+
+    def restart() -> None:
+        try:
+            for name in NAMES:
+                there.wait_for(name, "train.upload")
+            there.restart_service()
+            time.sleep(lately_s + absent_s + 2)  # it would count as away by now
+        finally:
+            there.held.clear()
+
+    thread = threading.Thread(target=restart, daemon=True)
+    thread.start()
+    assert there.run().step == 1
+    thread.join(60)
+    assert there.bodies("coordinator", "round-recorded")[0]["survivors"] == list(NAMES)
+
+
 def test_a_run_begins_without_who_is_away_and_goes_on_with_it(
     institutions: Make, caplog: pytest.LogCaptureFixture
 ) -> None:

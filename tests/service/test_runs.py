@@ -103,12 +103,5 @@ def test_a_service_that_starts_again_is_dialled_again(
 ) -> None:
     there = institutions(EXACT, rounds=1)
     there.start(*NAMES)
-    service = there.service
-    before = service.ports
-    service._do(service._service.stop())
-    settings = service.home.settings.model_copy(
-        update={"port": before.exchange, "enrolment_port": before.enrolment}
-    )
-    service._service._home = type(service.home)(**{**vars(service.home), "settings": settings})
-    service._do(service._service.start())
+    there.restart_service()
     assert there.run().step == 1
