@@ -7,7 +7,7 @@ model computes. What the rounding costs is its quality beside the parent.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from models.decoder import Decoder
@@ -25,16 +25,21 @@ from models.variants.kinds import KINDS, Opening, files_of
 from models.variants.plan import Plan, Target
 from models.variants.probe import Probe, probe
 from models.variants.readback import Readback
+from models.variants.rounding import RoundedDecoder
 
 LENGTH = 128
 _ROWS = 64  # of each held-out text, spread over it
 _FIDELITY_ROWS = 8
-# A runtime that computes in fp32 differs by the order of its sums.
+# A runtime that computes in fp32 differs by the order of its sums: by so much where logits are at
+# most 1, and by this share of the largest where they are larger.
 EXACT_LOGITS = 1e-4
 # llama.cpp and ONNX Runtime round activations beside rounded weights. On a model of 12.7
 # million trained parameters that made medians of at most 2.7e-4 nats in any format; means reached
-# 4e-3, where an expert near a tie was chosen otherwise.
+# 4e-3, where an expert near a tie was chosen otherwise. On a published one of 135 million in
+# thirty layers (SmolLM2) it made 3.8e-3 (Q8_0), 7.4e-3 (Q4_K_M) and 4.2e-3 (ONNX int8), 1 to 2
+# times what rounding in the decoder itself costs it (3.6e-3 at Q8_0, 4.2e-3 at Q4_K_M).
 RUNTIME_KL = 1e-3
+ROUNDING_FACTOR = 3.0
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,8 @@ class Checked:
         fidelity: beside the stored model, in the runtime's most precise arithmetic, by text.
         quality: beside the whole parent, in the runtime's usual arithmetic, by text.
         file_bytes: of all files.
+        rounding_kl: median KL that activations in 8 bits cost the stored model, nats, by text;
+            empty where the runtime keeps more of them.
 
     """
 
@@ -71,6 +78,7 @@ class Checked:
     quality: Mapping[str, Difference]
     file_bytes: int
     probe: Probe
+    rounding_kl: Mapping[str, float] = field(default_factory=dict)
 
 
 def spread_rows(
@@ -111,6 +119,7 @@ def run_artefact(
     stored = kind.read_back(folder, source.model)
     fidelity = compare(stored.model, exact, few, lambda done, _: advance(done, total))
     exact.close()
+    rounded = compare(stored.model, RoundedDecoder(stored.model), few) if _rounds(plan) else {}
     usual = kind.open(folder, Opening(length + 1, begin))
     texts = [*SAMPLES, *(text for documents in heldout.values() for text in documents[:_ROWS])]
     unequal = unequal_tokens(tokenizer, usual, texts)
@@ -124,12 +133,18 @@ def run_artefact(
         quality=quality,
         file_bytes=sum(path.stat().st_size for path in files_of(folder)),
         probe=probe(plan.container, folder, plan.context, begin),
+        rounding_kl={name: each.median_kl for name, each in rounded.items()},
     )
 
 
 def failures(found: Checked, plan: Plan, target: Target) -> tuple[str, ...]:
     """Say everything that keeps an artefact from being published; nothing where it may be."""
     return (*_broken(found, plan), *_missed(found, plan, target))
+
+
+def _rounds(plan: Plan) -> bool:
+    """Whether the runtime rounds activations to 8 bits beside these weights."""
+    return plan.container != "hf" and plan.number_format not in ("f32", "f16", "bf16")
 
 
 def _broken(found: Checked, plan: Plan) -> Iterator[str]:
@@ -141,12 +156,14 @@ def _broken(found: Checked, plan: Plan) -> Iterator[str]:
     yield from found.coarse
     exact = plan.number_format == "f32" or plan.container == "hf"
     for name, each in found.fidelity.items():
-        if exact and not each.largest <= EXACT_LOGITS:  # not a number fails too
-            yield f"{name}: logits {each.largest:.1e} from the stored weights', over {EXACT_LOGITS}"
-        if not each.median_kl <= RUNTIME_KL:
+        most = EXACT_LOGITS * max(1.0, each.scale)
+        if exact and not each.largest <= most:  # not a number fails too
+            yield f"{name}: logits {each.largest:.1e} from the stored weights', over {most:.1e}"
+        allowed = max(RUNTIME_KL, ROUNDING_FACTOR * found.rounding_kl.get(name, 0.0))
+        if not each.median_kl <= allowed:
             yield (
                 f"{name}: median KL {each.median_kl:.1e} nats from the stored weights', over "
-                f"{RUNTIME_KL}"
+                f"{allowed:.1e}"
             )
 
 

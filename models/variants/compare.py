@@ -7,6 +7,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 from unicodedata import normalize
 
 import torch
@@ -37,7 +38,7 @@ class Difference:
         nats, model_nats: summed cross-entropy of the text's own next tokens.
         kl_T: KL(model || artefact) of each, nats. agreed: predictions with the same likeliest
             token.
-        largest: largest difference of a logit.
+        largest: largest difference of a logit. scale: largest magnitude of the model's.
 
     """
 
@@ -47,6 +48,7 @@ class Difference:
     kl_T: tuple[float, ...]
     agreed: int
     largest: float
+    scale: float = 0.0
 
     def __add__(self, other: "Difference") -> "Difference":
         return Difference(
@@ -56,6 +58,7 @@ class Difference:
             self.kl_T + other.kl_T,
             self.agreed + other.agreed,
             max(self.largest, other.largest),
+            max(self.scale, other.scale),
         )
 
     @property
@@ -72,6 +75,13 @@ class Difference:
     def loss_rise(self) -> float:
         """Nats per token that the artefact loses more than the model."""
         return (self.nats - self.model_nats) / self.tokens
+
+
+class Computes(Protocol):
+    """What is held against a decoder: a `Runtime`, or all of one that matters here."""
+
+    def logits(self, ids: Sequence[int]) -> Tensor:
+        """See `Runtime.logits`."""
 
 
 # Of a runtime that gives no numbers.
@@ -97,7 +107,7 @@ def unequal_tokens(tokenizer: Tokenizer, runtime: Runtime, texts: Sequence[str])
 @torch.no_grad()
 def compare(
     model: Decoder,
-    runtime: Runtime,
+    runtime: Computes,
     rows: Mapping[str, Sequence[Row]],
     advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Difference]:
@@ -120,7 +130,7 @@ def compare(
     return found
 
 
-def _difference(model: Decoder, runtime: Runtime, row: Row) -> Difference:
+def _difference(model: Decoder, runtime: Computes, row: Row) -> Difference:
     ids, target_T = list(row.ids[:-1]), torch.tensor(row.ids[1:])
     expected_TV = model(torch.tensor([ids]))[0]
     found_TV = runtime.logits(ids)[:, : expected_TV.shape[-1]]
@@ -137,6 +147,7 @@ def _difference(model: Decoder, runtime: Runtime, row: Row) -> Difference:
         kl_T=tuple(kl_T[counted].tolist()),
         agreed=int(agreed_T[counted].sum()),
         largest=float((found_TV - expected_TV).abs().max()),
+        scale=float(expected_TV.abs().max()),
     )
 
 

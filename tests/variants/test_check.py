@@ -9,7 +9,7 @@ import torch
 
 from models.tokenizer import Tokenizer
 from models.variants import check
-from models.variants.check import Checked, Source, failures, run_artefact
+from models.variants.check import RUNTIME_KL, Checked, Source, failures, run_artefact
 from models.variants.compare import Difference, compare, sample_rows
 from models.variants.extras import VariantError
 from models.variants.gguf_file import write_gguf
@@ -23,7 +23,8 @@ from tests.variants.models import TEXTS, decoder, tokenizer
 pytest.importorskip("gguf")
 pytest.importorskip("llama_cpp")
 pytest.importorskip("transformers")
-SHAPE = {"hidden": 256, "expert_hidden_size": 128, "initializer_range": 0.05}
+SIZE = {"hidden": 256, "expert_hidden_size": 128}
+SHAPE = {**SIZE, "initializer_range": 0.05}
 MODEL = decoder("llama moe, stretched", **SHAPE)
 WORDS = tokenizer()
 SOURCE = Source(MODEL, MODEL, WORDS)
@@ -147,6 +148,61 @@ def test_targets_are_kept_to_and_no_number_is_no_pass() -> None:
         assert said in reason
     kept = Target(1000, 1000, 10.0, 0.1)
     assert failures(checked(quality=worse), plan, kept) == ()
+
+
+def apart(median: float, largest: float = 0.0, scale: float = 0.0) -> dict[str, Difference]:
+    return {"wards": Difference(1, 2.0, 2.0, (median,), 1, largest, scale)}
+
+
+@pytest.mark.parametrize(
+    ("median", "rounding", "passes"),
+    [
+        (0.0009, 0.0, True), (0.0011, 0.0, False), (0.0059, 0.002, True), (0.0061, 0.002, False),
+        (0.0011, float("nan"), False),
+    ],
+)  # fmt: skip
+def test_a_runtime_may_differ_by_what_rounded_activations_cost(
+    median: float, rounding: float, passes: bool
+) -> None:
+    found = checked(fidelity=apart(median), rounding_kl={"wards": rounding})
+    plan = replace(plan_of("gguf", "q8_0"), file_bytes=1000)
+    assert (failures(found, plan, Target()) == ()) is passes
+
+
+@pytest.mark.parametrize(
+    ("largest", "scale", "passes"),
+    [(9e-5, 0.5, True), (2e-4, 0.5, False), (3.9e-3, 40.0, True), (4.1e-3, 40.0, False)],
+)
+def test_logits_in_fp32_may_differ_by_a_share_of_the_largest(
+    largest: float, scale: float, passes: bool
+) -> None:
+    plan = replace(plan_of("hf", "bf16"), file_bytes=1000)
+    found = checked(fidelity=apart(0.0, largest, scale))
+    assert (failures(found, plan, Target()) == ()) is passes
+
+
+SHARP = decoder("llama moe, stretched", **SIZE, initializer_range=0.3)
+
+
+@pytest.mark.parametrize(
+    ("container", "number_format"), [("gguf", "q8_0"), ("gguf", "q4_k_m"), ("onnx", "int8")]
+)
+def test_a_model_that_rounding_costs_much_passes(
+    container: str, number_format: str, tmp_path: Path
+) -> None:
+    plan, kind = plan_of(container, number_format), KINDS[container]  # type: ignore[index]
+    kind.write(SHARP, WORDS, tmp_path / "a", number_format, lambda *done: None)
+    found = run_artefact(plan, tmp_path / "a", Source(SHARP, SHARP, WORDS), {"wards": TEXTS})
+    assert max(each.median_kl for each in found.fidelity.values()) > RUNTIME_KL
+    assert failures(found, plan, Target()) == ()
+
+
+def test_what_rounding_costs_hides_no_other_constant(tmp_path: Path) -> None:
+    plan = plan_of("gguf", "q8_0")
+    other = decoder("llama moe, stretched", **SIZE, initializer_range=0.3, rope_theta=500.0)
+    write_gguf(other, WORDS, made(tmp_path / "a", plan) / "model.gguf", "q8_0")
+    found = run_artefact(plan, tmp_path / "a", Source(SHARP, SHARP, WORDS), {})
+    assert any("median KL" in each for each in failures(found, plan, Target()))
 
 
 class _Shifted:
