@@ -1,6 +1,7 @@
 """Fixtures every test package shares."""
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 torch.set_num_threads(1)
+
+# Started in a script's background, this process ignores interrupts, and so would the commands that
+# tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -63,6 +63,8 @@ def test_a_right_artefact_passes(container: str, number_format: str, tmp_path: P
     found = run_artefact(plan, made(tmp_path / "a", plan), SOURCE, {"wards": TEXTS})
     assert failures(found, plan, Target()) == ()
     assert set(found.quality) == {"samples", "wards"}
+    in_8_bits = container != "hf" and number_format not in ("f32", "f16", "bf16")
+    assert set(found.rounding_kl) == ({"samples", "wards"} if in_8_bits else set())
     assert all(each.kl < 0.1 for each in found.quality.values())
     assert found.file_bytes <= plan.file_bytes
 
@@ -158,7 +160,8 @@ def apart(median: float, largest: float = 0.0, scale: float = 0.0) -> dict[str, 
     ("median", "rounding", "passes"),
     [
         (0.0009, 0.0, True), (0.0011, 0.0, False), (0.0059, 0.002, True), (0.0061, 0.002, False),
-        (0.0011, float("nan"), False),
+        (0.0011, float("nan"), False), (0.0011, float("inf"), False),
+        (0.099, 1.0, True), (0.101, 1.0, False),
     ],
 )  # fmt: skip
 def test_a_runtime_may_differ_by_what_rounded_activations_cost(

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from models.variants.rounding import BLOCK, RoundedDecoder, in_8_bits
+from models.variants.rounding import RoundedDecoder, in_8_bits
 from tests.variants.models import decoder
 
+BLOCK = 32  # as llama.cpp's Q8_0
 MODEL = decoder("llama moe, stretched", hidden=64, expert_hidden_size=48)
 
 
@@ -31,7 +32,7 @@ def test_zeros_stay_zeros_and_no_number_stays_none() -> None:
 
 
 def test_every_product_of_a_decoder_is_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each by itself moves the logits: attention, router, both of the experts', the head."""
+    """Attention's, the router's, both of the experts', the head's; and nothing afterwards."""
     widths: list[int] = []
 
     def note(x: torch.Tensor) -> torch.Tensor:
