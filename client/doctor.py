@@ -199,8 +199,9 @@ def _clock(home: Path) -> Finding:
     before = time.time()
     try:
         hello = link.hello()
-    except LinkRefused:
-        return Finding("clock and version", _WARNING, _OLD)
+    except LinkRefused as refusal:
+        says = _OLD if refusal.code == "unknown-call" else f"{refusal} ({refusal.code})"
+        return Finding("clock and version", _FAILURE, says)
     except LinkLost as error:
         return Finding("clock and version", _FAILURE, f"{error}. {_TLS}")
     finally:
@@ -244,8 +245,8 @@ def _membership(home: Path) -> Finding:
 
 
 _OLD = (
-    "Expected the coordinator's time and versions, got a coordinator of version 1, which does not "
-    "tell them. Have it upgraded when that suits its operator."
+    f"Expected a coordinator that speaks version {OLDEST_PROTOCOL} to {PROTOCOL}, got version 1. "
+    "Have its operator upgrade it."
 )
 _TLS = (
     "Check that nothing on the way breaks TLS open, that the host is one of the coordinator's "

@@ -11,7 +11,8 @@ from typing import Any
 
 import grpc
 
-from privacy.enrolment import NAME, OLDEST_PROTOCOL, PROTOCOL
+from privacy.enrolment import BLAKE3_PAYLOADS, NAME, OLDEST_PROTOCOL, PROTOCOL
+from privacy.payloads import is_payload, older_payload_digest, payload_digest
 from protos.arion.v1 import service_pb2 as pb
 from protos.arion.v1 import service_pb2_grpc as rpc
 from protos.wire import LARGEST_MESSAGE_BYTES
@@ -99,6 +100,7 @@ class Link:
         self._enrolment = rpc.EnrolmentStub(self._channel)
         self._artefacts = rpc.ArtefactsStub(self._channel)
         self._audit = rpc.AuditStub(self._channel)
+        self._spoken = PROTOCOL  # or the version before, once that was agreed on
 
     def close(self) -> None:
         """Close the connection."""
@@ -123,7 +125,7 @@ class Link:
         """Return what a coordinator says of itself: newest, oldest, time.
 
         Raises:
-            LinkRefused: "unimplemented" by a coordinator of version 1.
+            LinkRefused: as every call.
 
         """
         return _call(self._enrolment.Hello, pb.HelloRequest())
@@ -163,7 +165,11 @@ class Link:
 
     def _listen(self, protocol: int, seconds: float) -> Iterator[Any]:
         try:
-            yield from self._exchange.Listen(pb.ListenRequest(protocol=protocol), timeout=seconds)
+            for envelope in self._exchange.Listen(
+                pb.ListenRequest(protocol=protocol), timeout=seconds
+            ):
+                self._spoken = protocol
+                yield envelope
         except grpc.RpcError as error:
             raise _outcome(error) from error
         raise LinkLost("Expected an open stream, got its end.")
@@ -193,7 +199,7 @@ class Link:
             raise _outcome(error) from error
         data = b"".join(begun)
         begun.clear()
-        if len(data) != size or hashlib.sha256(data).digest() != digest:
+        if len(data) != size or not is_payload(data, digest):
             raise LinkRefused(
                 "other-payload", f"Expected {size} bytes with the digest named, got others."
             )
@@ -243,7 +249,7 @@ class Link:
             LinkLost, LinkRefused: as every call.
 
         """
-        digest = hashlib.sha256(payload).digest() if payload else b""
+        digest = self._name(payload) if payload else b""
         offset = 0
         if payload and (is_again or len(payload) > _SENT_AGAIN_BYTES):
             request = pb.ProgressRequest(message=message, payload_digest=digest)
@@ -258,6 +264,11 @@ class Link:
         )
         reply = _call(self._exchange.Answer, _parts(head, memoryview(payload)[offset:]), None)
         return bool(reply.status == "kept")
+
+    def _name(self, payload: bytes) -> bytes:
+        """Return what the coordinator, which may be a version back, calls a payload."""
+        name = payload_digest if self._spoken >= BLAKE3_PAYLOADS else older_payload_digest
+        return name(payload)
 
 
 def _one_back(refusal: LinkRefused) -> int:

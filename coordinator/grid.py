@@ -4,7 +4,6 @@ A run is a process of its own, which shares the database with the service. Messa
 phase are cleared when the next one is pushed: who is late is told that it is over.
 """
 
-import hashlib
 import time
 from collections.abc import Collection, Iterable, Iterator
 
@@ -14,6 +13,7 @@ from coordinator.service.doors import run_door
 from coordinator.service.mailbox import Mailbox
 from coordinator.service.posts import Question
 from coordinator.service.registry import Registry
+from privacy.payloads import payload_digest
 from protos.flower import CarrierGrid, parcel_of, records_of
 
 _POLL_S = 0.02
@@ -101,5 +101,5 @@ def _questions(messages: Iterable[Message]) -> Iterator[Question]:
     for message in messages:
         metadata, parcel = message.metadata, parcel_of(message.content)
         if parcel[2] is not last:  # a round's model is one payload for all
-            last, digest = parcel[2], hashlib.sha256(parcel[2]).digest()
+            last, digest = parcel[2], payload_digest(parcel[2])
         yield Question(metadata.dst_node_id, metadata.message_type, parcel, digest)

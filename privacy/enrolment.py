@@ -19,13 +19,13 @@ from cryptography.x509.oid import NameOID
 
 from privacy.canonical import canonical_bytes
 
-PROTOCOL = 2
-"""Version of the exchange between node and coordinator: 2 signs renewals with the identity key."""
-OLDEST_PROTOCOL = 1
+PROTOCOL = 3
+"""Version of the exchange between node and coordinator: 3 names payloads by BLAKE3."""
+OLDEST_PROTOCOL = 2
 """Version that is still spoken, so that either side may be upgraded first."""
 NAME = re.compile(r"[a-z0-9-]{1,63}")
-SIGNED_RENEWALS = 2
-"""Version from which on a member signs its renewals."""
+BLAKE3_PAYLOADS = 3
+"""Version from which on payloads are named by BLAKE3; those before know SHA-256 alone."""
 _PREFIX = "arion1"
 _SECRET_BYTES = 32
 _PARTS = 3

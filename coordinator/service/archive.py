@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from blake3 import blake3
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
@@ -64,13 +65,13 @@ class Source:
     """A file of a backup: its first `size` bytes, as a ledger may grow while it is copied.
 
     Attributes:
-        sha256: what the bytes must have, hex, where their name says it.
+        named: digest of a payload, which its bytes must have.
 
     """
 
     path: Path
     size: int
-    sha256: str | None = None
+    named: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -159,13 +160,12 @@ def _add(tar: tarfile.TarFile, name: str, source: Source) -> str:
     with source.path.open("rb") as file:
         reader = _Hashing(file)
         tar.addfile(_entry(f"{_FOLDER}/{name}", source.size), reader)
-    found = reader.sha256.hexdigest()
-    if found != (source.sha256 or found):
+    if source.named not in (None, reader.blake3.digest(), reader.sha256.digest()):
         raise BackupError(
             f"Expected the bytes that the name of {name} says, got others: the disk damaged them. "
             "Stop the runs so that they are cleared, and give the command again."
         )
-    return found
+    return reader.sha256.hexdigest()
 
 
 def _add_bytes(tar: tarfile.TarFile, name: str, data: bytes) -> None:
@@ -182,11 +182,12 @@ class _Hashing(io.RawIOBase):
     """Hands a file's bytes on, and hashes them."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._file, self.sha256 = file, hashlib.sha256()
+        self._file, self.sha256, self.blake3 = file, hashlib.sha256(), blake3()
 
     def read(self, size: int = -1) -> bytes:
         data = self._file.read(size)
         self.sha256.update(data)
+        self.blake3.update(data)
         return data
 
 

@@ -130,7 +130,7 @@ def _database(home: ServiceHome, staging: Path) -> dict[str, Source]:
         try:
             found = {
                 f"{BLOBS_FOLDER}/{digest}": replace(
-                    _payload(home, digest, staging / digest), sha256=digest
+                    _payload(home, digest, staging / digest), named=bytes.fromhex(digest)
                 )
                 for digest in digests
             }

@@ -41,14 +41,12 @@ def check_join(identity_key: bytes, digest: str, csr: bytes, signature: bytes) -
 
 
 def check_renewal(row: Any, csr: bytes, signature: bytes) -> None:
-    """Check that the identity key of a member (its row) signed a renewal, wherever it must have.
+    """Check that the identity key of a member (its row) signed a renewal.
 
     Raises:
-        RegistryError: another signature, or none where one is needed.
+        RegistryError: another signature, or none.
 
     """
-    if not signature and not row.signs_renewals and row.certificates_from is None:
-        return
     try:
         verify_signed(row.identity_key, "renew", Signed(renew_payload(csr), signature))
     except SignatureError as error:

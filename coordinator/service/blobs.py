@@ -1,10 +1,9 @@
-"""Payloads named by their SHA-256, and uploads that go on where they stopped.
+"""Payloads named by their digest, and uploads that go on where they stopped.
 
 An upload is written to a part file, flushed, checked and given its name; its offset is what is on
 the disk, so that neither a lost connection nor a crash sends more than a chunk again.
 """
 
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,9 +11,15 @@ from pathlib import Path
 
 from coordinator.service.stores import FolderStore, Store
 from privacy.ledger.files import make_directory, naming, sync_directory, write_all
+from privacy.payloads import (
+    DIGEST_BYTES,
+    is_payload,
+    is_payload_file,
+    older_payload_digest,
+    payload_digest,
+)
 
 CHUNK_BYTES = 1 << 20
-DIGEST_BYTES = 32
 
 
 class BlobError(ValueError):
@@ -34,10 +39,11 @@ class Blobs:
         self._parts = folder / "parts"
         make_directory(self._parts)
         self._store = store or FolderStore(folder)
+        self._older: dict[bytes, bytes] = {}  # of the newest payload
 
     def put(self, data: bytes, digest: bytes | None = None) -> bytes:
         """Keep a payload durably, once; return its digest, which is not computed where given."""
-        digest = digest or hashlib.sha256(data).digest()
+        digest = digest or payload_digest(data)
         if data and self.size(digest) is None:
             self._store.write(digest.hex(), data)
         return digest
@@ -58,12 +64,18 @@ class Blobs:
                 data = file.read()
         except FileNotFoundError:
             data = None
-        if data is None or hashlib.sha256(data).digest() != digest:
+        if data is None or not is_payload(data, digest):
             raise BlobError(
                 f"Expected the payload {digest.hex()[:16]}, got none or another. Restore the "
                 "home from a backup."
             )
         return data
+
+    def older_digest(self, digest: bytes) -> bytes:
+        """Return what a node of version 2 calls a payload; computed once for many of them."""
+        if digest not in self._older:
+            self._older = {digest: older_payload_digest(self.read(digest))}
+        return self._older[digest]
 
     def chunks(self, digest: bytes, offset: int) -> Iterator[bytes]:
         """Yield a payload in chunks, from an offset."""
@@ -101,9 +113,7 @@ class Blobs:
         part = self._part(upload)
         if not part.exists() and self.size(digest) is not None:
             return
-        with part.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").digest()
-        if found != digest:
+        if not is_payload_file(part, digest):
             part.unlink()
             raise BlobError("Expected the bytes that the answer's head names, got others.")
         self._store.take(part, _name(digest))
@@ -148,7 +158,7 @@ class Blobs:
 
 
 def _name(digest: bytes) -> str:
-    assert len(digest) == DIGEST_BYTES, "payloads are named by SHA-256"
+    assert len(digest) == DIGEST_BYTES, "payloads are named by digests"
     return digest.hex()
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 from sqlalchemy import (
     BigInteger,
-    Boolean,
     Column,
     Connection,
     Engine,
@@ -24,7 +23,6 @@ from sqlalchemy import (
     Table,
     create_engine,
     event,
-    false,
     func,
     select,
 )
@@ -60,7 +58,6 @@ MEMBERS = Table(
     Column("csr_digest", LargeBinary, nullable=False, unique=True),
     Column("certificate", LargeBinary, nullable=False),
     Column("seen", Float),
-    Column("signs_renewals", Boolean, nullable=False, server_default=false()),
     Column("certificates_from", Float),
 )
 

@@ -15,7 +15,6 @@ from coordinator.service.registry import Registry
 from privacy.enrolment import (
     OLDEST_PROTOCOL,
     PROTOCOL,
-    SIGNED_RENEWALS,
     EnrolmentError,
     Invitation,
 )
@@ -66,7 +65,6 @@ class Enrolment(rpc.EnrolmentServicer):
             request.csr,
             request.identity_key,
             request.signature,
-            signs_renewals=request.protocol >= SIGNED_RENEWALS,
         )
         _LOG.info("%s has joined and waits for approval", name)
         return pb.JoinReply(name=name)

@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 
 from coordinator.service.arrivals import Arrivals
-from coordinator.service.blobs import DIGEST_BYTES, BlobError
+from coordinator.service.blobs import BlobError
 from coordinator.service.callers import Callers, check_protocol
 from coordinator.service.limits import Limits, Slots
 from coordinator.service.mailbox import Mailbox
@@ -21,6 +21,8 @@ from coordinator.service.posts import Post
 from coordinator.service.refusals import Refused
 from coordinator.service.registry import Registry
 from coordinator.service.sending import Sender, too_slow
+from privacy.enrolment import BLAKE3_PAYLOADS
+from privacy.payloads import DIGEST_BYTES
 from protos.arion.v1 import service_pb2 as pb
 from protos.arion.v1 import service_pb2_grpc as rpc
 
@@ -68,7 +70,7 @@ class Exchange(rpc.ExchangeServicer):
                 posts = await asyncio.to_thread(self._mailbox.waiting, member.address)
                 for post in posts:
                     if post.message not in told:
-                        await sender.send(_envelope(post))
+                        await self._tell(sender, post, request.protocol)
                 told = {post.message for post in posts}
                 try:
                     await asyncio.wait_for(bell.wait(), _RECHECK_S)
@@ -87,13 +89,8 @@ class Exchange(rpc.ExchangeServicer):
     async def Fetch(self, request: Any, context: Any) -> None:  # noqa: N802
         """Send a payload that a message for this node names."""
         member = await self._callers.admit(context, "node")
-        digest, blobs = bytes(request.digest), self._mailbox.blobs
-        if not await asyncio.to_thread(self._mailbox.may_fetch, member.address, digest):
-            raise Refused(
-                grpc.StatusCode.NOT_FOUND,
-                "unknown-payload",
-                "Expected the payload of a message for this node, got another digest.",
-            )
+        blobs = self._mailbox.blobs
+        digest = await asyncio.to_thread(self._asked, member.address, bytes(request.digest))
         size = await asyncio.to_thread(blobs.size, digest) or 0
         sender = Sender(context, self._limits, size)
         with self._transfers.take(member.name):
@@ -148,6 +145,31 @@ class Exchange(rpc.ExchangeServicer):
         )
         return pb.RenewReply(certificate=certificate)
 
+    async def _tell(self, sender: Sender, post: Post, protocol: int) -> None:
+        """Send a message; its payload bears a name that the node's version knows."""
+        digest = post.payload_digest
+        if digest and protocol < BLAKE3_PAYLOADS:
+            try:
+                digest = await asyncio.to_thread(self._mailbox.blobs.older_digest, digest)
+            except BlobError as error:  # most likely it was cleared in between
+                _LOG.warning("%s is not sent: %s", post.action, error)
+                return
+        await sender.send(_envelope(post, digest))
+
+    def _asked(self, address: int, digest: bytes) -> bytes:
+        """Return by its own name a payload that a node asks for by the name that it was told."""
+        if self._mailbox.may_fetch(address, digest):
+            return digest
+        for post in self._mailbox.waiting(address):
+            own = post.payload_digest
+            if own and self._mailbox.blobs.older_digest(own) == digest:
+                return own
+        raise Refused(
+            grpc.StatusCode.NOT_FOUND,
+            "unknown-payload",
+            "Expected the payload of a message for this node, got another digest.",
+        )
+
     async def _receive(self, head: Any, parts: Any, address: int) -> None:
         end = asyncio.get_running_loop().time() + self._limits.transfer_s(head.payload_bytes)
         await asyncio.to_thread(self._check_room, head, address)
@@ -194,13 +216,13 @@ class Exchange(rpc.ExchangeServicer):
             raise too_slow() from None
 
 
-def _envelope(post: Post) -> Any:
+def _envelope(post: Post, digest: bytes) -> Any:
     return pb.Envelope(
         message=post.message,
         action=post.action,
         kind=post.kind,
         body=post.body,
-        payload_digest=post.payload_digest,
+        payload_digest=digest,
         payload_bytes=post.payload_bytes,
     )
 
@@ -212,5 +234,5 @@ def _checked_head(part: Any) -> Any:
         raise BlobError("Expected an answer's head first, got another part.")
     digest_bytes = DIGEST_BYTES if head.payload_bytes else 0
     if len(head.payload_digest) != digest_bytes or not 0 < len(head.kind) <= _LARGEST_NAME:
-        raise BlobError("Expected a head with a kind and a SHA-256 of its payload, got another.")
+        raise BlobError("Expected a head with a kind and a digest of its payload, got another.")
     return head

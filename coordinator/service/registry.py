@@ -83,8 +83,6 @@ class Registry:
         csr: bytes,
         identity_key: bytes,
         signature: bytes,
-        *,
-        signs_renewals: bool = True,
     ) -> str:
         """Consume an invitation; the member waits for approval. The same request again is fine.
 
@@ -93,7 +91,6 @@ class Registry:
             csr: signing request of the connection key.
             identity_key: by which the member is known from now on.
             signature: by it, over the invitation's digest and the request's.
-            signs_renewals: whether it will sign renewals too, as from version 2 on.
 
         Raises:
             RegistryError: an invitation that is unknown, used or expired; a signature that does
@@ -106,7 +103,7 @@ class Registry:
         digest = hashlib.sha256(secret).hexdigest()
         check_join(identity_key, digest, csr, signature)
         try:
-            return self._join(digest, csr, identity_key, signs_renewals)
+            return self._join(digest, csr, identity_key)
         except IntegrityError as error:
             raise RegistryError(
                 "request-known",
@@ -114,7 +111,7 @@ class Registry:
                 "from a new home.",
             ) from error
 
-    def _join(self, digest: str, csr: bytes, identity_key: bytes, signs: bool) -> str:
+    def _join(self, digest: str, csr: bytes, identity_key: bytes) -> str:
         request = hashlib.sha256(csr).digest()
         with transaction(self._engine) as connection:
             row = connection.execute(
@@ -135,7 +132,7 @@ class Registry:
                 .where(INVITATIONS.c.digest == digest)
                 .values(used=self._clock())
             )
-            self._wait(connection, row, csr, identity_key, signs)
+            self._wait(connection, row, csr, identity_key)
         return str(row.name)
 
     def collect(self, csr_digest: bytes) -> Member:
@@ -198,11 +195,10 @@ class Registry:
         Args:
             peer: who is connected.
             csr: signing request of the new key.
-            signature: by the identity key. Nodes of version 1 send none, which is accepted until
-                a member has signed once, or was told to rotate.
+            signature: by the identity key.
 
         Raises:
-            RegistryError: another signature, or none where one is needed.
+            RegistryError: another signature, or none.
             PkiError: not a signing request.
 
         """
@@ -211,8 +207,7 @@ class Registry:
             row = known_row(connection, peer.name)
             check_renewal(row, csr, signature)
             certificate = self._issue(csr, peer.name, peer.role, row.certificates_from)
-            signs = bool(signature)
-            update_row(connection, peer.name, certificate=certificate, signs_renewals=signs)
+            update_row(connection, peer.name, certificate=certificate)
         return certificate
 
     def check(self, peer: Peer, *, may_be_rotated: bool = False) -> Member:
@@ -259,9 +254,7 @@ class Registry:
         now = self._clock()  # which may have been set back since
         return [m for m in self.nodes() if abs(now - (m.seen or 0.0)) < LATELY_S]
 
-    def _wait(
-        self, connection: Any, invited: Any, csr: bytes, identity_key: bytes, signs: bool
-    ) -> None:
+    def _wait(self, connection: Any, invited: Any, csr: bytes, identity_key: bytes) -> None:
         """Have a member wait for approval: a new one, or one that comes back with its identity."""
         known = find_row(connection, invited.name)
         if known is not None and known.identity_key != identity_key:
@@ -274,7 +267,6 @@ class Registry:
             "csr": csr,
             "csr_digest": hashlib.sha256(csr).digest(),
             "certificate": b"",
-            "signs_renewals": signs or bool(known and known.signs_renewals),
         }
         if known is not None:
             update_row(connection, invited.name, status="pending", role=invited.role, **request)

@@ -1,6 +1,6 @@
 """Where whole payloads lie, by name: a folder, or an object store that fsspec reaches.
 
-A payload's name is its SHA-256, so that writing one twice changes nothing. Each method is durable
+A payload's name is its digest, so that writing one twice changes nothing. Each method is durable
 once it returns.
 """
 

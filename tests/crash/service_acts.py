@@ -1,7 +1,6 @@
 """Acts of the coordinator's service: its home, enrolment, uploads, certificates, migration."""
 
 import contextlib
-import hashlib
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,6 +32,7 @@ from privacy.enrolment import (
     signing_request,
 )
 from privacy.identity import IdentityKey
+from privacy.payloads import payload_digest
 from tests.crash.actors import acknowledge
 
 NAME, RUN = "north", "first"
@@ -221,7 +221,7 @@ class AcceptUpload:
     @staticmethod
     def _answer(rests: Path) -> Post:
         message = (rests / "message").read_text()
-        digest = hashlib.sha256(PAYLOAD).digest()
+        digest = payload_digest(PAYLOAD)
         return Post(message, 1, "", "Upload", b"body", digest, len(PAYLOAD))
 
     @staticmethod

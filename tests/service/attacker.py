@@ -1,6 +1,5 @@
 """A member that attacks over real connections, and an honest one that is served meanwhile."""
 
-import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 from client.membership import MembershipFile
 from coordinator.service.home import ServiceHome
 from coordinator.service.limits import Limits
+from privacy.payloads import payload_digest
 from protos.arion.v1 import service_pb2 as pb
 from protos.arion.v1 import service_pb2_grpc as rpc
 from tests.service.conftest import with_settings
@@ -72,7 +72,7 @@ def attack(service_home: ServiceHome, tmp_path: Path) -> Iterator[Callable[..., 
 
 
 def head(message: str, payload: bytes = PAYLOAD, **changes: Any) -> Any:
-    digest = hashlib.sha256(payload).digest() if payload else b""
+    digest = payload_digest(payload) if payload else b""
     values = {"message": message, "kind": "Done", "body": b"", "payload_digest": digest,
               "payload_bytes": len(payload), "offset": 0}  # fmt: skip
     return pb.AnswerPart(head=pb.AnswerHead(**{**values, **changes}))

@@ -146,8 +146,10 @@ def version_1(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Enrolment, "Hello", rpc.EnrolmentServicer.Hello)
 
 
-def test_a_coordinator_of_version_1_says_no_time(version_1: None, node: Path) -> None:
-    assert troubles(node)["clock and version"].level == "warning"
+def test_a_coordinator_of_version_1_is_too_old(version_1: None, node: Path) -> None:
+    found = troubles(node)["clock and version"]
+    assert found.level == "failure"
+    assert "version 1" in found.says
 
 
 def test_little_memory_and_a_full_disk(node: Path, monkeypatch: pytest.MonkeyPatch) -> None:

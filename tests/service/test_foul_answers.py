@@ -1,6 +1,5 @@
 """What is not well formed or another's: each ends with its fixed code, the others are served."""
 
-import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +8,9 @@ import pytest
 
 from client.membership import MembershipFile
 from client.transport import Credentials, Link, LinkRefused
-from privacy.enrolment import join_payload, new_connection_key, signing_request
+from privacy.enrolment import PROTOCOL, join_payload, new_connection_key, signing_request
 from privacy.identity import IdentityKey
+from privacy.payloads import payload_digest
 from protos.arion.v1 import service_pb2 as pb
 from tests.service.attacker import PAYLOAD, Attacker, attack, code_of, head
 
@@ -60,13 +60,13 @@ def test_answers_that_are_not_well_formed(attack: Callable[..., Attacker]) -> No
 def test_ids_of_another_node_on_every_route(attack: Callable[..., Attacker]) -> None:
     evil = attack()
     stub, message = evil.stub(), evil.asked("honest", PAYLOAD)
-    digest = hashlib.sha256(PAYLOAD).digest()
+    digest = payload_digest(PAYLOAD)
     assert code_of(lambda: next(stub.Fetch(pb.FetchRequest(digest=digest)))) == "unknown-payload"
     assert stub.Progress(pb.ProgressRequest(message=message)).offset == 0
     assert stub.Answer(iter([head(message)])).status == "over"
     assert evil.parts() == []
     with pytest.raises(grpc.RpcError):
-        next(stub.Listen(pb.ListenRequest(protocol=1), timeout=0.5))
+        next(stub.Listen(pb.ListenRequest(protocol=PROTOCOL), timeout=0.5))
     assert evil.service.home.mailbox.is_waiting(message, evil.address["honest"])
 
 

@@ -16,7 +16,7 @@ from sqlalchemy import select
 
 from client.transport import Credentials
 from coordinator.service.database import INVITATIONS, MEMBERS, MESSAGES, REPLIES
-from privacy.enrolment import new_connection_key, signing_request
+from privacy.enrolment import PROTOCOL, new_connection_key, signing_request
 from protos.arion.v1 import service_pb2 as pb
 from tests.service.attacker import PAYLOAD, Attacker, attack, head
 from tests.service.members import channel_of
@@ -96,9 +96,11 @@ class Calls:
         token = str(service.home.registry.invite("newcomer"))
         message, digest = evil.asked(payload=PAYLOAD), evil.service.home.mailbox.blobs.put(PAYLOAD)
         self.whole = {
-            "Join": [pb.JoinRequest(protocol=1, token=token, csr=csr, identity_key=bytes(32))],
+            "Join": [pb.JoinRequest(
+                    protocol=PROTOCOL, token=token, csr=csr, identity_key=bytes(32)
+                )],
             "Collect": [pb.CollectRequest(csr_digest=bytes(32))],
-            "Listen": [pb.ListenRequest(protocol=1)],
+            "Listen": [pb.ListenRequest(protocol=PROTOCOL)],
             "Fetch": [pb.FetchRequest(digest=digest, offset=5)],
             "Progress": [pb.ProgressRequest(message=message, payload_digest=digest)],
             "Renew": [pb.RenewRequest(csr=csr)],

@@ -1,7 +1,6 @@
 """Taking too much of the service: each attack ends with its fixed code, the others are served."""
 
 import contextlib
-import hashlib
 import resource
 import socket
 import threading
@@ -16,6 +15,8 @@ from client.membership import MembershipFile
 from client.transport import Credentials, Link
 from coordinator.service.limits import Pace
 from coordinator.service.refusals import Refused
+from privacy.enrolment import PROTOCOL
+from privacy.payloads import payload_digest
 from protos.arion.v1 import service_pb2 as pb
 from protos.arion.v1 import service_pb2_grpc as rpc
 from tests.service.attacker import PAYLOAD, Attacker, attack, code_of, head
@@ -27,7 +28,7 @@ __all__ = ["attack"]  # a fixture
 def test_streams_of_a_member_are_counted(attack: Callable[..., Attacker]) -> None:
     evil = attack(streams=2)
     stub = evil.stub()
-    request = pb.ListenRequest(protocol=1)
+    request = pb.ListenRequest(protocol=PROTOCOL)
     message = evil.asked()
     held = [stub.Listen(request) for _ in range(2)]
     assert [next(stream).message for stream in held] == [message] * 2
@@ -87,7 +88,7 @@ def test_a_reader_that_does_not_read_is_cut_off(attack: Callable[..., Attacker])
     evil = attack(idle_s=0.5)
     payload = bytes(64 << 20)
     evil.asked(payload=payload)
-    digest = hashlib.sha256(payload).digest()
+    digest = payload_digest(payload)
     stream = evil.stub().Fetch(pb.FetchRequest(digest=digest))
     next(stream)
     end = time.monotonic() + 20
@@ -137,7 +138,7 @@ def test_strangers_are_paced_by_their_address(attack: Callable[..., Attacker]) -
     with channel_of(evil.service.ports.enrolment, authority) as channel:
         stub = rpc.EnrolmentStub(channel)
         codes = [
-            code_of(lambda: stub.Join(pb.JoinRequest(protocol=1, token="arion1.x.y")))
+            code_of(lambda: stub.Join(pb.JoinRequest(protocol=PROTOCOL, token="arion1.x.y")))
             for _ in range(30)
         ]
     assert set(codes) == {"bad-invitation", "too-many-calls"}
@@ -159,7 +160,7 @@ def test_messages_that_are_too_large_and_bombs(attack: Callable[..., Attacker]) 
     assert code_of(lambda: evil.stub().Progress(request, metadata=metadata)) == "RESOURCE_EXHAUSTED"
     authority = Credentials(evil.service.home.authority.pem)
     with channel_of(evil.service.ports.enrolment, authority) as channel:
-        join = pb.JoinRequest(protocol=1, csr=bytes(1 << 20))
+        join = pb.JoinRequest(protocol=PROTOCOL, csr=bytes(1 << 20))
         assert code_of(lambda: rpc.EnrolmentStub(channel).Join(join)) == "RESOURCE_EXHAUSTED"
     evil.honest_is_served()
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before

@@ -1,6 +1,5 @@
 """Messages and answers: kept once, durably, and never for another node."""
 
-import hashlib
 import threading
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from coordinator.service.database import REPLIES
 from coordinator.service.home import ServiceHome
 from coordinator.service.mailbox import Mailbox
 from coordinator.service.posts import Post, Question
+from privacy.payloads import payload_digest
 from tests.service.postgresql import on_both
 
 PAYLOAD = bytes(range(256)) * 9_000  # more than two chunks
@@ -25,7 +25,7 @@ def mailbox(service_home: ServiceHome) -> Mailbox:
 
 
 def answer_to(message: str, address: int = 1, payload: bytes = b"") -> Post:
-    digest = hashlib.sha256(payload).digest() if payload else b""
+    digest = payload_digest(payload) if payload else b""
     return Post(message, address, "", "Done", b"body", digest, len(payload))
 
 
@@ -85,11 +85,11 @@ def test_what_is_asked_next_takes_the_place_of_what_was(
     delete, deleted = mailbox.blobs.delete, list[bytes]()
     monkeypatch.setattr(mailbox.blobs, "delete", lambda each: (deleted.append(each), delete(each)))
     (second,) = mailbox.ask("r", [Question(1, "train.upload", model)])
-    assert deleted == [hashlib.sha256(OTHER[2]).digest()]  # the model is there all the while
+    assert deleted == [payload_digest(OTHER[2])]  # the model is there all the while
     assert [post.message for post in mailbox.waiting(1)] == [other, second]
     assert mailbox.waiting(2) == []
     assert not mailbox.answer(answer_to(first[0]))
-    assert mailbox.blobs.names() == [hashlib.sha256(PAYLOAD).digest().hex()]
+    assert mailbox.blobs.names() == [payload_digest(PAYLOAD).hex()]
     assert mailbox.ask("r", []) == []
     assert [post.message for post in mailbox.waiting(1)] == [other]
     assert mailbox.blobs.names() == []
@@ -98,7 +98,7 @@ def test_what_is_asked_next_takes_the_place_of_what_was(
 @on_both
 def test_nobody_answers_or_fetches_for_another(mailbox: Mailbox) -> None:
     message = mailbox.post("r", 1, "train.upload", ("UploadRequest", b"", PAYLOAD))
-    digest = hashlib.sha256(PAYLOAD).digest()
+    digest = payload_digest(PAYLOAD)
     assert mailbox.may_fetch(1, digest)
     assert not mailbox.may_fetch(2, digest)
     assert not mailbox.is_waiting(message, 2)
@@ -133,7 +133,7 @@ def test_an_upload_goes_on_where_the_disk_has_it(tmp_path: Path) -> None:
     with pytest.raises(BlobError, match="no more bytes"):
         rest.write(b"x")
     rest.close()
-    digest = hashlib.sha256(PAYLOAD).digest()
+    digest = payload_digest(PAYLOAD)
     blobs.keep("a1", digest)
     assert blobs.read(digest) == PAYLOAD
     blobs.keep("a1", digest)  # after a crash between the rename and the acknowledgement
@@ -169,12 +169,12 @@ def test_clearing_a_run_leaves_the_other_alone(mailbox: Mailbox) -> None:
     mailbox.clear("one")
     assert not mailbox.is_waiting(one, 1)
     assert [post.message for post in mailbox.waiting(1)] == [two]
-    assert mailbox.blobs.read(hashlib.sha256(PAYLOAD).digest()) == PAYLOAD
+    assert mailbox.blobs.read(payload_digest(PAYLOAD)) == PAYLOAD
     assert mailbox.first_answer([own]) is None
     for gone in (b"alone", b"reply"):
-        assert mailbox.blobs.size(hashlib.sha256(gone).digest()) is None
+        assert mailbox.blobs.size(payload_digest(gone)) is None
     mailbox.clear("two")
-    assert mailbox.blobs.size(hashlib.sha256(PAYLOAD).digest()) is None
+    assert mailbox.blobs.size(payload_digest(PAYLOAD)) is None
 
 
 @on_both
@@ -195,7 +195,7 @@ def test_a_payload_that_another_run_asks_with_while_it_is_deleted(
     event.listen(service_home.engine, "checkin", ask_now)  # the first transaction is through
     mailbox.clear("one")
     assert [post.message for post in mailbox.waiting(1)] == asked[1:]
-    assert mailbox.blobs.read(hashlib.sha256(PAYLOAD).digest()) == PAYLOAD
+    assert mailbox.blobs.read(payload_digest(PAYLOAD)) == PAYLOAD
     other.close()
 
 
@@ -219,7 +219,7 @@ def test_a_payload_that_is_asked_with_as_its_deletion_begins(
     mailbox.clear("one")
     asking.join(20)
     assert len(mailbox.waiting(1)) == 1
-    assert mailbox.blobs.read(hashlib.sha256(PAYLOAD).digest()) == PAYLOAD
+    assert mailbox.blobs.read(payload_digest(PAYLOAD)) == PAYLOAD
     other.close()
 
 

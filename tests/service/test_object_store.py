@@ -4,7 +4,6 @@ Stores that fsspec carries are tried on a folder (its `file` protocol); S3 itsel
 server, where moto and s3fs are installed.
 """
 
-import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,12 +19,13 @@ from coordinator.service.backup import back_up
 from coordinator.service.home import ServiceHome, ServiceSettings
 from coordinator.service.restore import restore
 from coordinator.service.stores import FolderStore, ObjectStore, Store
+from privacy.payloads import payload_digest
 from tests.service.members import enrol
 from tests.service.running import RunningService
 from tests.small_federation import FEDERATION
 
 PAYLOAD = bytes(range(256)) * 9_000
-NAME = hashlib.sha256(PAYLOAD).hexdigest()
+NAME = payload_digest(PAYLOAD).hex()
 PASSPHRASE = b"a long enough passphrase"
 
 
@@ -123,7 +123,7 @@ def test_a_service_serves_and_keeps_payloads_there(
     found = mailbox.first_answer([message])
     assert found is not None
     assert found[1] == answered
-    assert set(ObjectStore(url).sizes()) == {NAME, hashlib.sha256(answered).hexdigest()}
+    assert set(ObjectStore(url).sizes()) == {NAME, payload_digest(answered).hex()}
     files = [path for path in (service.home.path / "blobs").rglob("*") if path.is_file()]
     assert files == []
     ObjectStore(url).write("f" * 64, b"of a crash")

@@ -1,56 +1,86 @@
 """Coordinator before nodes, nodes before coordinator: one version back, in both directions.
 
-Version 1 is this code with its constants set back and without what version 2 added: the call Hello,
-and the signature of a renewal.
+Version 2 is this code with its constants set back, and without what version 3 knows of BLAKE3.
 """
 
+import hashlib
+import random
 import threading
 import time
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 
 import client.transport
 from client.agent import Agent
 from client.membership import MembershipFile, renew
 from client.transport import Credentials, Link, LinkRefused
-from coordinator.service import callers
-from coordinator.service.enrolment import Enrolment
+from coordinator.service import blobs, callers
 from coordinator.service.home import ServiceHome
-from privacy.enrolment import PROTOCOL, new_connection_key, signing_request
+from privacy.enrolment import PROTOCOL
+from privacy.payloads import older_payload_digest
 from protos.arion.v1 import service_pb2 as pb
 from protos.arion.v1 import service_pb2_grpc as rpc
 from tests.service.attacker import code_of
 from tests.service.conftest import RunningService
 from tests.service.members import channel_of, enrol, refused
 
+MODEL, WORDS = random.Random(0).randbytes(3 << 20), random.Random(1).randbytes(5 << 20)
+
+
+def is_sha256(data: bytes, digest: bytes) -> bool:
+    """What version 2 takes for a payload's name."""
+    return digest == older_payload_digest(data)
+
 
 @pytest.fixture
 def old_coordinator(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(callers, "PROTOCOL", 1)
+    monkeypatch.setattr(callers, "PROTOCOL", 2)
     monkeypatch.setattr(callers, "OLDEST_PROTOCOL", 1)
-    monkeypatch.setattr(Enrolment, "Hello", rpc.EnrolmentServicer.Hello)
+    monkeypatch.setattr(blobs, "payload_digest", older_payload_digest)
+    monkeypatch.setattr(blobs, "is_payload", is_sha256)
+    monkeypatch.setattr(blobs, "is_payload_file", lambda p, d: is_sha256(p.read_bytes(), d))
 
 
 @pytest.fixture
 def old_node(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client.transport, "PROTOCOL", 1)
+    monkeypatch.setattr(client.transport, "PROTOCOL", 2)
     monkeypatch.setattr(client.transport, "OLDEST_PROTOCOL", 1)
+    monkeypatch.setattr(client.transport, "payload_digest", older_payload_digest)
+    monkeypatch.setattr(client.transport, "is_payload", is_sha256)
 
 
-def answered_one_message(service: RunningService, home: Path) -> None:
-    """Whether an agent at this home answers what is asked."""
+def answered_one_message(service: RunningService, home: Path) -> bytes:
+    """Have an agent at this home read a payload and answer with one; return that one's name."""
     (member,) = service.home.registry.members()
-    message = service.home.mailbox.post("r", member.address, "query.head", ("HeadQuery", b"", b""))
-    agent = Agent(home, lambda *question: ("Done", b"", b""))
+    mailbox = service.home.mailbox
+    message = mailbox.post("r", member.address, "train.upload", ("UploadRequest", b"", MODEL))
+    came: list[bytes] = []
+
+    def answer(*question: str | bytes) -> tuple[str, bytes, bytes]:
+        came.append(question[3])  # type: ignore[arg-type]
+        return "Upload", b"", WORDS
+
+    agent = Agent(home, answer)
     thread = threading.Thread(target=agent.run, daemon=True)
     thread.start()
     end = time.monotonic() + 20
-    while service.home.mailbox.first_answer([message]) is None:
+    while (found := mailbox.first_answer([message])) is None:
         assert time.monotonic() < end
         time.sleep(0.02)
     agent.stop()
     thread.join(20)
+    post, payload = found
+    assert (came, payload) == ([MODEL], WORDS)
+    return post.payload_digest
+
+
+def test_both_of_this_version_name_payloads_by_blake3(
+    service: RunningService, tmp_path: Path
+) -> None:
+    enrol(service, tmp_path).close()
+    assert answered_one_message(service, tmp_path) == blake3(WORDS).digest()
 
 
 @pytest.mark.usefixtures("old_coordinator")
@@ -59,12 +89,9 @@ def test_a_new_node_works_with_a_coordinator_one_version_back(
 ) -> None:
     link = enrol(service, tmp_path)
     before = MembershipFile(tmp_path).load().certificate
-    answered_one_message(service, tmp_path)
+    assert answered_one_message(service, tmp_path) == hashlib.sha256(WORDS).digest()
     assert renew(tmp_path, link).certificate != before
     link.close()
-    stranger = Link(f"localhost:{service.ports.enrolment}", Credentials(service.home.authority.pem))
-    refused("unknown-call", stranger.hello)
-    stranger.close()
 
 
 @pytest.mark.usefixtures("old_node")
@@ -72,8 +99,23 @@ def test_a_node_one_version_back_works_with_a_new_coordinator(
     service: RunningService, tmp_path: Path
 ) -> None:
     link = enrol(service, tmp_path)
-    answered_one_message(service, tmp_path)
-    assert link.renew(signing_request(new_connection_key(), "x"), b"")
+    before = MembershipFile(tmp_path).load().certificate
+    assert answered_one_message(service, tmp_path) == hashlib.sha256(WORDS).digest()
+    assert renew(tmp_path, link).certificate != before
+    link.close()
+
+
+def test_a_node_one_version_back_fetches_no_payload_of_others(
+    service: RunningService, tmp_path: Path
+) -> None:
+    link = enrol(service, tmp_path)
+    (member,) = service.home.registry.members()
+    post = service.home.mailbox.post
+    post("r", member.address, "train.upload", ("UploadRequest", b"", MODEL))
+    post("r", member.address + 1, "train.upload", ("UploadRequest", b"", WORDS))
+    name, other = hashlib.sha256(MODEL).digest(), hashlib.sha256(WORDS).digest()
+    assert link.fetch(name, len(MODEL), []) == MODEL
+    refused("unknown-payload", lambda: link.fetch(other, len(WORDS), []))
     link.close()
 
 
