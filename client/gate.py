@@ -211,8 +211,8 @@ class Gate:
             )
 
     def _resend(self, plan_digest: bytes, sealed_digest: str) -> SealedUpload:
-        sealed = self.outbox.load(plan_digest)
-        if sealed is None or sealed.digest != sealed_digest:
+        sealed = self.outbox.load(plan_digest, sealed_digest)
+        if sealed is None:
             raise PlanRefused(
                 PlanCode.OLD_ROUND,
                 "",

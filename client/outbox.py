@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from privacy.ledger.files import make_directory, replace_durably, sync_directory
+from privacy.payloads import payload_digest
 from protos.messages import Upload
-from protos.wire import WireError
 
 _LENGTH_BYTES = 4
 _SUFFIX = ".sealed"
@@ -21,7 +21,8 @@ class SealedUpload:
     Attributes:
         upload: the control message.
         words: masked words as `privacy.secagg.packing` lays them out.
-        digest: SHA-256 of the file, hex: what the ledger's debit names.
+        digest: what the ledger's debit names, hex: SHA-256 of the file's head and of the words'
+            BLAKE3, which is faster for what is long; in older debits, of the file.
 
     """
 
@@ -54,17 +55,25 @@ class Outbox:
         body = upload.to_bytes()
         head = len(body).to_bytes(_LENGTH_BYTES, "big") + body
         replace_durably(self._path(plan_digest), head, words)
-        digest = hashlib.sha256(head)
-        digest.update(words)
-        return SealedUpload(upload, words.toreadonly(), digest.hexdigest())
+        return SealedUpload(upload, words.toreadonly(), _digest(head, words))
 
-    def load(self, plan_digest: bytes) -> SealedUpload | None:
-        """Return the upload sealed for a plan, or None where there is none or a damaged one."""
+    def load(self, plan_digest: bytes, debited: str) -> SealedUpload | None:
+        """Return the upload sealed for a plan; None where there is none, or another than debited.
+
+        Args:
+            plan_digest: the plan's.
+            debited: what the debit names.
+
+        """
         path = self._path(plan_digest)
-        try:
-            return _parse(path.read_bytes()) if path.exists() else None
-        except WireError:
+        if not path.exists():
             return None
+        data = path.read_bytes()
+        begin = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "big")
+        words = memoryview(data)[begin:]
+        if debited not in (_digest(data[:begin], words), hashlib.sha256(data).hexdigest()):
+            return None
+        return SealedUpload(Upload.from_bytes(data[_LENGTH_BYTES:begin]), words, debited)
 
     def delete(self, plan_digest: bytes) -> None:
         """Remove the upload of a plan: one that was never debited, or is no longer needed."""
@@ -83,8 +92,5 @@ class Outbox:
         return self._folder / (plan_digest.hex() + _SUFFIX)
 
 
-def _parse(data: bytes) -> SealedUpload:
-    size = int.from_bytes(data[:_LENGTH_BYTES], "big")
-    begin = _LENGTH_BYTES + size
-    upload = Upload.from_bytes(data[_LENGTH_BYTES:begin])
-    return SealedUpload(upload, memoryview(data)[begin:], hashlib.sha256(data).hexdigest())
+def _digest(head: bytes, words: memoryview) -> str:
+    return hashlib.sha256(head + payload_digest(words)).hexdigest()

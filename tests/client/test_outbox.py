@@ -1,5 +1,6 @@
 """Sealed uploads: the same bytes from memory and from disk, and no second copy of the words."""
 
+import hashlib
 import tracemalloc
 from pathlib import Path
 
@@ -24,10 +25,33 @@ UPLOAD = Upload(
 def test_what_is_sealed_is_what_is_loaded(tmp_path: Path) -> None:
     words = np.arange(1000, dtype="<u2")
     sealed = Outbox(tmp_path / "outbox").seal(PLAN, UPLOAD, pack(words, 16))
-    loaded = Outbox(tmp_path / "outbox").load(PLAN)
+    loaded = Outbox(tmp_path / "outbox").load(PLAN, sealed.digest)
     assert loaded == sealed
     assert bytes(sealed.words) == words.tobytes()
     assert sealed.words.readonly
+
+
+def test_what_a_debit_names_is_every_byte(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path)
+    sealed = outbox.seal(PLAN, UPLOAD, pack(np.arange(20, dtype="<u2"), 16))
+    path = tmp_path / f"{PLAN.hex()}.sealed"
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        assert outbox.load(PLAN, sealed.digest) is None
+    for other in (whole[:-1], whole + b"\0", whole[:3], b""):
+        path.write_bytes(other)
+        assert outbox.load(PLAN, sealed.digest) is None
+    path.write_bytes(whole)
+    assert outbox.load(PLAN, sealed.digest) == sealed
+
+
+def test_what_an_older_version_debited_is_sent(tmp_path: Path) -> None:
+    sealed = Outbox(tmp_path).seal(PLAN, UPLOAD, pack(np.arange(20, dtype="<u2"), 16))
+    of_file = hashlib.sha256((tmp_path / f"{PLAN.hex()}.sealed").read_bytes()).hexdigest()
+    found = Outbox(tmp_path).load(PLAN, of_file)
+    assert found is not None
+    assert (found.upload, found.words) == (sealed.upload, sealed.words)
 
 
 def test_sealing_copies_no_vector(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Read frozen bytes by what the product reads them with, and say plainly what was understood."""
 
 import dataclasses
+import hashlib
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
@@ -178,7 +179,8 @@ def _unit_keys(data: bytes, folder: Path) -> object:
 
 def _outbox(data: bytes, folder: Path) -> object:
     _put(folder, f"outbox/{_DIGEST_OF_PLAN}.sealed", data)
-    return Outbox(folder / "outbox").load(bytes.fromhex(_DIGEST_OF_PLAN))
+    debited = hashlib.sha256(data).hexdigest()  # as version 2 of the exchange did
+    return Outbox(folder / "outbox").load(bytes.fromhex(_DIGEST_OF_PLAN), debited)
 
 
 def _database(data: bytes, path: Path) -> Path:
