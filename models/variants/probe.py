@@ -1,4 +1,4 @@
-"""Speed and memory of an artefact, measured in a process of its own.
+"""Speed and memory of an artefact, measured in a process of its own, which may end as it likes.
 
     python -m models.variants.probe CONTAINER FOLDER CONTEXT BEGIN THREADS
 
@@ -8,6 +8,7 @@ that is mapped counts as far as it was read.
 """
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -24,8 +25,17 @@ from models.variants.names import Container
 _Number = TypeVar("_Number", int, float)
 _POWER = Path("/sys/class/powercap")
 _TOKENS = 64
+_PROMPT_TOKENS = 8
 _TRIES = 3
 _STATUS = Path("/proc/self/status")
+_FAULTS = frozenset({signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV})
+_REINSTALL = "Install another version of it."
+_REBUILD = {
+    "gguf": "Build it anew for any: CMAKE_ARGS=-DGGML_NATIVE=OFF pip install --force-reinstall "
+    "--no-cache-dir --no-deps llama-cpp-python",
+    "hf": _REINSTALL,
+    "onnx": _REINSTALL,
+}
 _LIBRARIES = {"gguf": "llama_cpp", "hf": "transformers", "onnx": "onnxruntime"}
 
 
@@ -54,20 +64,30 @@ def probe(container: Container, folder: Path, context: int, begin: int) -> Probe
         context: tokens that the runtime is opened for. begin: id of begin-of-text.
 
     Raises:
+        MissingExtraError: the runtime is not installed.
         VariantError: the process ends otherwise than with figures.
 
     """
+    need(_LIBRARIES[container], KINDS[container].extra)
     values = (container, folder, context, begin, torch.get_num_threads())
     command = [sys.executable, "-m", "models.variants.probe", *map(str, values)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     try:
         return Probe(**json.loads(done.stdout))
     except (ValueError, TypeError) as error:
-        said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
-        raise VariantError(
-            f"Expected the artefact to run by itself, got exit status {done.returncode} ({said}). "
-            "Export it again."
-        ) from error
+        raise VariantError(_ended(container, done.returncode, done.stderr)) from error
+
+
+def _ended(container: Container, status: int, stderr: str) -> str:
+    """Say how the process ended, and what to do."""
+    expected = f"Expected {_LIBRARIES[container]} to run the artefact"
+    if -status in _FAULTS:
+        return (
+            f"{expected}, got {signal.Signals(-status).name}: as it is built, it does not work on "
+            f"this processor. {_REBUILD[container]}"
+        )
+    said = (stderr.strip().splitlines() or ["nothing"])[-1]
+    return f"{expected}, got exit status {status} ({said}). Export it again."
 
 
 def measure(container: Container, folder: Path, context: int, begin: int) -> Probe:
@@ -77,6 +97,7 @@ def measure(container: Container, folder: Path, context: int, begin: int) -> Pro
     opening = Opening(context, begin, every_logit=False)
     runtime = KINDS[container].open(folder, opening)
     tokens = min(_TOKENS, context - 1)
+    runtime.decode([begin] * min(_PROMPT_TOKENS, tokens), 1)  # other kernels than one by one
     seconds, energy = [], package_joules(_POWER)
     for _ in range(_TRIES):
         started = time.perf_counter()

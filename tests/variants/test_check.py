@@ -1,6 +1,7 @@
 """The gate: an artefact that is right passes in every format; each way to be wrong is caught."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from models.variants.gguf_file import write_gguf
 from models.variants.gguf_read import read_gguf
 from models.variants.kinds import KINDS, Opening
 from models.variants.plan import Plan, Target, Wanted, fitting_plans
-from models.variants.probe import Probe, measure, package_joules
+from models.variants.probe import Probe, measure, package_joules, probe
 from models.variants.runtime import Runtime
 from tests.variants.models import TEXTS, decoder, tokenizer
 
@@ -250,6 +251,37 @@ def test_probe_decodes_as_the_decoder_does_and_measures(tmp_path: Path) -> None:
             ids.append(int(MODEL(torch.tensor([ids]))[0, -1].argmax()))
     assert runtime.decode(ids[:1], 5) == ids[1:]
     runtime.close()
+
+
+def test_a_runtime_that_faults_ends_its_own_process_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a llama.cpp does that GCC 12 built for AMX."""
+    folder = made(tmp_path / "a", plan_of("gguf", "f32"))
+    begin = WORDS.begin_of_text_id
+    assert probe("gguf", folder, 64, begin).tokens_per_s > 0
+    faulty = "import os, signal; os.kill(os.getpid(), signal.SIGILL)"
+    (tmp_path / "sitecustomize.py").write_text(faulty)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(VariantError, match=r"llama_cpp to run.*SIGILL.*GGML_NATIVE=OFF"):
+        probe("gguf", folder, 64, begin)
+    ends = "import os; os.write(2, b'no room'); os._exit(1)"
+    (tmp_path / "sitecustomize.py").write_text(ends)
+    with pytest.raises(VariantError, match=r"exit status 1 \(no room\)"):
+        probe("gguf", folder, 64, begin)
+
+
+def test_what_faults_there_is_not_run_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_of("gguf", "f32")
+    folder = made(tmp_path / "a", plan)
+
+    def faults(*arguments: object) -> Probe:
+        raise VariantError("SIGILL")
+
+    monkeypatch.setattr(check, "probe", faults)
+    monkeypatch.setattr(KINDS["gguf"], "open", lambda *arguments: pytest.fail("it was opened here"))
+    with pytest.raises(VariantError, match="SIGILL"):
+        run_artefact(plan, folder, SOURCE, {})
 
 
 def test_energy_is_read_where_the_system_tells(tmp_path: Path) -> None:
