@@ -58,7 +58,7 @@ def export(order: ExportOrder, prepared: Prepared, progress: Progress) -> Passpo
     raise VariantError(
         f"Expected an artefact that passes, got none of {len(reasons)} tried. "
         f"{' | '.join(reasons)}. Nothing was published; the last comes nearest in size and speed, "
-        "the first in quality."
+        "the first in quality. Ask for more --bits or another --format, or for less of the target."
     )
 
 

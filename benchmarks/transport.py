@@ -2,7 +2,7 @@
 
 Every party is a process of its own on loopback. Ours: mutual TLS, the member's row asked, a
 durable message answered; each chunk is written as it comes, flushed, hashed and named by its
-SHA-256. Limit: a TLS socket of Python's `ssl`, a thread per connection: hashed, written, flushed,
+digest. Limit: a TLS socket of Python's `ssl`, a thread per connection: hashed, written, flushed,
 renamed. In both, 1 MiB at a time. The clock runs from the word "go" to the last acknowledgement.
 
 Memory: the largest resident size of the service's process over all uploads, beside 100 MB and one

@@ -5,7 +5,6 @@ it had.
 """
 
 import asyncio
-import hashlib
 import os
 import socket
 import ssl
@@ -13,6 +12,8 @@ import sys
 import threading
 from contextlib import closing
 from pathlib import Path
+
+from blake3 import blake3
 
 from arion.memory import keep_freed_memory
 from coordinator.service.home import ServiceHome
@@ -73,7 +74,7 @@ def _take(context: ssl.SSLContext, plain: socket.socket, folder: Path) -> None:
         left = int.from_bytes(connection.recv(LENGTH), "big")
         part = folder / f"{threading.get_ident()}.part"
         file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        digest, room = hashlib.sha256(), memoryview(bytearray(CHUNK))
+        digest, room = blake3(), memoryview(bytearray(CHUNK))
         while left:
             count = connection.recv_into(room)
             digest.update(room[:count])
