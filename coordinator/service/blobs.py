@@ -20,6 +20,7 @@ from privacy.payloads import (
 )
 
 CHUNK_BYTES = 1 << 20
+_OLDER_KEPT = 64
 
 
 class BlobError(ValueError):
@@ -39,7 +40,7 @@ class Blobs:
         self._parts = folder / "parts"
         make_directory(self._parts)
         self._store = store or FolderStore(folder)
-        self._older: dict[bytes, bytes] = {}  # of the newest payload
+        self._older: dict[bytes, bytes] = {}  # replaced whole: threads read it meanwhile
 
     def put(self, data: bytes, digest: bytes | None = None) -> bytes:
         """Keep a payload durably, once; return its digest, which is not computed where given."""
@@ -72,10 +73,24 @@ class Blobs:
         return data
 
     def older_digest(self, digest: bytes) -> bytes:
-        """Return what a node of version 2 calls a payload; computed once for many of them."""
-        if digest not in self._older:
-            self._older = {digest: older_payload_digest(self.read(digest))}
-        return self._older[digest]
+        """Return what a node of version 2 calls a payload; computed once for many of them.
+
+        Raises:
+            BlobError: as `read`.
+
+        """
+        older = self._older.get(digest)
+        if older is None:
+            older = older_payload_digest(self.read(digest))
+            self._older = dict([*self._older.items(), (digest, older)][-_OLDER_KEPT:])
+        return older
+
+    def own_digest(self, digest: bytes) -> bytes:
+        """Return what a payload is called here that `older_digest` named lately; others as is.
+
+        Nothing is read: whoever asks for what is not there costs nothing.
+        """
+        return next((own for own, older in self._older.items() if older == digest), digest)
 
     def chunks(self, digest: bytes, offset: int) -> Iterator[bytes]:
         """Yield a payload in chunks, from an offset."""

@@ -158,12 +158,9 @@ class Exchange(rpc.ExchangeServicer):
 
     def _asked(self, address: int, digest: bytes) -> bytes:
         """Return by its own name a payload that a node asks for by the name that it was told."""
-        if self._mailbox.may_fetch(address, digest):
-            return digest
-        for post in self._mailbox.waiting(address):
-            own = post.payload_digest
-            if own and self._mailbox.blobs.older_digest(own) == digest:
-                return own
+        own = self._mailbox.blobs.own_digest(digest)
+        if self._mailbox.may_fetch(address, own):
+            return own
         raise Refused(
             grpc.StatusCode.NOT_FOUND,
             "unknown-payload",

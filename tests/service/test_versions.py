@@ -105,6 +105,7 @@ def test_a_node_one_version_back_works_with_a_new_coordinator(
     link.close()
 
 
+@pytest.mark.usefixtures("old_node")
 def test_a_node_one_version_back_fetches_no_payload_of_others(
     service: RunningService, tmp_path: Path
 ) -> None:
@@ -114,9 +115,37 @@ def test_a_node_one_version_back_fetches_no_payload_of_others(
     post("r", member.address, "train.upload", ("UploadRequest", b"", MODEL))
     post("r", member.address + 1, "train.upload", ("UploadRequest", b"", WORDS))
     name, other = hashlib.sha256(MODEL).digest(), hashlib.sha256(WORDS).digest()
+    assert next(link.listen(30)).payload_digest == name
     assert link.fetch(name, len(MODEL), []) == MODEL
+    service.home.mailbox.blobs.older_digest(blake3(WORDS).digest())  # the other one was told it
     refused("unknown-payload", lambda: link.fetch(other, len(WORDS), []))
     link.close()
+
+
+def test_who_asks_for_what_is_not_there_has_nothing_read(
+    service: RunningService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = enrol(service, tmp_path)
+    (member,) = service.home.registry.members()
+    service.home.mailbox.post("r", member.address, "train.upload", ("UploadRequest", b"", MODEL))
+    read: list[bytes] = []
+    monkeypatch.setattr(blobs.Blobs, "read", lambda self, digest: read.append(digest))
+    refused("unknown-payload", lambda: link.fetch(bytes(32), 1, []))
+    refused("unknown-payload", lambda: link.fetch(hashlib.sha256(MODEL).digest(), 1, []))
+    assert read == []
+    link.close()
+
+
+def test_names_for_older_nodes_are_computed_once_and_forgotten_at_some_time(tmp_path: Path) -> None:
+    kept = blobs.Blobs(tmp_path)
+    payloads = [b"%d" % number for number in range(200)]
+    for payload in payloads:
+        digest, older = kept.put(payload), older_payload_digest(payload)
+        assert kept.older_digest(digest) == older
+        kept.delete(digest)
+        assert kept.older_digest(digest) == older  # not read again
+        assert kept.own_digest(older) == digest
+    assert kept.own_digest(older_payload_digest(payloads[0])) == older_payload_digest(payloads[0])
 
 
 def test_other_versions_are_refused_on_both_ports(service: RunningService, tmp_path: Path) -> None:
