@@ -1,121 +1,56 @@
 """`arion model`: what a model is made of, brought in, grown, run and measured."""
 
-import json
-from typing import Annotated
+from arion.parts import Part, group_of
 
-import typer
-from rich.console import Console
-from rich.table import Table
-
-from arion.errors import user_errors
-from arion.evaluate_cli import evaluate_command
-from arion.expert_cli import expert_app
-from arion.expert_private_cli import train_private_command
-from arion.export_cli import export_command, verify_command
-from arion.generate_cli import generate_command
-from arion.import_cli import import_command
-from arion.model_facts import ModelFacts, facts_of, preset_facts
-from arion.pretrain_cli import pretrain_command
-from arion.registry_cli import receipt_command, registry_app, withdraw_command
-from arion.verifier_cli import verifier_app
-from models.config import preset_names
-from models.counts import weight_bytes
-
-_PIPED_WIDTH = 120
-
-model_app = typer.Typer(no_args_is_help=True, help="Look at models, bring them in, run them.")
-expert_app.command("train-private")(train_private_command)
-model_app.add_typer(expert_app, name="expert")
-model_app.add_typer(registry_app, name="registry")
-model_app.add_typer(verifier_app, name="verifier")
-
-model_app.command("evaluate")(evaluate_command)
-model_app.command("export")(export_command)
-model_app.command("generate")(generate_command)
-model_app.command("import")(import_command)
-model_app.command("pretrain")(pretrain_command)
-model_app.command("receipt")(receipt_command)
-model_app.command("verify")(verify_command)
-model_app.command("withdraw")(withdraw_command)
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-
-
-@model_app.command("list")
-def list_command(as_json: Json = False) -> None:
-    """List the presets of the family with their exact sizes.
-
-    Example: arion model list
-    """
-    facts = [preset_facts(name) for name in preset_names()]
-    if as_json:
-        typer.echo(json.dumps([each.as_json() for each in facts], indent=2))
-        return
-    table = Table(box=None)
-    table.add_column("name")
-    for title in ("parameters", "active", "experts", "layers", "hidden", "vocabulary", "positions"):
-        table.add_column(title, justify="right")
-    for each in facts:
-        config = each.config
-        table.add_row(
-            each.name,
-            f"{each.counts.total:,}",
-            f"{each.counts.active:,}",
-            f"{config.experts_per_token} of {config.experts}",
-            *map(str, (config.layers, config.hidden_size, config.vocab_size, config.max_positions)),
-        )
-    _console().print(table)
-
-
-@model_app.command("show")
-def show_command(
-    name: Annotated[str, typer.Argument(metavar="NAME|PATH", help="A preset or a model folder.")],
-    as_json: Json = False,
-) -> None:
-    """Show a model's sizes, memory, experts and their owners; no weight is loaded.
-
-    Of a folder, the headers of its files are checked against its config.json.
-
-    Example: arion model show arion-1.2-2b
-    """
-    with user_errors():
-        facts = facts_of(name)
-    if as_json:
-        typer.echo(json.dumps(facts.as_json(), indent=2))
-    else:
-        _print_facts(facts)
-
-
-def _print_facts(facts: ModelFacts) -> None:
-    config, counts = facts.config, facts.counts
-    owners = ", ".join(f"{owner}: {count}" for owner, count in facts.owners.items())
-    memory = weight_bytes(counts.total).items()
-    table = Table(box=None, show_header=False)
-    for key, value in (
-        ("model", facts.name),
-        ("parameters", f"{counts.total:,}"),
-        ("active per token", f"{counts.active:,} ({counts.active / counts.total:.0%})"),
-        ("of both, embeddings", f"{counts.embedding:,}{' (tied)' * config.tie_embeddings}"),
-        ("memory of weights", ", ".join(f"{kind} {size / 1e9:.2f} GB" for kind, size in memory)),
-        ("experts per layer", f"{config.experts} ({owners}), {config.experts_per_token} per token"),
-        ("layers x hidden", f"{config.layers} x {config.hidden_size}"),
-        ("heads", f"{config.heads} of width {config.head_dim}, {config.kv_heads} key/value"),
-        ("vocabulary", f"{config.vocab_size:,}"),
-        ("positions", f"{config.max_positions:,}"),
-        ("on disk", _on_disk(facts)),
-    ):
-        table.add_row(key, value)
-    _console().print(table)
-
-
-def _on_disk(facts: ModelFacts) -> str:
-    stored = facts.stored
-    if stored is None:
-        return "nothing: a preset is a shape"
-    types = ", ".join(stored.types)
-    return f"{stored.family}, {types}, {stored.file_bytes / 1e9:.3f} GB in {stored.files} file(s)"
-
-
-def _console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=_PIPED_WIDTH)
+MODEL_PARTS = {
+    "list": Part(
+        "List the presets of the family with their exact sizes.",
+        "arion.model_show_cli:list_command",
+    ),
+    "show": Part(
+        "Show a model's sizes, memory, experts and their owners; no weight is loaded.",
+        "arion.model_show_cli:show_command",
+    ),
+    "import": Part(
+        "Bring in a local Qwen3, Qwen3-MoE, Llama 3 or Mixtral folder; the function is kept.",
+        "arion.import_cli:import_command",
+    ),
+    "pretrain": Part(
+        "Train a preset on public text, by one process or by those of torchrun.",
+        "arion.pretrain_cli:pretrain_command",
+    ),
+    "generate": Part("Generate text from prompts.", "arion.generate_cli:generate_command"),
+    "evaluate": Part(
+        "Evaluate a model on text: loss, perplexity and bits per byte, per file and in total.",
+        "arion.evaluate_cli:evaluate_command",
+    ),
+    "export": Part(
+        "Make an artefact for a tier: planned to fit, run in its runtime, published if it passes.",
+        "arion.export_cli:export_command",
+    ),
+    "verify": Part(
+        "Check an artefact offline: every byte, its passport, its signature. Exit 2 if anything "
+        "fails.",
+        "arion.export_cli:verify_command",
+    ),
+    "withdraw": Part(
+        "Remove an owner's experts, revoke and remake every artefact that held them, sign a "
+        "receipt.",
+        "arion.registry_cli:withdraw_command",
+    ),
+    "receipt": Part(
+        "Check a withdrawal's receipt offline, and the model and the registry against it.",
+        "arion.registry_cli:receipt_command",
+    ),
+    "expert": Part(
+        "Experts that an institution owns: train, add, compose, withdraw.",
+        "arion.expert_cli:expert_app",
+        {"train-private": "arion.expert_private_cli:train_private_command"},
+    ),
+    "registry": Part(
+        "Artefacts with their versions and lineage: add, list, fetch.",
+        "arion.registry_cli:registry_app",
+    ),
+    "verifier": Part("Train who chooses among answers.", "arion.verifier_cli:verifier_app"),
+}
+model_app = group_of(MODEL_PARTS, help="Look at models, bring them in, run them.")

@@ -15,10 +15,9 @@ from typing import Any
 import click
 import kubernetes_validate
 import pytest
-import typer.main
 import yaml
 
-from arion.cli import app
+from arion.cli import PARTS
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKER = ROOT / "docker"
@@ -150,7 +149,7 @@ def documented() -> Iterator[str]:
 )
 def test_the_commands_exist(words: str) -> None:
     part, name = words.split()
-    group = typer.main.get_command(app).get_command(click.Context(click.Command("arion")), part)
+    group = PARTS[part].load(part)
     assert isinstance(group, click.Group)
     assert name in group.commands
 
