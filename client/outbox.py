@@ -10,6 +10,8 @@ from protos.messages import Upload
 
 _LENGTH_BYTES = 4
 _SUFFIX = ".sealed"
+_PARTS = b"arion sealed upload, parts\0"
+"""Begins what is digested: no whole file, which older debits name, has such a head."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class SealedUpload:
         upload: the control message.
         words: masked words as `privacy.secagg.packing` lays them out.
         digest: what the ledger's debit names, hex: SHA-256 of the file's head and of the words'
-            BLAKE3, which is faster for what is long; in older debits, of the file.
+            BLAKE3, which is faster for what is long, after a prefix; in older debits, of the file.
 
     """
 
@@ -71,7 +73,10 @@ class Outbox:
         data = path.read_bytes()
         begin = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "big")
         words = memoryview(data)[begin:]
-        if debited not in (_digest(data[:begin], words), hashlib.sha256(data).hexdigest()):
+        if begin > len(data) or debited not in (
+            _digest(data[:begin], words),
+            hashlib.sha256(data).hexdigest(),
+        ):
             return None
         return SealedUpload(Upload.from_bytes(data[_LENGTH_BYTES:begin]), words, debited)
 
@@ -93,4 +98,4 @@ class Outbox:
 
 
 def _digest(head: bytes, words: memoryview) -> str:
-    return hashlib.sha256(head + payload_digest(words)).hexdigest()
+    return hashlib.sha256(_PARTS + head + payload_digest(words)).hexdigest()

@@ -6,7 +6,7 @@ another's digest of either kind names: a reader takes either and need not be tol
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +26,15 @@ def payload_digest(data: bytes | memoryview) -> bytes:
 def older_payload_digest(data: bytes | memoryview) -> bytes:
     """Return a payload's name in version 2 of the exchange, 32 bytes: SHA-256 (FIPS 180-4)."""
     return hashlib.sha256(data).digest()
+
+
+def older_name(chunks: Iterable[bytes], digest: bytes) -> bytes | None:
+    """Return a payload's name in version 2, of its chunks; None where `digest` names another."""
+    newer, older = blake3(), hashlib.sha256()
+    for chunk in chunks:
+        newer.update(chunk)
+        older.update(chunk)
+    return older.digest() if digest in (newer.digest(), older.digest()) else None
 
 
 def is_payload(data: bytes | memoryview, digest: bytes) -> bool:

@@ -8,6 +8,8 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Lock
+from weakref import WeakValueDictionary
 
 from coordinator.service.stores import FolderStore, Store
 from privacy.ledger.files import make_directory, naming, sync_directory, write_all
@@ -15,16 +17,19 @@ from privacy.payloads import (
     DIGEST_BYTES,
     is_payload,
     is_payload_file,
-    older_payload_digest,
+    older_name,
     payload_digest,
 )
 
 CHUNK_BYTES = 1 << 20
-_OLDER_KEPT = 64
 
 
 class BlobError(ValueError):
     """A payload that is not the one named, or a chunk out of place."""
+
+
+class UploadBusyError(BlobError):
+    """What came of an upload is being checked now."""
 
 
 class Blobs:
@@ -40,12 +45,14 @@ class Blobs:
         self._parts = folder / "parts"
         make_directory(self._parts)
         self._store = store or FolderStore(folder)
-        self._older: dict[bytes, bytes] = {}  # replaced whole: threads read it meanwhile
+        self._writers = WeakValueDictionary[str, Incoming]()  # the newest of each upload
+        self._closing: set[str] = set()  # uploads that are whole, and are being checked
+        self._turn = Lock()
 
     def put(self, data: bytes, digest: bytes | None = None) -> bytes:
         """Keep a payload durably, once; return its digest, which is not computed where given."""
         digest = digest or payload_digest(data)
-        if data and self.size(digest) is None:
+        if data and self.size(digest) != len(data):
             self._store.write(digest.hex(), data)
         return digest
 
@@ -73,24 +80,22 @@ class Blobs:
         return data
 
     def older_digest(self, digest: bytes) -> bytes:
-        """Return what a node of version 2 calls a payload; computed once for many of them.
+        """Return what a node of version 2 calls a payload, which is read through for that.
 
         Raises:
-            BlobError: as `read`.
+            BlobError: it is not kept, or the disk altered it.
 
         """
-        older = self._older.get(digest)
+        try:
+            older = older_name(self.chunks(digest, 0), digest)
+        except FileNotFoundError:
+            older = None
         if older is None:
-            older = older_payload_digest(self.read(digest))
-            self._older = dict([*self._older.items(), (digest, older)][-_OLDER_KEPT:])
+            raise BlobError(
+                f"Expected the payload {digest.hex()[:16]} that a message names, got none or "
+                "another. If it stays away, cancel the run and resume it."
+            )
         return older
-
-    def own_digest(self, digest: bytes) -> bytes:
-        """Return what a payload is called here that `older_digest` named lately; others as is.
-
-        Nothing is read: whoever asks for what is not there costs nothing.
-        """
-        return next((own for own, older in self._older.items() if older == digest), digest)
 
     def chunks(self, digest: bytes, offset: int) -> Iterator[bytes]:
         """Yield a payload in chunks, from an offset."""
@@ -105,33 +110,46 @@ class Blobs:
         return path.stat().st_size if path.exists() else 0
 
     def receive(self, upload: str, offset: int, total: int) -> "Incoming":
-        """Go on with an upload.
+        """Go on with an upload; whoever was writing it, on a connection that was lost, may not.
 
         Raises:
             BlobError: an offset beyond what is on the disk.
+            UploadBusyError: `keep` is at it.
 
         """
-        if not 0 <= offset <= min(self.progress(upload), total):
-            raise BlobError(
-                f"Expected chunks from byte {self.progress(upload)} of {total}, got some from "
-                f"{offset}. Ask for the progress first."
-            )
-        return Incoming(self._part(upload), offset, total)
+        with self._turn:
+            self._end_writer(upload)
+            if not 0 <= offset <= min(self.progress(upload), total):
+                raise BlobError(
+                    f"Expected chunks from byte {self.progress(upload)} of {total}, got some from "
+                    f"{offset}. Ask for the progress first."
+                )
+            incoming = self._writers[upload] = Incoming(self._part(upload), offset, total)
+        return incoming
 
     def keep(self, upload: str, digest: bytes) -> None:
-        """Give a whole upload its name.
+        """Give a whole upload its name; nobody can write to it from before it is checked.
 
         Raises:
-            BlobError: other bytes than the digest names; the part file is deleted.
+            BlobError: none came, or other bytes than the digest names; what came is deleted.
+            UploadBusyError: another call is at it.
 
         """
         part = self._part(upload)
-        if not part.exists() and self.size(digest) is not None:
-            return
-        if not is_payload_file(part, digest):
-            part.unlink()
-            raise BlobError("Expected the bytes that the answer's head names, got others.")
-        self._store.take(part, _name(digest))
+        with self._turn:
+            self._end_writer(upload)
+            if not part.exists():
+                if self.size(digest) is not None:
+                    return
+                raise BlobError("Expected an upload's bytes first, got none. Send them again.")
+            self._closing.add(upload)
+        try:
+            if not is_payload_file(part, digest):
+                part.unlink()
+                raise BlobError("Expected the bytes that the answer's head names, got others.")
+            self._store.take(part, _name(digest))
+        finally:
+            self._closing.discard(upload)
 
     def forget(self, upload: str) -> None:
         """Delete what came of an upload that nobody waits for."""
@@ -167,6 +185,12 @@ class Blobs:
         self._store.delete(name)
         (self._parts / name).unlink(missing_ok=True)
 
+    def _end_writer(self, upload: str) -> None:
+        if upload in self._closing:
+            raise UploadBusyError("Expected one answer to a message at a time, got two.")
+        if writer := self._writers.pop(upload, None):
+            writer.end()
+
     def _part(self, upload: str) -> Path:
         assert upload.isalnum(), "uploads are named by the mailbox"
         return self._parts / upload
@@ -182,6 +206,7 @@ class Incoming:
 
     def __init__(self, path: Path, offset: int, total: int) -> None:
         self._path, self._left = path, total - offset
+        self._turn, self._is_over = Lock(), False
         with naming(path):
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
             sync_directory(path.parent)
@@ -192,14 +217,21 @@ class Incoming:
         """Add a chunk.
 
         Raises:
-            BlobError: more bytes than the head said.
+            BlobError: more bytes than the head said, or another connection goes on with the upload.
 
         """
         self._left -= len(data)
         if self._left < 0:
             raise BlobError("Expected no more bytes than the answer's head says, got more.")
-        with naming(self._path):
+        with self._turn, naming(self._path):
+            if self._is_over:
+                raise BlobError("Expected the newest connection of this upload, got an older one.")
             write_all(self._file, data)
+
+    def end(self) -> None:
+        """Let nothing more be written."""
+        with self._turn:
+            self._is_over = True
 
     @property
     def is_whole(self) -> bool:
@@ -207,9 +239,11 @@ class Incoming:
         return self._left == 0
 
     def close(self) -> None:
-        """Flush to the disk, and close."""
-        try:
-            with naming(self._path):
-                os.fsync(self._file)
-        finally:
-            os.close(self._file)
+        """Flush to the disk, and close; a chunk that is being written is waited for."""
+        with self._turn:
+            self._is_over = True
+            try:
+                with naming(self._path):
+                    os.fsync(self._file)
+            finally:
+                os.close(self._file)

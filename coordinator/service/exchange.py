@@ -11,11 +11,12 @@ from typing import Any
 import grpc
 
 from coordinator.service.arrivals import Arrivals
-from coordinator.service.blobs import BlobError
+from coordinator.service.blobs import BlobError, Incoming, UploadBusyError
 from coordinator.service.callers import Callers, check_protocol
 from coordinator.service.limits import Limits, Slots
 from coordinator.service.mailbox import Mailbox
 from coordinator.service.members import SEEN_EVERY_S
+from coordinator.service.older_names import OlderNames
 from coordinator.service.pki import ROLES
 from coordinator.service.posts import Post
 from coordinator.service.refusals import Refused
@@ -28,6 +29,7 @@ from protos.arion.v1 import service_pb2_grpc as rpc
 
 _LOG = logging.getLogger("arion.service")
 _RECHECK_S = 1.0
+_LOOK_AGAIN_S = 0.02
 _LARGEST_NAME = 64
 
 
@@ -55,6 +57,7 @@ class Exchange(rpc.ExchangeServicer):
         self._arrivals, self._limits = arrivals, limits
         self._streams = Slots(limits.streams, "too-many-streams", "open streams")
         self._transfers = Slots(limits.transfers, "too-many-transfers", "transfers")
+        self._older = OlderNames(mailbox)
 
     async def Listen(self, request: Any, context: Any) -> None:  # noqa: N802
         """Send messages as they come; close the stream of a member that was revoked."""
@@ -69,9 +72,11 @@ class Exchange(rpc.ExchangeServicer):
                 bell.clear()
                 posts = await asyncio.to_thread(self._mailbox.waiting, member.address)
                 for post in posts:
-                    if post.message not in told:
-                        await self._tell(sender, post, request.protocol)
-                told = {post.message for post in posts}
+                    if post.message not in told and await self._tell(
+                        sender, post, request.protocol, member.name
+                    ):
+                        told.add(post.message)
+                told &= {post.message for post in posts}
                 try:
                     await asyncio.wait_for(bell.wait(), _RECHECK_S)
                 except TimeoutError:
@@ -90,7 +95,7 @@ class Exchange(rpc.ExchangeServicer):
         """Send a payload that a message for this node names."""
         member = await self._callers.admit(context, "node")
         blobs = self._mailbox.blobs
-        digest = await asyncio.to_thread(self._asked, member.address, bytes(request.digest))
+        digest = await self._asked(member.address, bytes(request.digest))
         size = await asyncio.to_thread(blobs.size, digest) or 0
         sender = Sender(context, self._limits, size)
         with self._transfers.take(member.name):
@@ -145,32 +150,35 @@ class Exchange(rpc.ExchangeServicer):
         )
         return pb.RenewReply(certificate=certificate)
 
-    async def _tell(self, sender: Sender, post: Post, protocol: int) -> None:
-        """Send a message; its payload bears a name that the node's version knows."""
+    async def _tell(self, sender: Sender, post: Post, protocol: int, name: str) -> bool:
+        """Send a message, its payload by a name that the node's version knows; False: not now."""
         digest = post.payload_digest
         if digest and protocol < BLAKE3_PAYLOADS:
             try:
-                digest = await asyncio.to_thread(self._mailbox.blobs.older_digest, digest)
-            except BlobError as error:  # most likely it was cleared in between
-                _LOG.warning("%s is not sent: %s", post.action, error)
-                return
+                digest = await self._older.of(digest)
+            except BlobError as error:  # a run that ended deleted it, and its other will put it
+                _LOG.warning("%s is not told %s yet: %s", name, post.action, error)
+                return False
         await sender.send(_envelope(post, digest))
+        return True
 
-    def _asked(self, address: int, digest: bytes) -> bytes:
+    async def _asked(self, address: int, digest: bytes) -> bytes:
         """Return by its own name a payload that a node asks for by the name that it was told."""
-        own = self._mailbox.blobs.own_digest(digest)
-        if self._mailbox.may_fetch(address, own):
-            return own
-        raise Refused(
-            grpc.StatusCode.NOT_FOUND,
-            "unknown-payload",
-            "Expected the payload of a message for this node, got another digest.",
-        )
+        own = self._older.own(digest)
+        found = await asyncio.to_thread(self._mailbox.fetchable, address, own)
+        if found is None:
+            raise Refused(
+                grpc.StatusCode.NOT_FOUND,
+                "unknown-payload",
+                "Expected the payload of a message for this node, got another digest. Listen "
+                "again: the message is over, or is told anew.",
+            )
+        return found
 
     async def _receive(self, head: Any, parts: Any, address: int) -> None:
         end = asyncio.get_running_loop().time() + self._limits.transfer_s(head.payload_bytes)
         await asyncio.to_thread(self._check_room, head, address)
-        incoming = self._mailbox.blobs.receive(head.message, head.offset, head.payload_bytes)
+        incoming = await self._begin(head, end)
         try:
             while not incoming.is_whole:
                 part = await self._next(parts, self._left(end))
@@ -179,6 +187,16 @@ class Exchange(rpc.ExchangeServicer):
                 await asyncio.to_thread(incoming.write, part.data)
         finally:
             await asyncio.to_thread(incoming.close)
+
+    async def _begin(self, head: Any, end: float) -> Incoming:
+        """Go on with an upload, once nobody checks what came of it."""
+        while True:
+            try:
+                return self._mailbox.blobs.receive(head.message, head.offset, head.payload_bytes)
+            except UploadBusyError:
+                if not self._left(end):
+                    raise
+                await asyncio.sleep(_LOOK_AGAIN_S)
 
     def _check_room(self, head: Any, address: int) -> None:
         """Refuse what goes beyond the member's quota, or into the disk's reserve."""

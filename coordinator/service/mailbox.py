@@ -172,17 +172,21 @@ class Mailbox:
             ).one_or_none()
         return row is not None and row.state == "waiting"
 
-    def may_fetch(self, address: int, digest: bytes) -> bool:
-        """Tell whether a payload belongs to a message for this node."""
+    def fetchable(self, address: int, digests: Sequence[bytes]) -> bytes | None:
+        """Return which of these payloads belongs to a message for this node, if one does."""
+        query = select(MESSAGES.c.payload_digest).where(
+            MESSAGES.c.address == address,
+            MESSAGES.c.payload_digest.in_(digests),
+            MESSAGES.c.state == "waiting",
+        )
         with transaction(self._engine, only_reads=True) as connection:
-            row = connection.execute(
-                select(MESSAGES.c.id).where(
-                    MESSAGES.c.address == address,
-                    MESSAGES.c.payload_digest == digest,
-                    MESSAGES.c.state == "waiting",
-                )
-            ).first()
-        return row is not None
+            found: bytes | None = connection.execute(query.limit(1)).scalar()
+        return found
+
+    def named(self, digests: Sequence[bytes]) -> set[bytes]:
+        """Return which of these payloads a message or an answer names."""
+        with transaction(self._engine, only_reads=True) as connection:
+            return _named(connection, digests)
 
     def answer(self, answer: Post) -> bool:
         """Keep a node's answer; False where it is over, or was answered before.

@@ -5,6 +5,7 @@ once it returns.
 """
 
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from typing import IO, Any, Protocol
 
 import fsspec  # type: ignore[import-untyped]
 
-from privacy.ledger.files import naming, replace_durably, sync_directory
+from privacy.ledger.files import naming, sync_directory, write_durably
 
 _BEING_WRITTEN_S = 3600.0
 
@@ -63,8 +64,11 @@ class FolderStore:
         return (self._folder / name).open("rb")
 
     def write(self, name: str, data: bytes) -> None:
-        """See `Store.write`."""
-        replace_durably(self._folder / name, data)
+        """See `Store.write`; two that write the same do not meet before it has its name."""
+        part = self._folder / f"{name}.{secrets.token_hex(4)}.part"
+        with naming(part):
+            write_durably(part, data)
+        self.take(part, name)
 
     def take(self, part: Path, name: str) -> None:
         """See `Store.take`."""

@@ -208,12 +208,22 @@ def replace_durably(path: Path, *parts: bytes | memoryview) -> None:
     """
     part = path.with_name(path.name + ".part")
     with naming(path):
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            for data in parts:
-                write_all(descriptor, data)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        write_durably(part, *parts)
         part.replace(path)
         sync_directory(path.parent)
+
+
+def write_durably(path: Path, *parts: bytes | memoryview) -> None:
+    """Write a file's bytes to the disk; its name is durable once the folder is synced.
+
+    Args:
+        path, parts: as `replace_durably`.
+
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        for data in parts:
+            write_all(descriptor, data)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

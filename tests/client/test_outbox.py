@@ -5,6 +5,7 @@ import tracemalloc
 from pathlib import Path
 
 import numpy as np
+from blake3 import blake3
 
 from client.outbox import Outbox
 from privacy.secagg.packing import pack
@@ -52,6 +53,19 @@ def test_what_an_older_version_debited_is_sent(tmp_path: Path) -> None:
     found = Outbox(tmp_path).load(PLAN, of_file)
     assert found is not None
     assert (found.upload, found.words) == (sealed.upload, sealed.words)
+
+
+def test_a_file_of_what_a_debit_digests_is_no_upload(tmp_path: Path) -> None:
+    """Both digests are SHA-256, of a file or of its parts: neither passes for the other."""
+    outbox = Outbox(tmp_path)
+    sealed = outbox.seal(PLAN, UPLOAD, pack(np.arange(20, dtype="<u2"), 16))
+    path = tmp_path / f"{PLAN.hex()}.sealed"
+    head = path.read_bytes()[: -len(sealed.words)]
+    parts = b"arion sealed upload, parts\0" + head + blake3(sealed.words).digest()
+    assert hashlib.sha256(parts).hexdigest() == sealed.digest  # as debits on nodes' disks have it
+    for other in (parts, parts[parts.index(b"\0") + 1 :]):
+        path.write_bytes(other)
+        assert outbox.load(PLAN, sealed.digest) is None
 
 
 def test_sealing_copies_no_vector(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 import client.app
+import client.transport
 from coordinator.service.home import ServiceHome, ServiceSettings
+from privacy.payloads import older_payload_digest
 from tests.service.institutions import Institutions, Make
 from tests.service.postgresql import Server, running_server
 from tests.service.running import RunningService
@@ -77,3 +79,16 @@ def institutions(
     for each in made:
         each.stop()
     client.app.close_nodes()
+
+
+def is_sha256(data: bytes, digest: bytes) -> bool:
+    """What version 2 takes for a payload's name."""
+    return digest == older_payload_digest(data)
+
+
+@pytest.fixture
+def old_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client.transport, "PROTOCOL", 2)
+    monkeypatch.setattr(client.transport, "OLDEST_PROTOCOL", 1)
+    monkeypatch.setattr(client.transport, "payload_digest", older_payload_digest)
+    monkeypatch.setattr(client.transport, "is_payload", is_sha256)

@@ -99,8 +99,8 @@ def test_what_is_asked_next_takes_the_place_of_what_was(
 def test_nobody_answers_or_fetches_for_another(mailbox: Mailbox) -> None:
     message = mailbox.post("r", 1, "train.upload", ("UploadRequest", b"", PAYLOAD))
     digest = payload_digest(PAYLOAD)
-    assert mailbox.may_fetch(1, digest)
-    assert not mailbox.may_fetch(2, digest)
+    assert mailbox.fetchable(1, [bytes(32), digest]) == digest
+    assert mailbox.fetchable(2, [bytes(32), digest]) is None
     assert not mailbox.is_waiting(message, 2)
     assert not mailbox.answer(answer_to(message, address=2))
     assert mailbox.is_waiting(message, 1)

@@ -23,15 +23,10 @@ from privacy.payloads import older_payload_digest
 from protos.arion.v1 import service_pb2 as pb
 from protos.arion.v1 import service_pb2_grpc as rpc
 from tests.service.attacker import code_of
-from tests.service.conftest import RunningService
-from tests.service.members import channel_of, enrol, refused
+from tests.service.conftest import RunningService, is_sha256
+from tests.service.members import channel_of, enrol
 
 MODEL, WORDS = random.Random(0).randbytes(3 << 20), random.Random(1).randbytes(5 << 20)
-
-
-def is_sha256(data: bytes, digest: bytes) -> bool:
-    """What version 2 takes for a payload's name."""
-    return digest == older_payload_digest(data)
 
 
 @pytest.fixture
@@ -41,14 +36,6 @@ def old_coordinator(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blobs, "payload_digest", older_payload_digest)
     monkeypatch.setattr(blobs, "is_payload", is_sha256)
     monkeypatch.setattr(blobs, "is_payload_file", lambda p, d: is_sha256(p.read_bytes(), d))
-
-
-@pytest.fixture
-def old_node(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client.transport, "PROTOCOL", 2)
-    monkeypatch.setattr(client.transport, "OLDEST_PROTOCOL", 1)
-    monkeypatch.setattr(client.transport, "payload_digest", older_payload_digest)
-    monkeypatch.setattr(client.transport, "is_payload", is_sha256)
 
 
 def answered_one_message(service: RunningService, home: Path) -> bytes:
@@ -103,49 +90,6 @@ def test_a_node_one_version_back_works_with_a_new_coordinator(
     assert answered_one_message(service, tmp_path) == hashlib.sha256(WORDS).digest()
     assert renew(tmp_path, link).certificate != before
     link.close()
-
-
-@pytest.mark.usefixtures("old_node")
-def test_a_node_one_version_back_fetches_no_payload_of_others(
-    service: RunningService, tmp_path: Path
-) -> None:
-    link = enrol(service, tmp_path)
-    (member,) = service.home.registry.members()
-    post = service.home.mailbox.post
-    post("r", member.address, "train.upload", ("UploadRequest", b"", MODEL))
-    post("r", member.address + 1, "train.upload", ("UploadRequest", b"", WORDS))
-    name, other = hashlib.sha256(MODEL).digest(), hashlib.sha256(WORDS).digest()
-    assert next(link.listen(30)).payload_digest == name
-    assert link.fetch(name, len(MODEL), []) == MODEL
-    service.home.mailbox.blobs.older_digest(blake3(WORDS).digest())  # the other one was told it
-    refused("unknown-payload", lambda: link.fetch(other, len(WORDS), []))
-    link.close()
-
-
-def test_who_asks_for_what_is_not_there_has_nothing_read(
-    service: RunningService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    link = enrol(service, tmp_path)
-    (member,) = service.home.registry.members()
-    service.home.mailbox.post("r", member.address, "train.upload", ("UploadRequest", b"", MODEL))
-    read: list[bytes] = []
-    monkeypatch.setattr(blobs.Blobs, "read", lambda self, digest: read.append(digest))
-    refused("unknown-payload", lambda: link.fetch(bytes(32), 1, []))
-    refused("unknown-payload", lambda: link.fetch(hashlib.sha256(MODEL).digest(), 1, []))
-    assert read == []
-    link.close()
-
-
-def test_names_for_older_nodes_are_computed_once_and_forgotten_at_some_time(tmp_path: Path) -> None:
-    kept = blobs.Blobs(tmp_path)
-    payloads = [b"%d" % number for number in range(200)]
-    for payload in payloads:
-        digest, older = kept.put(payload), older_payload_digest(payload)
-        assert kept.older_digest(digest) == older
-        kept.delete(digest)
-        assert kept.older_digest(digest) == older  # not read again
-        assert kept.own_digest(older) == digest
-    assert kept.own_digest(older_payload_digest(payloads[0])) == older_payload_digest(payloads[0])
 
 
 def test_other_versions_are_refused_on_both_ports(service: RunningService, tmp_path: Path) -> None:

@@ -1,0 +1,180 @@
+"""Writers of one payload or one upload that meet: nobody alters what another was told is kept."""
+
+import os
+import queue
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from client.transport import CHUNK_BYTES
+from coordinator.service.blobs import BlobError, Blobs, UploadBusyError
+from coordinator.service.posts import Question
+from privacy.ledger import files
+from privacy.payloads import is_payload_file, payload_digest
+from protos.arion.v1 import service_pb2 as pb
+from tests.service.members import enrol
+from tests.service.running import RunningService
+
+MODEL = random.Random(4).randbytes(3 << 20)
+DIGEST = payload_digest(MODEL)
+
+
+def test_two_that_put_the_same_do_not_meet(tmp_path: Path) -> None:
+    for _ in range(20):
+        both, errors = threading.Barrier(2), list[Exception]()
+
+        def put(both: threading.Barrier = both, errors: list[Exception] = errors) -> None:
+            both.wait()
+            try:
+                Blobs(tmp_path).put(MODEL, DIGEST)
+            except Exception as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=put) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert errors == []
+        assert Blobs(tmp_path).read(DIGEST) == MODEL
+        Blobs(tmp_path).delete(DIGEST)
+
+
+def test_one_that_is_killed_leaves_what_another_put(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other had flushed its bytes and was about to name them."""
+    original, begun = os.fsync, list[int]()
+
+    def fsync(descriptor: int) -> None:
+        original(descriptor)
+        if not begun:
+            begun.append(os.fork())
+            if not begun[0]:
+                files.write_all = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+                Blobs(tmp_path).put(MODEL, DIGEST)
+            os.waitpid(begun[0], 0)
+
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    Blobs(tmp_path).put(MODEL, DIGEST)
+    monkeypatch.undo()
+    assert begun
+    assert Blobs(tmp_path).read(DIGEST) == MODEL
+
+
+def test_a_payload_that_was_cut_short_is_put_again(tmp_path: Path) -> None:
+    Blobs(tmp_path).put(MODEL)
+    (tmp_path / DIGEST.hex()).write_bytes(MODEL[:-1])
+    Blobs(tmp_path).put(MODEL)
+    assert Blobs(tmp_path).read(DIGEST) == MODEL
+
+
+@contextmanager
+def calling(call: Callable[[Iterator[Any]], Any]) -> Iterator["queue.Queue[Any]"]:
+    """A call in a thread whose parts are what is put; None ends it, whatever it answers."""
+    parts: queue.Queue[Any] = queue.Queue()
+
+    def act() -> None:
+        with suppress(grpc.RpcError):
+            call(iter(parts.get, None))
+
+    thread = threading.Thread(target=act)
+    thread.start()
+    yield parts
+    parts.put(None)
+    thread.join(20)
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("act", ["receive", "keep"])
+def test_an_upload_that_went_on_elsewhere_takes_no_more(tmp_path: Path, act: str) -> None:
+    blobs = Blobs(tmp_path)
+    older = blobs.receive("a1", 0, len(MODEL))
+    older.write(MODEL[:-1])
+    if act == "receive":
+        newer = blobs.receive("a1", len(MODEL) - 1, len(MODEL))
+        with pytest.raises(BlobError, match="newest connection"):
+            older.write(b"x")
+        newer.write(MODEL[-1:])
+        older.close()
+        newer.close()
+        blobs.keep("a1", DIGEST)
+    else:
+        with pytest.raises(BlobError, match="head names"):
+            blobs.keep("a1", DIGEST)  # a byte is missing
+        with pytest.raises(BlobError, match="newest connection"):
+            older.write(MODEL[-1:])
+        older.close()
+        assert blobs.progress("a1") == 0
+        blobs.put(MODEL)
+    assert blobs.read(DIGEST) == MODEL
+    assert list(tmp_path.glob("parts/*")) == []
+
+
+def test_an_upload_that_is_being_checked_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blobs, tried = Blobs(tmp_path), list[str]()
+    with closing(blobs.receive("a1", 0, len(MODEL))) as whole:
+        whole.write(MODEL)
+
+    def checked(path: Path, digest: bytes) -> bool:
+        for act in (lambda: blobs.receive("a1", 7, len(MODEL)), lambda: blobs.keep("a1", digest)):
+            with pytest.raises(UploadBusyError):
+                act()
+            tried.append(path.name)
+        return is_payload_file(path, digest)
+
+    monkeypatch.setattr("coordinator.service.blobs.is_payload_file", checked)
+    blobs.keep("a1", DIGEST)
+    assert tried == ["a1", "a1"]
+    assert blobs.read(DIGEST) == MODEL
+    blobs.receive("a1", 0, 1).close()  # and no longer
+
+
+def test_two_answers_at_once_alter_no_payload_of_others(
+    service: RunningService, tmp_path: Path
+) -> None:
+    """A member answers with the model's own bytes, and once it was kept goes on in another call."""
+    link, honest = enrol(service, tmp_path / "a"), enrol(service, tmp_path / "b", "south")
+    members = {member.name: member.address for member in service.home.registry.members()}
+    mailbox, parcel = service.home.mailbox, ("U", b"", MODEL)
+    asked = [Question(members[name], "a", parcel, DIGEST) for name in ("north", "south")]
+    message, _ = mailbox.ask("r", asked)
+
+    def head(offset: int) -> Any:
+        return pb.AnswerPart(
+            head=pb.AnswerHead(
+                message=message, kind="U", payload_digest=DIGEST, payload_bytes=len(MODEL),
+                offset=offset,
+            )
+        )  # fmt: skip
+
+    with calling(link._exchange.Answer) as first, calling(link._exchange.Answer) as second:
+        first.put(head(0))
+        for start in range(0, len(MODEL) - 1, CHUNK_BYTES):
+            end = min(start + CHUNK_BYTES, len(MODEL) - 1)
+            first.put(pb.AnswerPart(data=MODEL[start:end]))
+        wait_until(lambda: mailbox.blobs.progress(message) == len(MODEL) - 1)
+        second.put(head(len(MODEL) - 1))
+        first.put(pb.AnswerPart(data=MODEL[-1:]))
+        second.put(pb.AnswerPart(data=bytes([MODEL[-1] ^ 1])))
+    assert honest.fetch(DIGEST, len(MODEL), []) == MODEL
+    found = mailbox.first_answer([message])
+    assert found is None or found[1] == MODEL
+    link.close()
+    honest.close()
