@@ -36,8 +36,9 @@ class NodeConfig(BaseModel):
         heldout, validation: shares of record groups that are never trained on.
         part, parts: this node holds the units whose hash falls to `part` of `parts`.
         chunk_sequences: sequences processed at once; a unit that has more is processed in pieces
-            and clipped whole. 1 computes every unit alone, which keeps a model built to enlarge
-            rounding from coupling them (docs/privacy.md, section 10).
+            and clipped whole. None: 32, or as many as need about 2 GiB, on a GPU a quarter of its
+            memory. 1 computes every unit alone, which keeps a model built to enlarge rounding from
+            coupling them (docs/privacy.md, section 10).
         two_passes: find the norms in one pass and clip in a second: less memory, more time. In
             fp32 only.
         device: "cuda" trains rounds on the GPU that torch sees.
@@ -61,7 +62,7 @@ class NodeConfig(BaseModel):
     validation: float = Field(default=0.1, ge=0, lt=1)
     part: int = Field(default=0, ge=0)
     parts: int = Field(default=1, ge=1)
-    chunk_sequences: int = Field(default=32, ge=1)
+    chunk_sequences: int | None = Field(default=None, ge=1)
     two_passes: bool = False
     device: Device = Device.CPU
     precision: Literal["fp32", "bf16"] = "fp32"

@@ -48,7 +48,7 @@ class ShardedTrainer(LocalTrainer):
         recipe: Recipe,
         world: World,
         *,
-        chunk_sequences: int = 32,
+        chunk_sequences: int | None = None,
         pad_draws: bool = True,
     ) -> None:
         super().__init__(model, units, recipe, chunk_sequences=chunk_sequences, pad_draws=pad_draws)

@@ -26,6 +26,8 @@ from privacy.dp.records import UnitLayout
 from privacy.dp.sampling import chunks_for, physical_chunks
 
 _ABSENT = Row((0,), 0)
+_MOST_SEQUENCES, _ROOM = 32, 2 << 30
+_BYTES_PER_NUMBER = 8  # fp32, and its gradient
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,21 @@ def unit_rows(records: Iterable[Record], tokenizer: Tokenizer, recipe: Recipe) -
     )
 
 
+def sequences_at_once(model: LanguageModel, length: int) -> int:
+    """Return how many sequences of `length` tokens to process at once, 1 to 32.
+
+    What they need beside weights and sums shall stay near 2 GiB, on a GPU near a quarter of its
+    memory. It is estimated by the model's shape alone, so that a node that starts again adds up in
+    the same order: what goes into and comes out of each matrix, forwards and backwards.
+    """
+    device = next(model.parameters()).device
+    room = _ROOM
+    if device.type == "cuda":
+        room = torch.cuda.get_device_properties(device).total_memory // 4
+    widths = sum(sum(p.shape[-2:]) for p in model.parameters() if p.dim() > 1)
+    return min(max(room // (widths * length * _BYTES_PER_NUMBER), 1), _MOST_SEQUENCES)
+
+
 class LocalTrainer:
     """One institution's model and data; `clipped_sum` is the only thing asked of them.
 
@@ -69,7 +86,8 @@ class LocalTrainer:
         model: prepared by the recipe; its parameters are the round's. Work is done where it lies.
         units: the training units.
         recipe: cap and length of sequences.
-        chunk_sequences: sequences processed at once: of whole units, or of one unit in pieces.
+        chunk_sequences: sequences processed at once: of whole units, or of one unit in pieces;
+            None: `sequences_at_once`.
         two_passes, pad_draws: see `client.config.NodeConfig`.
 
     """
@@ -80,11 +98,13 @@ class LocalTrainer:
         units: UnitRows,
         recipe: Recipe,
         *,
-        chunk_sequences: int = 32,
+        chunk_sequences: int | None = None,
         two_passes: bool = False,
         pad_draws: bool = True,
     ) -> None:
         self.model, self.units, self.recipe = model, units, recipe
+        if chunk_sequences is None:
+            chunk_sequences = sequences_at_once(model, recipe.sequence_length)
         self._chunk_sequences, self._two_passes = chunk_sequences, two_passes
         # An institution that is one unit has more sequences than the cap of each of its records.
         longest = max([recipe.sequences_per_unit, *map(len, units.rows)])

@@ -8,8 +8,10 @@ import torch
 
 import client.training
 from client.data import Record
-from client.training import LocalTrainer, UnitRows, unit_rows
+from client.training import LocalTrainer, UnitRows, sequences_at_once, unit_rows
 from models.checkpoint import load_model
+from models.config import preset
+from models.decoder import Decoder
 from models.recipe import Recipe, prepare
 from models.tokenizer import Tokenizer
 from privacy.dp.clipping import Chunk
@@ -78,6 +80,34 @@ def test_ways_that_hold_less_add_the_same(
     drawn = np.array([0, 1, 4, 5], np.int64)
     expected = trainer(ground, units).clipped_sum(drawn, STEP)
     found = trainer(ground, units, **options).clipped_sum(drawn, STEP)
+    assert np.linalg.norm(found - expected) <= 1e-5 * np.linalg.norm(expected)
+
+
+def test_a_larger_model_takes_fewer_sequences_at_once() -> None:
+    """By its shape alone: a node that starts again adds up in the same order."""
+    found = {}
+    for name in ("nano", "tiny", "arion-1.2-0.5b", "arion-1.2-30b"):
+        with torch.device("meta"):
+            model = Decoder(preset(name))
+        found[name] = [sequences_at_once(model, length) for length in (64, 512, 2048)]
+        prepare(model, Recipe(kind="lora"))
+        assert sequences_at_once(model, 64) <= found[name][0]
+    assert found == {
+        "nano": [32, 32, 20],
+        "tiny": [32, 19, 4],
+        "arion-1.2-0.5b": [14, 1, 1],
+        "arion-1.2-30b": [3, 1, 1],
+    }
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_the_nodes_own_choice_adds_the_same(
+    ground: Ground, units: UnitRows, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = np.arange(10)
+    expected = trainer(ground, units, chunk_sequences=32).clipped_sum(drawn, STEP)
+    monkeypatch.setattr(client.training, "sequences_at_once", lambda model, length: most)
+    found = trainer(ground, units).clipped_sum(drawn, STEP)
     assert np.linalg.norm(found - expected) <= 1e-5 * np.linalg.norm(expected)
 
 
