@@ -113,6 +113,17 @@ def test_a_single_expert_is_no_mixture(kind: str, mixture: str, tmp_path: Path) 
         assert (mixture in kinds, bool(routers)) == (experts > 1, experts > 1)
 
 
+@pytest.mark.parametrize(("kind", "level"), [("int8", None), ("int4", 4)])
+def test_only_experts_in_four_bits_name_a_level(
+    kind: str, level: int | None, tmp_path: Path
+) -> None:
+    """Without it they are computed in fp32; runtimes before 1.31 refuse files that name one."""
+    graph = onnx.load(made(decoder("qwen3moe"), tmp_path / "a", kind)).graph
+    experts = [node for node in graph.node if node.op_type == "QMoE"]
+    levels = {a.i for node in experts for a in node.attribute if a.name == "accuracy_level"}
+    assert (len(experts) > 0, levels) == (True, {level} - {None})
+
+
 @pytest.mark.parametrize("bits", [8, 4])
 def test_rounding_is_to_the_nearest_of_each_block_of_32(bits: int) -> None:
     weights = torch.randn(3, 5, 96, generator=torch.Generator().manual_seed(0))
