@@ -132,6 +132,12 @@ def complete_with_effort(
         if len(chosen) > 1:
             typer.echo(f"[{number}] {prompt}")
         typer.echo(each.draws[each.best].text)
+        if isinstance(judge, Check) and not any(each.scores):
+            typer.echo(
+                f"note: none of {len(each.draws)} answers to {prompt[:40]!r} passed the check; the "
+                "first is shown.",
+                err=True,
+            )
 
 
 def _json(prompts: Sequence[str], chosen: Sequence[Chosen], seed: int | None) -> str:

@@ -194,10 +194,19 @@ def _is_streamed(wanted: bool | None, as_json: bool, prompts: int) -> bool:
 
 
 def _print_as_written(job: _Job) -> None:
+    wrote = False
     for piece in stream(job.model, job.tokenizer, job.prompts, job.settings, job.generator()):
         typer.echo(piece.text, nl=False)
         sys.stdout.flush()
+        wrote |= bool(piece.text)
     typer.echo()
+    if not wrote:
+        note_nothing(job.prompts[0])
+
+
+def note_nothing(prompt: str) -> None:
+    """Say that a blank line is all that the model wrote."""
+    typer.echo(f"note: the model ended the text at once after {prompt[:40]!r}.", err=True)
 
 
 def _complete(job: _Job, batch: int) -> list[Completion]:
@@ -232,3 +241,5 @@ def _print_whole(job: _Job, completions: Sequence[Completion], as_json: bool) ->
         if len(pairs) > 1:
             typer.echo(f"[{number}] {prompt}")
         typer.echo(completion.text)
+        if not completion.text:
+            note_nothing(prompt)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from models.faults import first_fault
+from models.faults import first_fault, place_of
 from models.optimiser import OptimiserSettings
 from models.pretrain import WarmUp
 from privacy.dp.plan import SMALLEST_CLIPPING_NORM, Clipping
@@ -217,12 +217,30 @@ def load_run_file(path: Path | None, overrides: dict[str, dict[str, Any]]) -> Ru
     for section, options in overrides.items():
         target = values.setdefault(section, {}) if section else values
         target.update(options)
-    return _parse(values, path.name if path else "the options")
+    try:
+        return RunFile.model_validate(values)
+    except ValidationError as error:
+        raise RunFileError(_refusal(error, path, overrides)) from error
+
+
+def _refusal(
+    error: ValidationError, path: Path | None, overrides: dict[str, dict[str, Any]]
+) -> str:
+    """Say what is wrong, and whether it stands in the file or was given as an option."""
+    fault, place = first_fault(error, "run"), place_of(error)
+    *section, key = place or ("",)
+    if path is not None and overrides.get(".".join(section), {}).get(key) is None:
+        return f"{path.name}: {fault}. Correct this key."
+    return f"the options: {fault}. Correct this option."
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RunFileError(
+            f"Expected a run file at {path}, got no such file. Check the path."
+        ) from error
     except (OSError, ValueError) as error:
         raise RunFileError(
             f"Expected a readable TOML file at {path}, got: {error}. Correct the file."
@@ -237,10 +255,3 @@ def _read(path: Path) -> dict[str, Any]:
     if isinstance(model.get("base"), str) and (path.parent / model["base"]).is_dir():
         model["base"] = str(path.parent / model["base"])
     return values
-
-
-def _parse(values: dict[str, Any], source: str) -> RunFile:
-    try:
-        return RunFile.model_validate(values)
-    except ValidationError as error:
-        raise RunFileError(f"{source}: {first_fault(error, 'run')}. Correct this key.") from error

@@ -52,8 +52,9 @@ class Tokenizer:
 
     Attributes:
         stop_ids: tokens that end a generated text. end_of_text_id: the first of them, which closes
-            a document. begin_of_text_id: opens one: what the tokenizer puts before a text, or
-            end-of-text where it puts nothing.
+            a document. begin_of_text_id: opens one: what the tokenizer puts before a text; where it
+            puts nothing `<|endoftext|>`, which then parted the documents of training (a chat's
+            end-of-text never did); else end-of-text.
         vocab_size: 1 + the highest token id.
 
     Args:
@@ -81,8 +82,9 @@ class Tokenizer:
                 "eos_token_id in config.json or eos_token in tokenizer_config.json."
             )
         self.end_of_text_id = self.stop_ids[0]
-        before = backend.encode("").ids
-        self.begin_of_text_id = before[0] if before else self.end_of_text_id
+        before, parting = backend.encode("").ids, backend.token_to_id(END_OF_TEXT)
+        usual = self.end_of_text_id if parting is None else parting
+        self.begin_of_text_id = before[0] if before else usual
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":

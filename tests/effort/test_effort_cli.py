@@ -47,6 +47,14 @@ def test_a_check_stops_the_draws_of_the_prompts_that_pass(folder: Path) -> None:
     assert len({draw["text"] for draw in drawn[1:]}) > 1
 
 
+def test_answers_of_which_none_passes_are_not_shown_as_if_one_had(folder: Path) -> None:
+    asked = ("generate", folder, "--prompt", "ward", *DRAW[:-1], "--effort", "3", "--check")
+    failed, passed = run(*asked, "false"), run(*asked, "true")
+    assert (failed.exit_code, passed.exit_code) == (0, 0)
+    assert "none of 3 answers to 'ward' passed the check" in failed.stderr
+    assert "note" not in passed.stderr
+
+
 def test_a_budget_and_revisions(folder: Path) -> None:
     found = run(
         "generate", folder, "--prompt", "beds", *DRAW, "--effort", "4", "--check", "false",

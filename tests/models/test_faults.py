@@ -1,13 +1,15 @@
 """What is said of a document that a schema refuses."""
 
 import pytest
-from pydantic import BaseModel, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from models.faults import first_fault
 
+RANGE = "Input should be greater than or equal to 0"
 
-class Inner(BaseModel):
-    number: int
+
+class Inner(BaseModel, extra="forbid"):
+    number: int = Field(ge=0)
 
 
 class Outer(BaseModel):
@@ -24,6 +26,13 @@ class Outer(BaseModel):
     ("document", "said"),
     [
         ({"inner": [{"number": 1}, {"number": "secret"}]}, "inner.1.number: Input should be a"),
+        (
+            {"inner": [{"number": -1}]},
+            "inner.0.number: Input should be greater than or equal to 0, got -1",
+        ),
+        ({"inner": [{"number": "-1secret"}]}, "inner.0.number: Input should be a valid integer"),
+        ({"inner": [{"nubmer": "secret"}]}, "inner.0.number: Field required"),
+        ({"inner": [{"number": 1, "nubmer": "secret"}]}, "inner.0.nubmer: there is no such key"),
         ({}, "inner: Field required"),
         ({"inner": []}, "the run: Value error, Expected some, got none."),
     ],

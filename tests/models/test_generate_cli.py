@@ -80,6 +80,16 @@ def test_streamed_text_is_the_same_text(folder: Path) -> None:
         assert result.stdout == f"{text}\n"
 
 
+def test_a_blank_line_is_explained(folder: Path) -> None:
+    options = ["--prompt", "ward", "--max-new-tokens", "20"]
+    text = str(completions(run(folder, *options, "--json"))[0]["text"])
+    for choice in (["--stream"], ["--no-stream"]):
+        ended = run(folder, *options, *choice, "--stop", text[:1])
+        assert (ended.stdout, ended.exit_code) == ("\n", 0)
+        assert "ended the text at once after 'ward'" in ended.stderr
+        assert run(folder, *options, *choice).stderr.count("note:") == 0
+
+
 def test_several_texts_are_told_apart(folder: Path) -> None:
     shown = run(folder, "--prompt", "ward", "--prompt", "seven", "--max-new-tokens", "2").stdout
     assert shown.startswith("[1] ward\n")

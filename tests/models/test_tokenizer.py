@@ -43,7 +43,13 @@ def test_ends_of_text_come_from_the_first_file_that_names_them(tmp_path: Path) -
     (tmp_path / "generation_config.json").unlink()
     assert Tokenizer.load(tmp_path).stop_ids == (7,)
     (tmp_path / "config.json").unlink()
-    assert Tokenizer.load(tmp_path).stop_ids == (chat_end,)
+    of_chat = Tokenizer.load(tmp_path)
+    assert of_chat.stop_ids == (chat_end,)
+    assert of_chat.begin_of_text_id == end  # no chat's end parted the documents of its training
+    (tmp_path / "tokenizer.json").write_text(
+        (tmp_path / "tokenizer.json").read_text().replace("<|endoftext|>", "<|other|>")
+    )
+    assert Tokenizer.load(tmp_path).begin_of_text_id == chat_end
 
 
 def test_a_document_of_a_llama_begins_with_its_own_token(tmp_path: Path) -> None:
