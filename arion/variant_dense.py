@@ -215,6 +215,11 @@ def teach(teaching: Teaching, work: Path, progress: Progress) -> Distillation:
         f"out: KL {before.kl:.4f} before, {after.kl:.4f} after; loss {before.loss:.4f} before, "
         f"{after.loss:.4f} after, the teacher's {learnt.teacher_loss:.4f}."
     )
+    if after.kl > before.kl:
+        progress.note(
+            "Training made the student worse on held-out text. Train it for longer, on more text, "
+            "or at a lower rate (--distil-steps, --public, --distil-rate)."
+        )
     return Distillation(
         teacher=digest,
         layers=teaching.layers,

@@ -101,6 +101,19 @@ def test_other_containers_hold_students_too(
     assert [len(layer) for layer in passport.kept] == [2]  # as many as a token uses
 
 
+@pytest.mark.parametrize(("rate", "is_worse"), [(0.3, True), (3e-3, False)])
+def test_a_student_that_training_made_worse_is_remarked(
+    rate: float, is_worse: bool, ground: Path, tmp_path: Path
+) -> None:
+    shape = ("--width", 3 * 96, "--depth", 2, "--domain", ground / "domain")
+    result = exported(ground, tmp_path / "a", *shape, "--distil-rate", rate)
+    assert result.exit_code == 0, result.stderr
+    said = read_passport(tmp_path / "a").distillation
+    assert said is not None
+    assert (said.after.kl > said.before.kl) == is_worse
+    assert ("made the student worse" in result.stderr) == is_worse
+
+
 def test_a_killed_export_goes_on_to_the_same_bytes(
     made: Path, ground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
