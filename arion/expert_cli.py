@@ -42,7 +42,11 @@ def train_command(
     experts: Annotated[
         int | None, typer.Option(min=1, help="Experts per layer; as many as the base has.")
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Training steps of 16 sequences.")] = 400,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 400,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Sequences of a step.")
+    ] = 16,
+    length: Annotated[int, typer.Option(min=2, help="Tokens of a sequence.")] = 128,
     learning_rate: Annotated[float, typer.Option(min=0.0)] = 2e-3,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     as_json: Json = False,
@@ -73,6 +77,8 @@ def train_command(
             steps=steps,
             learning_rate=learning_rate,
             seed=seed,
+            batch=batch,
+            length=length,
         )
         with closing(make_progress()) as progress:
             weights = train_module(order, progress)

@@ -32,7 +32,7 @@ class TrainingOrder:
         text: the owner's text. public: public text, to set the router's rows by.
         out: folder of modules. data, licence: statements for the card.
         experts: per layer; None for as many as the base has.
-        steps: of 16 sequences of 128 tokens.
+        steps: of `batch` sequences of `length` tokens.
 
     """
 
@@ -47,6 +47,8 @@ class TrainingOrder:
     steps: int
     learning_rate: float
     seed: int
+    batch: int = 16
+    length: int = 128
 
 
 def train_module(order: TrainingOrder, progress: Progress) -> Path:
@@ -57,7 +59,10 @@ def train_module(order: TrainingOrder, progress: Progress) -> Path:
 
     """
     model, tokenizer = load_model(order.base)
-    training = WarmUp(steps=order.steps, learning_rate=order.learning_rate, balance=0.0, z=0.0)
+    training = WarmUp(
+        steps=order.steps, batch=order.batch, sequence_length=order.length,
+        learning_rate=order.learning_rate, balance=0.0, z=0.0,
+    )  # fmt: skip
     sources = tuple(range(order.experts or model.config.experts))
     recipe = OwnerRecipe(sources=sources, training=training)
     own = token_stream(tokenizer, read_public(order.text))

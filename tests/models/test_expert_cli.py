@@ -14,6 +14,7 @@ from arion.progress import LineProgress
 from models.checkpoint import load_model, save_model
 from models.config import ModelConfig
 from models.decoder import Decoder
+from models.expert_module import read_card
 from models.tokenizer import Tokenizer
 
 RUNNER = CliRunner()
@@ -94,6 +95,18 @@ def test_training_writes_a_module_once(place: Path) -> None:
     other = train(place, "court", "--seed", 1)
     assert other.exit_code == 2
     assert "another recipe" in other.stderr
+
+
+def test_a_step_may_be_smaller(place: Path, tmp_path: Path) -> None:
+    out = ("--out", tmp_path)
+    assert train(place, "court", *out, "--batch", 2, "--length", 12).exit_code == 0
+    (weights,) = (tmp_path / "court").glob("*.safetensors")
+    training = read_card(weights).recipe["training"]
+    assert (training["batch"], training["sequence_length"]) == (2, 12)
+    assert weights.read_bytes() != module(place, "court").read_bytes()
+    longer = train(place, "clinic", *out, "--length", 10_000)
+    assert longer.exit_code == 2
+    assert "10000" in longer.stderr
 
 
 def test_without_a_word_on_privacy_nothing_is_trained(place: Path, tmp_path: Path) -> None:
