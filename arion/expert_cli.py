@@ -43,9 +43,7 @@ def train_command(
         int | None, typer.Option(min=1, help="Experts per layer; as many as the base has.")
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 400,
-    batch: Annotated[
-        int, typer.Option(min=1, help="Sequences of a step.")
-    ] = 16,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences of a step.")] = 16,
     length: Annotated[int, typer.Option(min=2, help="Tokens of a sequence.")] = 128,
     learning_rate: Annotated[float, typer.Option(min=0.0)] = 2e-3,
     seed: Annotated[int, typer.Option(min=0)] = 0,
