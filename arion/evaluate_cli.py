@@ -54,7 +54,7 @@ def evaluate_command(  # noqa: PLR0917  (its options are its interface)
     ] = 0,
     experts_per_token: ExpertsPerToken = None,
     threshold: Threshold = 0.0,
-    batch: Annotated[int, typer.Option(min=1, help="Windows of a pass; more helps a GPU.")] = 4,
+    batch: Annotated[int, typer.Option(min=1, help="Windows of a pass.")] = 4,
     device: OnDevice = Device.CPU,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:

@@ -201,10 +201,10 @@ def _print_as_written(job: _Job) -> None:
         wrote |= bool(piece.text)
     typer.echo()
     if not wrote:
-        note_nothing(job.prompts[0])
+        _note_nothing(job.prompts[0])
 
 
-def note_nothing(prompt: str) -> None:
+def _note_nothing(prompt: str) -> None:
     """Say that a blank line is all that the model wrote."""
     typer.echo(f"note: the model ended the text at once after {prompt[:40]!r}.", err=True)
 
@@ -242,4 +242,4 @@ def _print_whole(job: _Job, completions: Sequence[Completion], as_json: bool) ->
             typer.echo(f"[{number}] {prompt}")
         typer.echo(completion.text)
         if not completion.text:
-            note_nothing(prompt)
+            _note_nothing(prompt)

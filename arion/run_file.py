@@ -228,8 +228,8 @@ def _refusal(
 ) -> str:
     """Say what is wrong, and whether it stands in the file or was given as an option."""
     fault, place = first_fault(error, "run"), place_of(error)
-    *section, key = place or ("",)
-    if path is not None and overrides.get(".".join(section), {}).get(key) is None:
+    section, key = place[:2] if len(place) > 1 else ("", "".join(place))
+    if path is not None and overrides.get(section, {}).get(key) is None:
         return f"{path.name}: {fault}. Correct this key."
     return f"the options: {fault}. Correct this option."
 

@@ -68,8 +68,9 @@ def sequences_at_once(model: LanguageModel, length: int) -> int:
     """Return how many sequences of `length` tokens to process at once, 1 to 32.
 
     What they need beside weights and sums shall stay near 2 GiB, on a GPU near a quarter of its
-    memory. It is estimated by the model's shape alone, so that a node that starts again adds up in
-    the same order: what goes into and comes out of each matrix, forwards and backwards.
+    memory. It is estimated by the model's shape: what goes into and comes out of each matrix,
+    forwards and backwards. What is free at the moment does not count, so that a node that starts
+    again adds up in the same order.
     """
     device = next(model.parameters()).device
     room = _ROOM

@@ -208,10 +208,11 @@ class Incoming:
         self._path, self._left = path, total - offset
         self._turn, self._is_over = Lock(), False
         with naming(path):
-            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._file = os.fdopen(opened, "wb", buffering=0)  # closes itself when it is forgotten
             sync_directory(path.parent)
-            os.truncate(self._file, offset)
-            os.lseek(self._file, offset, os.SEEK_SET)
+            os.truncate(opened, offset)
+            os.lseek(opened, offset, os.SEEK_SET)
 
     def write(self, data: bytes) -> None:
         """Add a chunk.
@@ -226,7 +227,7 @@ class Incoming:
         with self._turn, naming(self._path):
             if self._is_over:
                 raise BlobError("Expected the newest connection of this upload, got an older one.")
-            write_all(self._file, data)
+            write_all(self._file.fileno(), data)
 
     def end(self) -> None:
         """Let nothing more be written."""
@@ -244,6 +245,6 @@ class Incoming:
             self._is_over = True
             try:
                 with naming(self._path):
-                    os.fsync(self._file)
+                    os.fsync(self._file.fileno())
             finally:
-                os.close(self._file)
+                self._file.close()

@@ -192,7 +192,10 @@ class Exchange(rpc.ExchangeServicer):
         """Go on with an upload, once nobody checks what came of it."""
         while True:
             try:
-                return self._mailbox.blobs.receive(head.message, head.offset, head.payload_bytes)
+                # In a thread: an older connection's flush may have to be waited for.
+                return await asyncio.to_thread(
+                    self._mailbox.blobs.receive, head.message, head.offset, head.payload_bytes
+                )
             except UploadBusyError:
                 if not self._left(end):
                     raise

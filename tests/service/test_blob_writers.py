@@ -15,7 +15,7 @@ import grpc
 import pytest
 
 from client.transport import CHUNK_BYTES
-from coordinator.service.blobs import BlobError, Blobs, UploadBusyError
+from coordinator.service.blobs import BlobError, Blobs, Incoming, UploadBusyError
 from coordinator.service.posts import Question
 from privacy.ledger import files
 from privacy.payloads import is_payload_file, payload_digest
@@ -178,3 +178,37 @@ def test_two_answers_at_once_alter_no_payload_of_others(
     assert found is None or found[1] == MODEL
     link.close()
     honest.close()
+
+
+def test_nobody_else_waits_for_an_older_connection_to_end(
+    service: RunningService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its flush may take as long as the disk likes."""
+    link, other = enrol(service, tmp_path / "a"), enrol(service, tmp_path / "b", "south")
+    (address,) = (m.address for m in service.home.registry.members() if m.name == "north")
+    message = service.home.mailbox.post("r", address, "a", ("U", b"", b""))
+    let_go, waiting, waited = threading.Event(), threading.Event(), list[bool]()
+    original = Incoming.end
+
+    def end(self: Incoming) -> None:
+        waiting.set()
+        waited.append(let_go.wait(10))
+        original(self)
+
+    monkeypatch.setattr(Incoming, "end", end)
+    older = service.home.mailbox.blobs.receive(message, 0, 10)
+    with calling(link._exchange.Answer) as newer:
+        newer.put(
+            pb.AnswerPart(
+                head=pb.AnswerHead(
+                    message=message, kind="U", payload_digest=bytes(32), payload_bytes=10
+                )
+            )
+        )
+        assert waiting.wait(10)
+        assert other.is_member()
+        assert waited == []
+        let_go.set()
+    older.close()
+    link.close()
+    other.close()

@@ -25,6 +25,8 @@ RANGE = "Input should be greater than or equal to 1"
         ("[trainign]\nrounds = 5", {}, "run.toml: trainign: there is no such key"),
         ("seed = -1", {"": {}}, "run.toml: seed: Input should be greater than or equal to 0"),
         ("seed = 1", {"": {"seed": -1}}, "the options: seed"),
+        ("seed = 1", {"data": {"unseen": ["a", 3]}}, "the options: data.unseen.1"),
+        ("[data]\nunseen = [3]", {"data": {"heldout": 0.2}}, "run.toml: data.unseen.0"),
         ("seed = ", {}, "Expected a readable TOML file"),
     ],
 )
