@@ -110,7 +110,7 @@ def import_model(
 def _described(model: Decoder) -> dict[str, object]:
     counts = parameter_counts(model.config)
     return {
-        "written_as": writing_family(model.config.qk_norm).model_type,
+        "written_as": writing_family(model.config).model_type,
         "parameters": counts.total,
         "active_parameters": counts.active,
         "experts": model.config.experts,

@@ -1,7 +1,7 @@
 """Model folders: a Hugging Face folder is our file format, read and written exactly.
 
-Qwen3-MoE, Mixtral, Qwen3 and Llama 3 folders are read, the first two are written. Only safetensors
-are read. A folder appears whole or not at all: written beside its place, synced, and renamed.
+Qwen3-MoE, Mixtral, Qwen3 and Llama 3 folders are read and written. Only safetensors are read. A
+folder appears whole or not at all: written beside its place, synced, and renamed.
 """
 
 import hashlib
@@ -116,7 +116,8 @@ def save_model(
 ) -> None:
     """Write a folder that transformers loads unmodified; replaces `folder` atomically.
 
-    With query-key norms it is a Qwen3-MoE folder, without them a Mixtral folder.
+    With query-key norms it is a Qwen3-MoE folder, without them a Mixtral folder; a model of one
+    expert per layer is a Qwen3 or a Llama folder.
 
     Args:
         dtype: of the weights on disk; float8_e4m3fn for the layout of `models.formats.fp8`.
@@ -135,7 +136,7 @@ def save_model(
             "Expected a model without a bank of owned experts, got one. Write the bank as a module "
             "and compose it with the base."
         )
-    views = dict(named_views(model, writing_family(model.config.qk_norm)))
+    views = dict(named_views(model, writing_family(model.config)))
     for name, view in views.items():
         check_finite(name, view)
     hf = _config_object(model.config, tokenizer, torch.bfloat16 if dtype == FP8 else dtype)
@@ -166,9 +167,6 @@ def model_digest(model: nn.Module) -> str:
 def _fill(model: Decoder, found: Inspected, advance: Advance) -> None:
     """Copy the folder's weights into the model, one tensor at a time."""
     places = dict(named_views(model, found.family))
-    if found.family.router is None:
-        for block in _expert_blocks(model):
-            block.router.weight.zero_()
     late, total = None, sum(not name.endswith(SCALE) for name in found.headers)
     for done, (name, tensor) in enumerate(expanded(read_tensors(found.headers)), 1):
         if name in places:
@@ -176,6 +174,7 @@ def _fill(model: Decoder, found: Inspected, advance: Advance) -> None:
         else:
             late = tensor
         advance(done, total)
+    model.still_idle_routers()
     if late is not None and not torch.equal(late.float(), model.embedding):
         raise CheckpointError(
             f"Expected {_HEAD} to equal {_TABLE} where tie_word_embeddings is true, got other "

@@ -78,6 +78,17 @@ class Decoder(LanguageModel):
                 residual = ".out." in name or ".down." in name
                 parameter.normal_(0.0, std, generator=generator)
                 parameter.mul_((2 * self.config.layers) ** -0.5 if residual else 1.0)
+        self.still_idle_routers()
+
+    @torch.no_grad()
+    def still_idle_routers(self) -> None:
+        """Set the routers to zero where there is one expert per layer, and nothing to choose.
+
+        So a dense model has one set of weights, which its folder, without routers, holds all of.
+        """
+        for name, parameter in self.named_parameters():
+            if self.config.experts == 1 and ".router." in name and ".owned." not in name:
+                parameter.zero_()
 
     @property
     def max_positions(self) -> int:

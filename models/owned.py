@@ -22,11 +22,9 @@ from torch import Tensor, nn
 
 from models.decoder import Block, Decoder
 from models.experts import ExpertBank
-from models.formats.families import writing_family
+from models.formats.families import QWEN3_MOE
 from models.formats.tensors import bank_views
 from models.language_model import IGNORED
-
-_NAMES = writing_family("head")
 
 
 class OwnedError(ValueError):
@@ -91,7 +89,7 @@ def owned_tensors(model: Decoder) -> dict[str, Tensor]:
 def module_views(banks: Sequence[ExpertBank]) -> Iterator[tuple[str, Tensor]]:
     """Yield (name in a Qwen3-MoE folder, view into the bank's weight) for one bank per layer."""
     for layer, bank in enumerate(banks):
-        yield from bank_views(f"model.layers.{layer}.", bank, _NAMES)
+        yield from bank_views(f"model.layers.{layer}.", bank, QWEN3_MOE)
 
 
 @torch.no_grad()

@@ -54,12 +54,13 @@ def read_config(hf: Mapping[str, Any]) -> tuple[Family, ModelConfig]:
 
 
 def write_config(config: ModelConfig) -> dict[str, Any]:
-    """Return the `config.json` of a Qwen3-MoE or Mixtral folder; renamed keys in both spellings."""
-    family = writing_family(config.qk_norm)
+    """Return the `config.json` of a model's folder; renamed keys in both spellings."""
+    family = writing_family(config)
     hf = {theirs: getattr(config, ours) for ours, theirs in _FIELDS.items()}
     hf |= {"num_key_value_heads": config.kv_heads, "head_dim": config.head_dim}
-    hf |= {"num_experts": config.experts, "num_local_experts": config.experts}
-    hf |= {"num_experts_per_tok": config.experts_per_token, "router_aux_loss_coef": 0.0}
+    if family.router is not None:
+        hf |= {"num_experts": config.experts, "num_local_experts": config.experts}
+        hf |= {"num_experts_per_tok": config.experts_per_token, "router_aux_loss_coef": 0.0}
     hf |= {"intermediate_size": config.expert_hidden_size, "rope_theta": config.rope_theta}
     hf |= {family.expert_width: config.expert_hidden_size}
     hf |= {"model_type": family.model_type, "architectures": [family.architecture]}

@@ -1,12 +1,13 @@
 """The families whose Hugging Face folders are read: names of tensors, and what they leave out.
 
-Qwen3-MoE and Mixtral are also written: they are our decoder with and without query-key norms.
+They are our decoder with and without query-key norms, with several experts per layer or with one.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from models.config import ModelConfig
 from models.formats.files import CheckpointError
 from models.formats.fp8 import is_fp8
 
@@ -141,6 +142,11 @@ def family_of(hf: Mapping[str, Any]) -> Family:
     return family
 
 
-def writing_family(qk_norm: Literal["head", "none"]) -> Family:
-    """Return the family that a decoder is written as."""
-    return QWEN3_MOE if qk_norm == "head" else MIXTRAL
+def writing_family(config: ModelConfig) -> Family:
+    """Return the family that a decoder is written as.
+
+    One expert per layer is a dense model: its router has nothing to choose.
+    """
+    if config.experts == 1:
+        return QWEN3 if config.qk_norm == "head" else LLAMA
+    return QWEN3_MOE if config.qk_norm == "head" else MIXTRAL

@@ -34,7 +34,7 @@ def read_hf(folder: Path, exact: Decoder) -> Readback:
             "Expected the model's own shape and constants in config.json, got others. Export the "
             "folder again."
         )
-    family = writing_family(exact.config.qk_norm)
+    family = writing_family(exact.config)
     pairs = zip(named_views(exact, family), named_views(stored, family), strict=True)
     roundings = tuple(
         rounding(name, tensor, written, _LARGEST_ERROR[types[name]])

@@ -82,8 +82,8 @@ def test_what_we_write_of_it_is_the_same_function_to_transformers(
     ours, tokenizer = load_model(tmp_path / "in")
     save_model(ours, tokenizer, tmp_path / "out")
     written = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
-    qk_norm = kind.startswith("qwen3")
-    assert type(written).__name__ == ("Qwen3MoeForCausalLM" if qk_norm else "MixtralForCausalLM")
+    is_dense = "one expert" in case  # whatever its folder called it
+    assert type(written).__name__ == ("Qwen3ForCausalLM" if is_dense else type(theirs).__name__)
     assert_same_function(written, theirs)
     texts = ["Ward 7, 10:45.", "한국어 🙂"]
     read = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
@@ -93,8 +93,11 @@ def test_what_we_write_of_it_is_the_same_function_to_transformers(
 
 @pytest.mark.parametrize("qk_norm", ["head", "none"])
 @pytest.mark.parametrize("scaled", [True, False])
-def test_ours_to_transformers_and_back_is_exact(qk_norm: Any, scaled: bool, tmp_path: Path) -> None:
-    ours = our_decoder(qk_norm, scaled)
+@pytest.mark.parametrize("experts", [1, 4])
+def test_ours_to_transformers_and_back_is_exact(
+    qk_norm: Any, scaled: bool, experts: int, tmp_path: Path
+) -> None:
+    ours = our_decoder(qk_norm, scaled, experts)
     qwen(tmp_path / "t")
     tokenizer = Tokenizer.load(tmp_path / "t")
     save_model(ours, tokenizer, tmp_path / "ours")
@@ -225,8 +228,9 @@ def test_a_missing_key_means_what_transformers_takes_it_to_mean(family: Any) -> 
 
 @pytest.mark.parametrize("qk_norm", ["head", "none"])
 @pytest.mark.parametrize("scaled", [True, False])
-def test_a_written_config_reads_as_itself(qk_norm: Any, scaled: bool) -> None:
-    config = our_config(qk_norm, scaled)
+@pytest.mark.parametrize("experts", [1, 4])
+def test_a_written_config_reads_as_itself(qk_norm: Any, scaled: bool, experts: int) -> None:
+    config = our_config(qk_norm, scaled, experts)
     assert read_config(json.loads(json.dumps(write_config(config))))[1] == config
 
 
@@ -259,16 +263,17 @@ def test_buffers_of_old_llama_folders_are_passed_over(tmp_path: Path) -> None:
     assert_same_function(load_model(tmp_path)[0], theirs)
 
 
-def our_config(qk_norm: Any, scaled: bool) -> ModelConfig:
+def our_config(qk_norm: Any, scaled: bool, experts: int = 4) -> ModelConfig:
     scaling = RopeScaling(
         factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=16
     )
     return ModelConfig(
-        vocab_size=320, hidden_size=32, layers=2, heads=4, kv_heads=2, head_dim=16, experts=4,
-        experts_per_token=2, expert_hidden_size=24, max_positions=64, rope_theta=50_000.0,
-        rope_scaling=scaling if scaled else None, qk_norm=qk_norm, initializer_range=0.2,
+        vocab_size=320, hidden_size=32, layers=2, heads=4, kv_heads=2, head_dim=16, experts=experts,
+        experts_per_token=min(2, experts), expert_hidden_size=24, max_positions=64,
+        rope_theta=50_000.0, rope_scaling=scaling if scaled else None, qk_norm=qk_norm,
+        initializer_range=0.2,
     )  # fmt: skip
 
 
-def our_decoder(qk_norm: Any, scaled: bool) -> Decoder:
-    return Decoder(our_config(qk_norm, scaled), torch.Generator().manual_seed(3))
+def our_decoder(qk_norm: Any, scaled: bool, experts: int = 4) -> Decoder:
+    return Decoder(our_config(qk_norm, scaled, experts), torch.Generator().manual_seed(3))
