@@ -10,6 +10,7 @@ import torch
 import typer
 
 from arion.progress import Stage, make_progress
+from models.chat import Chat
 from models.decoder import Decoder
 from models.effort.judges import Check, Judge
 from models.effort.spending import Asked, Chosen, Draw, Effort, spend
@@ -31,8 +32,11 @@ class EffortOptions:
     budget: int | None
     revise: str | None
 
-    def checked(self, batch: int) -> tuple[Effort, Judge] | None:
+    def checked(self, batch: int, temperature: float) -> tuple[Effort, Judge] | None:
         """Return how much is drawn and who judges it; None without `--effort`.
+
+        Args:
+            batch: prompts read together. temperature: that answers are drawn at.
 
         Raises:
             ValueError: options that contradict each other, or a judge that cannot be used.
@@ -47,12 +51,20 @@ class EffortOptions:
                 f"Expected --verifier or --check with --effort, got {got}. Give one: something has "
                 "to tell a right answer."
             )
-        effort = Effort(self._draws(), self.budget, batch)
-        if self.verifier is not None:
-            verifier = load_verifier(self.verifier)
-            verifier.scores("", [""])  # one that asks for sources is refused before any work
-            return effort, verifier
-        return effort, Check(tuple(shlex.split(self.check or "")), self.check_timeout_s)
+        effort, judge = Effort(self._draws(), self.budget, batch), self._judge()
+        if temperature == 0 and self.revise is None:
+            raise ValueError(
+                "Expected temperature above 0 with --effort, got 0: all answers would be equal. "
+                "Set --temperature."
+            )
+        return effort, judge
+
+    def _judge(self) -> Judge:
+        if self.verifier is None:
+            return Check(tuple(shlex.split(self.check or "")), self.check_timeout_s)
+        verifier = load_verifier(self.verifier)
+        verifier.scores("", [""])  # one that asks for sources is refused before any work
+        return verifier
 
     def _draws(self) -> int | None:
         if self.effort == _AUTO:
@@ -72,8 +84,8 @@ class EffortOptions:
 class ModelSampler:
     """Draws answers from a model; with `revise`, every second one in view of the best so far.
 
-    A revision's prompt is the prompt, the best answer and `revise`. Where that leaves no room for
-    an answer, a fresh one is drawn.
+    A revision's prompt is the prompt, the best answer and `revise`: one text, or turns of a chat.
+    Where that leaves no room for an answer, a fresh one is drawn.
     """
 
     model: Decoder
@@ -82,15 +94,12 @@ class ModelSampler:
     settings: Settings
     generator: torch.Generator
     revise: str | None = None
+    chat: Chat | None = None
 
     def __post_init__(self) -> None:
-        if self.settings.sampling.temperature == 0 and self.revise is None:
-            raise ValueError(
-                "Expected temperature above 0 with --effort, got 0: all answers would be equal. "
-                "Set --temperature."
-            )
         # Nothing is generated before every prompt is checked.
-        prompt_ids(self.model, self.tokenizer, self.prompts, self.settings.max_new_tokens)
+        texts = [as_read(prompt, chat=self.chat) for prompt in self.prompts]
+        prompt_ids(self.model, self.tokenizer, texts, self.settings)
 
     def __call__(self, asked: Sequence[Asked]) -> list[Draw]:
         """See `models.effort.spending.Sampler`."""
@@ -105,11 +114,16 @@ class ModelSampler:
     def _prompt(self, asked: Asked) -> tuple[str, bool]:
         prompt = self.prompts[asked.index]
         if self.revise is None or asked.best is None or len(asked.answers) % 2 == 0:
-            return prompt, False
-        longer = f"{prompt}{asked.answers[asked.best].text}{self.revise}"
+            return as_read(prompt, chat=self.chat), False
+        longer = as_read(prompt, asked.answers[asked.best].text, self.revise, chat=self.chat)
         tokens = 1 + len(next(iter(self.tokenizer.encode([longer]))))
         fits = tokens + self.settings.max_new_tokens <= self.model.max_positions
-        return (longer, True) if fits else (prompt, False)
+        return (longer, True) if fits else (as_read(prompt, chat=self.chat), False)
+
+
+def as_read(*turns: str, chat: Chat | None) -> str:
+    """Return turns as a model reads them: one after the other, or as the chat's template says."""
+    return "".join(turns) if chat is None else chat.render(turns)
 
 
 def complete_with_effort(

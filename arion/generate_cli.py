@@ -11,9 +11,10 @@ from typing import Annotated
 import torch
 import typer
 
-from arion.effort_cli import EffortOptions, ModelSampler, complete_with_effort
+from arion.effort_cli import EffortOptions, ModelSampler, as_read, complete_with_effort
 from arion.errors import user_errors
 from arion.progress import make_progress
+from models.chat import Chat
 from models.checkpoint import load_model
 from models.decoder import Decoder
 from models.device import Device
@@ -63,6 +64,12 @@ Revise = Annotated[
         help="Draw every second answer after prompt, best answer so far and TEXT.",
     ),
 ]
+InChat = Annotated[
+    bool, typer.Option("--chat", help="Put the prompt into the model's chat template, as a user's.")
+]
+System = Annotated[
+    str | None, typer.Option(metavar="TEXT", help="With --chat: what the model is told before.")
+]
 OnDevice = Annotated[Device, typer.Option(help="Where the model is run.")]
 
 
@@ -73,6 +80,12 @@ class _Job:
     prompts: tuple[str, ...]
     settings: Settings
     seed: int
+    chat: Chat | None
+
+    @property
+    def texts(self) -> list[str]:
+        """The prompts as the model reads them."""
+        return [as_read(prompt, chat=self.chat) for prompt in self.prompts]
 
     def generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed)
@@ -108,6 +121,8 @@ def generate_command(  # noqa: PLR0917  (its options are its interface)
     stop: Annotated[
         list[str] | None, typer.Option(help="Text that ends it, left out of it; repeatable.")
     ] = None,
+    chat: InChat = False,
+    system: System = None,
     experts_per_token: ExpertsPerToken = None,
     threshold: Threshold = 0.0,
     batch: Annotated[int, typer.Option(min=1, help="Prompts read together.")] = 8,
@@ -127,23 +142,31 @@ def generate_command(  # noqa: PLR0917  (its options are its interface)
     """Generate text from prompts.
 
     Example: arion model generate runs/h3/model --prompt "The patient" --temperature 0.8 --seed 1
+
+    Example: arion model generate models/instruct --chat --prompt "What does an appendix do?"
     """
     with user_errors():
         device.check()
         prompts = _prompts(prompt or [], prompts_file)
         given = EffortOptions(effort, verifier, check, check_timeout, token_budget, revise)
-        spent = given.checked(batch)
+        spent = given.checked(batch, temperature)
+        _check_system(system, in_chat=chat)
         streamed = _is_streamed(show_as_written, as_json or spent is not None, len(prompts))
         sampling = Sampling(repetition_penalty, temperature, top_k, top_p, min_p)
         activation = Activation(experts_per_token, threshold)
-        settings = Settings(max_new_tokens, sampling, tuple(stop or ()), activation)
+        settings = Settings(
+            max_new_tokens, sampling, tuple(stop or ()), activation, begin_of_text=not chat
+        )
         model, tokenizer = load_model(path)
         job = _Job(
             model.to(device), tokenizer, prompts, settings,
             secrets.randbits(_SEED_BITS) if seed is None else seed,
+            Chat.of(tokenizer, system) if chat else None,
         )  # fmt: skip
         if spent is not None:
-            sampler = ModelSampler(job.model, tokenizer, prompts, settings, job.generator(), revise)
+            sampler = ModelSampler(
+                job.model, tokenizer, prompts, settings, job.generator(), revise, job.chat
+            )
             complete_with_effort(sampler, spent[1], spent[0], job.seed, as_json=as_json)
         elif streamed:
             _print_as_written(job)
@@ -186,6 +209,11 @@ def _prompt_of(line: str, where: str) -> str:
     return prompt
 
 
+def _check_system(system: str | None, *, in_chat: bool) -> None:
+    if system is not None and not in_chat:
+        raise ValueError("Expected --chat with --system, got none. Add it.")
+
+
 def _is_streamed(wanted: bool | None, as_json: bool, prompts: int) -> bool:
     if wanted and (as_json or prompts > 1):
         got = "--json or --effort" if as_json else f"{prompts} prompts"
@@ -195,7 +223,7 @@ def _is_streamed(wanted: bool | None, as_json: bool, prompts: int) -> bool:
 
 def _print_as_written(job: _Job) -> None:
     wrote = False
-    for piece in stream(job.model, job.tokenizer, job.prompts, job.settings, job.generator()):
+    for piece in stream(job.model, job.tokenizer, job.texts, job.settings, job.generator()):
         typer.echo(piece.text, nl=False)
         sys.stdout.flush()
         wrote |= bool(piece.text)
@@ -212,14 +240,14 @@ def _note_nothing(prompt: str) -> None:
 def _complete(job: _Job, batch: int) -> list[Completion]:
     """Complete the prompts, batch after batch: the seeds of rows do not depend on its size."""
     found: list[Completion] = []
-    generator, total = job.generator(), len(job.prompts)
+    generator, texts, total = job.generator(), job.texts, len(job.prompts)
     # Nothing is generated before every prompt is checked.
-    prompt_ids(job.model, job.tokenizer, job.prompts, job.settings.max_new_tokens)
+    prompt_ids(job.model, job.tokenizer, texts, job.settings)
     progress = make_progress()
     progress.stage("generate", total)
     try:
         while len(found) < total:
-            part = job.prompts[len(found) : len(found) + batch]
+            part = texts[len(found) : len(found) + batch]
             found += generate(job.model, job.tokenizer, part, job.settings, generator)
             progress.step(len(found), "")
     finally:

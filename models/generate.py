@@ -38,6 +38,8 @@ class Settings:
         max_new_tokens: most tokens per prompt, at least 1. sampling: how each is chosen.
         stop: strings that end a text and are left out of it.
         activation: how many experts each token uses.
+        begin_of_text: whether it is put before each prompt; False for prompts that begin as they
+            should, such as those of `models.chat`.
 
     Raises:
         ValueError: no new token, or an empty stop string.
@@ -48,6 +50,7 @@ class Settings:
     sampling: Sampling = GREEDY
     stop: tuple[str, ...] = ()
     activation: Activation = ALL_EXPERTS
+    begin_of_text: bool = True
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -107,7 +110,7 @@ def stream(
     """Check everything, then yield each token of each prompt as it is chosen.
 
     Args:
-        model: the decoder. tokenizer: its tokenizer; begin-of-text is put before each prompt.
+        model: the decoder. tokenizer: its tokenizer.
         prompts: read as one batch; an empty one begins a text.
         settings: the same for all.
         generator: source of one seed per prompt, in order; needed above temperature 0.
@@ -118,7 +121,7 @@ def stream(
     """
     if settings.sampling.temperature > 0 and generator is None:
         raise ValueError("Expected a generator above temperature 0, got none. Pass a seeded one.")
-    ids = prompt_ids(model, tokenizer, prompts, settings.max_new_tokens)
+    ids = prompt_ids(model, tokenizer, prompts, settings)
     stops = tokenizer.stop_ids
     rows = [
         _Row(row, TokenText(tokenizer, prompt), StopStrings(settings.stop), stops)
@@ -128,9 +131,9 @@ def stream(
 
 
 def prompt_ids(
-    model: Decoder, tokenizer: Tokenizer, prompts: Sequence[str], max_new_tokens: int
+    model: Decoder, tokenizer: Tokenizer, prompts: Sequence[str], settings: Settings
 ) -> list[list[int]]:
-    """Return the tokens that each prompt is read as, begin-of-text first.
+    """Return the tokens that each prompt is read as.
 
     Raises:
         ValueError: a prompt and its new tokens exceed the model's positions, or the tokenizer has
@@ -142,12 +145,13 @@ def prompt_ids(
             f"Expected a tokenizer of at most {model.vocab_size} tokens, got "
             f"{tokenizer.vocab_size}. Use the one of the model's own folder."
         )
-    ids = [[tokenizer.begin_of_text_id, *encoded] for encoded in tokenizer.encode(prompts)]
+    before = [tokenizer.begin_of_text_id] if settings.begin_of_text else []
+    ids = [before + encoded for encoded in tokenizer.encode(prompts)]
     for index, prompt in enumerate(ids):
-        if len(prompt) + max_new_tokens > model.max_positions:
+        if len(prompt) + settings.max_new_tokens > model.max_positions:
             raise ValueError(
                 f"Expected at most {model.max_positions} tokens of prompt and text, got "
-                f"{len(prompt)} + {max_new_tokens} for prompt {index + 1}. Shorten the "
+                f"{len(prompt)} + {settings.max_new_tokens} for prompt {index + 1}. Shorten the "
                 "prompt or lower max_new_tokens."
             )
     return ids

@@ -161,7 +161,16 @@ class Tokenizer:
     def chat_template(self) -> str | None:
         """The Jinja template of a conversation, where there is one."""
         template = self._settings.get("chat_template")
+        if isinstance(template, list):  # several, by name
+            named = {each.get("name"): each for each in template if isinstance(each, dict)}
+            template = named.get("default", {}).get("template")
         return template if isinstance(template, str) else None
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """The text of special tokens by their names in `tokenizer_config.json`."""
+        named = {name: token for name, token in self._settings.items() if name.endswith("_token")}
+        return {name: token for name, token in named.items() if isinstance(token, str)}
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, without begin- or end-of-text."""

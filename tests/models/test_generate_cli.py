@@ -1,6 +1,7 @@
 """`arion model generate`: its sources of prompts, its output, and how a mistake ends."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,51 @@ def test_a_blank_line_is_explained(folder: Path) -> None:
         assert (ended.stdout, ended.exit_code) == ("\n", 0)
         assert "ended the text at once after 'ward'" in ended.stderr
         assert run(folder, *options, *choice).stderr.count("note:") == 0
+
+
+@pytest.fixture(scope="module")
+def chat(folder: Path) -> Path:
+    made = folder.parent / "chat"
+    shutil.copytree(folder, made)
+    (made / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}a:"
+    )
+    return made
+
+
+def test_a_chat_is_read_as_its_template_says_and_told_as_it_was_asked(chat: Path) -> None:
+    settings = Settings(9, begin_of_text=False)
+    for options, read in (([], "u:ward;a:"), (["--system", "7"], "s:7;u:ward;a:")):
+        (expected,) = generate(*load_model(chat), [read], settings)
+        asked = ["--prompt", "ward", "--max-new-tokens", "9", "--chat", *options]
+        (found,) = completions(run(chat, *asked, "--json"))
+        assert (found["prompt"], found["tokens"]) == ("ward", list(expected.tokens))
+        assert run(chat, *asked).stdout == f"{expected.text}\n"
+
+
+def test_a_revision_is_a_further_turn_of_a_chat(
+    chat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def noted(model: Decoder, tokenizer: Tokenizer, prompts: list[str], *rest: object) -> object:
+        read.extend(prompts)
+        return generate(model, tokenizer, prompts, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("arion.effort_cli.generate", noted)
+    found = run(
+        chat, "--prompt", "ward", "--max-new-tokens", "3", "--chat", "--effort", "2", "--revise",
+        "sure?", "--check", "false", "--temperature", "1", "--seed", "1", "--json",
+    )  # fmt: skip
+    draws = json.loads(found.stdout)["completions"][0]["draws"]
+    assert read == ["u:ward;a:", f"u:ward;a:{draws[0]['text']};u:sure?;a:"]
+
+
+def test_a_chat_wants_a_template(folder: Path, chat: Path) -> None:
+    refused = run(folder, "--prompt", "ward", "--chat")
+    assert (refused.exit_code, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
+    assert "chat template, got one without" in refused.stderr
+    assert "Expected --chat with --system" in run(chat, "--prompt", "a", "--system", "b").stderr
 
 
 def test_several_texts_are_told_apart(folder: Path) -> None:
