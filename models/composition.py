@@ -12,14 +12,15 @@ differ in the last bit.)
 Source: FlexOlmo (arXiv 2507.07024), §3.2.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from torch import Tensor
 
 from models.checkpoint import save_model
+from models.config import ModelConfig
 from models.decoder import Decoder
 from models.durable import put, write_whole
 from models.expert_module import PUBLIC, ExpertModule, PrivacyClaim
@@ -89,16 +90,24 @@ def compose(
             f"Expected at most {experts} experts per token, got {per_token}. Lower the number or "
             "take more modules."
         )
-    state = base.state_dict()
-    for module in ordered:
-        for layer, bank in enumerate(module.banks(base.config)):
-            for name, weight in bank.state_dict().items():
-                place = f"blocks.{layer}.experts.{name}"
-                state[place] = torch.cat((state[place], weight.to(state[place])))
     sizes = {"experts": experts, "experts_per_token": per_token}
-    composed = Decoder(base.config.model_copy(update=sizes))
-    composed.to(base.embedding).load_state_dict(state)
+    composed = Decoder(base.config.model_copy(update=sizes)).to(base.embedding)
+    state = composed.state_dict()  # the composed model's own weights, filled part by part
+    for name, weight in base.state_dict().items():
+        state[name][: len(weight)] = weight
+    first = base.config.experts
+    for module in ordered:
+        for name, weight in _places(module, base.config):
+            state[name][first : first + len(weight)] = weight
+        first += len(module.card.sources)
     return composed
+
+
+def _places(module: ExpertModule, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
+    """Yield a module's weights, [its experts, ...], under the names of a decoder's."""
+    for layer, bank in enumerate(module.banks(config)):
+        for name, weight in bank.state_dict().items():
+            yield f"blocks.{layer}.experts.{name}", weight
 
 
 def in_order(modules: Sequence[ExpertModule]) -> list[ExpertModule]:
