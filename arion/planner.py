@@ -5,7 +5,6 @@ coordinates of a release. The figures are those that a node recomputes and charg
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +14,8 @@ from arion.mechanism import Cohort, choose_cohort, choose_recipe, choose_step
 from arion.run_file import RunFile, RunFileError
 from models.config import preset
 from models.decoder import Decoder
-from models.folders import open_model
-from models.language_model import LanguageModel
-from models.recipe import Recipe, prepare
-from models.vector import trainable_layout
+from models.folders import shape_of
+from models.footprint import trained_numbers
 from privacy.budget_clauses import filter_budget, run_delta
 from privacy.consent import Consent
 from privacy.dp.accountant import AccountantError, epsilon_after, epsilon_if_all_others_collude
@@ -131,10 +128,10 @@ def vector_length(run: RunFile, unit: str) -> int:
     """Return the coordinates of a release, without allocating a preset's weights."""
     base = Path(run.model.base)
     if base.is_dir():
-        return _trainable(open_model(base)[0], choose_recipe(run, unit, base))
+        return trained_numbers(shape_of(base), choose_recipe(run, unit, base))
     with torch.device("meta"):
         model = Decoder(preset(run.model.base))
-    return _trainable(model, choose_recipe(run, unit, base))
+    return trained_numbers(model, choose_recipe(run, unit, base))
 
 
 def noise_to_signal(step: PrivateStep, cohort: Cohort, length: int) -> float:
@@ -266,18 +263,6 @@ def _held(outlook: Outlook, consent: Consent) -> tuple[int, int, int]:
         return state.releases_left("", cost_of(step.event_json(), basis))
     except AccountantError:
         return 0, 0, 0
-
-
-def _trainable(model: LanguageModel, recipe: Recipe) -> int:
-    if recipe.kind == "lora":
-        return sum(_adapter(layer.weight.shape, recipe) for _, layer in model.adapted_layers())
-    prepare(model, recipe)
-    return sum(size for _, size in trainable_layout(model))
-
-
-def _adapter(shape: Sequence[int], recipe: Recipe) -> int:
-    *experts, outputs, inputs = shape
-    return math.prod(experts) * recipe.lora_rank * (outputs + inputs)
 
 
 def _epsilon(step: PrivateStep, rounds: int, delta: float, length: int, cohort: Cohort) -> float:

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from arion.mechanism import choose_cohort, choose_recipe, choose_step
-from arion.planner import unit_of, vector_length
+from arion.planner import unit_of
 from arion.run_file import RunFile, RunFileError
 from coordinator.errors import RunError
 from coordinator.settings import RunSettings
+from models.folders import shape_of
+from models.footprint import driver_bytes, node_bytes, trained_numbers
 from privacy.dp.accountant import epsilon_after, epsilon_if_all_others_collude
 from privacy.secagg.parameters import choose_parameters
 from privacy.units import INSTITUTION
@@ -66,7 +68,8 @@ def order_run(
     units = _units_of(run, members, unit)
     cohort = choose_cohort(run.federation, len(members))
     recipe = choose_recipe(run, unit, base)
-    length = vector_length(run, unit)
+    model = shape_of(base)
+    length = trained_numbers(model, recipe)
     step = choose_step(run, unit, sum(units.values()), cohort, length)
     settings = RunSettings(
         federation=federation,
@@ -85,7 +88,12 @@ def order_run(
         deadline_s=run.service.deadline_s,
     )
     charge = _charge(run, settings, length)
-    return RunOrder(settings, units, _plan_json(settings, units, length, charge, earlier))
+    memory = {
+        "node_memory_bytes": node_bytes(model, recipe),
+        "driver_memory_bytes": driver_bytes(model, recipe),
+    }
+    plan = _plan_json(settings, units, length, charge, earlier) | memory
+    return RunOrder(settings, units, plan)
 
 
 def _base_of(run: RunFile) -> Path:

@@ -94,6 +94,10 @@ def print_order(order: RunOrder, as_json: bool) -> None:
         f"each node downloads {plan['node_download_bytes']:,} and uploads "
         f"{plan['node_upload_bytes']:,} bytes; all together {plan['total_bytes']:,}"
     )
+    typer.echo(
+        f"memory, on processors: about {plan['node_memory_bytes'] / 1e9:.1f} GB at each node, and "
+        f"{plan['driver_memory_bytes'] / 1e9:.1f} GB where the run is driven"
+    )
     for name, member in plan["members"].items():
         typer.echo(f"{name:<24} {_charge_words(member, plan['delta'])}")
 

@@ -22,6 +22,11 @@ from client.node import CONSENT_FILE
 from client.proxy import link_to, proxy_of
 from client.training_records import training_records
 from client.transport import Credentials, LinkLost, LinkRefused
+from models.device import Device
+from models.folders import is_ours, shape_of
+from models.footprint import adapting_bytes, node_bytes
+from models.formats.shards import read_headers
+from models.recipe import Recipe
 from privacy.consent import load_consent
 from privacy.enrolment import OLDEST_PROTOCOL, PROTOCOL
 from privacy.identity import IdentityKey
@@ -30,7 +35,7 @@ RUNTIME = "arion-grpc"
 _OK, _WARNING, _FAILURE = "ok", "warning", "failure"
 _SKEW_WARNING_S, _SKEW_FAILURE_S = 30.0, 240.0  # certificates begin five minutes in the past
 _LEAST_FREE, _LITTLE_FREE = 256 << 20, 2 << 30
-_COPIES = 4  # fp32 weights, gradients, the sum and an upload
+_USUAL_LENGTH = 128  # tokens of a sequence, where no run has said how many
 _CONNECT_S = 5.0
 
 
@@ -138,15 +143,19 @@ def _base_model(home: Path) -> Finding:
 
 
 def _memory(home: Path) -> Finding:
-    needed, free = _COPIES * _weight_bytes(load_node_config(home)), _available_memory()
-    if free < needed:
+    adapters, whole = _training_bytes(load_node_config(home))
+    free, words = _available_memory(), f"about {adapters / 1e9:.1f} GB"
+    if whole is not None:
+        words = f"{words} with adapters, {whole / 1e9:.1f} GB in full"
+    if free < (whole or adapters):
         return Finding(
             "memory",
             _WARNING,
-            f"Expected about {needed:,} bytes of free memory for {_COPIES} copies of the weights, "
-            f"got {free:,}. Stop other programs, or train with LoRA and fewer chunk_sequences.",
+            f"Expected enough free memory for training, which takes {words}, got "
+            f"{free / 1e9:.1f} GB. Stop other programs, or train with adapters (LoRA) and fewer "
+            "chunk_sequences.",
         )
-    return Finding("memory", _OK, f"{free:,} bytes are free")
+    return Finding("memory", _OK, f"{free / 1e9:.1f} GB are free; training takes {words}")
 
 
 def _disk(home: Path) -> Finding:
@@ -267,6 +276,21 @@ def _weight_bytes(config: NodeConfig) -> int:
             f"federation's base model there, or correct base_model in {NODE_FILE}."
         )
     return sum(path.stat().st_size for path in files)
+
+
+def _training_bytes(config: NodeConfig) -> tuple[int, int | None]:
+    """Bytes that training takes with adapters, and in full; None of a class that cannot.
+
+    What a GPU needs of its own memory does not count.
+    """
+    chunk = 1 if config.device is Device.CUDA else config.chunk_sequences
+    if not is_ours(config.base_model):
+        shapes = [each.shape for each in read_headers(config.base_model).values()]
+        return adapting_bytes(shapes, _USUAL_LENGTH, chunk), None
+    model = shape_of(config.base_model)
+    length = min(_USUAL_LENGTH, model.max_positions)
+    adapters, whole = (Recipe(kind=kind, sequence_length=length) for kind in ("lora", "full"))
+    return node_bytes(model, adapters, chunk), node_bytes(model, whole, chunk)
 
 
 def _available_memory() -> int:

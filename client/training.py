@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client.data import Record
+from models.footprint import ROOM, matrix_width, sequences_in
 from models.language_model import LanguageModel
 from models.recipe import Recipe
 from models.tokenizer import Row, Tokenizer, stack_rows
@@ -26,8 +27,6 @@ from privacy.dp.records import UnitLayout
 from privacy.dp.sampling import chunks_for, physical_chunks
 
 _ABSENT = Row((0,), 0)
-_MOST_SEQUENCES, _ROOM = 32, 2 << 30
-_BYTES_PER_NUMBER = 8  # fp32, and its gradient
 
 
 @dataclass(frozen=True)
@@ -72,12 +71,10 @@ def sequences_at_once(model: LanguageModel, length: int) -> int:
     forwards and backwards. What is free at the moment does not count, so that a node that starts
     again adds up in the same order.
     """
-    device = next(model.parameters()).device
-    room = _ROOM
+    device, room = next(model.parameters()).device, ROOM
     if device.type == "cuda":
         room = torch.cuda.get_device_properties(device).total_memory // 4
-    widths = sum(sum(p.shape[-2:]) for p in model.parameters() if p.dim() > 1)
-    return min(max(room // (widths * length * _BYTES_PER_NUMBER), 1), _MOST_SEQUENCES)
+    return sequences_in(room, matrix_width([p.shape for p in model.parameters()]), length)
 
 
 class LocalTrainer:

@@ -5,7 +5,9 @@ Everything that trains, federates or evaluates opens and writes models here.
 
 from pathlib import Path
 
-from models.checkpoint import load_model, save_model
+import torch
+
+from models.checkpoint import inspect_model, load_model, save_model
 from models.decoder import Decoder
 from models.foreign.folder import open_foreign, save_foreign
 from models.foreign.model import ForeignModel
@@ -43,6 +45,19 @@ def open_model(folder: Path) -> tuple[LanguageModel, Tokenizer]:
             f"{tokenizer.vocab_size}. Use the tokenizer that belongs to the model."
         )
     return model, tokenizer
+
+
+def shape_of(folder: Path) -> LanguageModel:
+    """Return a folder's model for its shapes alone: ours without weights, on the meta device.
+
+    Raises:
+        CheckpointError: see `open_model`; of ours, values and tokenizer are not looked at.
+
+    """
+    if not is_ours(folder):
+        return open_model(folder)[0]
+    with torch.device("meta"):
+        return Decoder(inspect_model(folder).config)
 
 
 def write_model(model: LanguageModel, tokenizer: Tokenizer, folder: Path) -> None:

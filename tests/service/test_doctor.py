@@ -1,6 +1,7 @@
 """`arion node doctor`: a healthy node, and each thing that can be wrong with one."""
 
 import json
+import re
 import shutil
 import tomllib
 from collections.abc import Callable
@@ -160,3 +161,4 @@ def test_little_memory_and_a_full_disk(node: Path, monkeypatch: pytest.MonkeyPat
         found = troubles(node)
         assert found["disk"].level == level
         assert found["memory"].level == "warning"
+        assert re.search("takes about .* GB with adapters, .* GB in full", found["memory"].says)

@@ -23,6 +23,7 @@ from coordinator.settings import load_settings
 from coordinator.shared import RUNS_FOLDER
 from coordinator.store import RunStore
 from models.folders import open_model
+from models.footprint import driver_bytes, node_bytes
 from privacy.dp.accountant import epsilon_after
 from privacy.identity import Signed
 from tests.dying import dying
@@ -80,6 +81,9 @@ def test_from_a_file_to_a_model(
     assert made.exit_code == 0, made.output
     settings = load_settings(there.service.home.path / RUNS_FOLDER / "first")
     _check_plan(planned, settings.step, planned["vector_length"])
+    model, _ = open_model(settings.base_model)
+    assert planned["node_memory_bytes"] == node_bytes(model, settings.recipe)
+    assert planned["driver_memory_bytes"] == driver_bytes(model, settings.recipe)
     status = there.status("first")
     assert (status["state"], status["round"], status["rounds"]) == ("finished", 2, 2)
     watched = there.command("watch", "first", "--json")
