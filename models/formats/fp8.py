@@ -77,7 +77,7 @@ def encoded(views: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     """
     attention = [name for name, view in views.items() if ".self_attn." in name and view.ndim == 2]
-    experts = [name for name in views if ".experts." in name]
+    experts = [name for name in views if _is_of_expert(name)]
     for name in experts:
         if not _is_whole(views[name]):
             raise CheckpointError(
@@ -92,6 +92,11 @@ def encoded(views: Mapping[str, Tensor]) -> dict[str, Tensor]:
         else:
             found[name] = view.to(torch.bfloat16)
     return found
+
+
+def _is_of_expert(name: str) -> bool:
+    """Whether a tensor is an expert's, or of a dense model's layer, which is its only expert."""
+    return ".experts." in name or (".mlp." in name and "_proj." in name)
 
 
 def to_blocks(weight_OI: Tensor) -> tuple[Tensor, Tensor]:

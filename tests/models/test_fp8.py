@@ -42,7 +42,7 @@ def test_every_block_has_the_scale_of_its_largest_weight() -> None:
     assert not (weight_OI / weight_OI.abs().max() * 448)[:BLOCK].to(FP8).float().any()  # one scale
 
 
-@pytest.mark.parametrize("shape", ["qwen3moe", "llama moe"])
+@pytest.mark.parametrize("shape", ["qwen3moe", "llama moe", "qwen3", "llama"])
 def test_transformers_reads_the_weights_that_we_read(shape: str, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
@@ -50,7 +50,8 @@ def test_transformers_reads_the_weights_that_we_read(shape: str, tmp_path: Path)
     save_model(model, WORDS, tmp_path / "m", dtype=FP8)
     types = {name: each.type for name, each in inspect_model(tmp_path / "m").headers.items()}
     eights = {name for name, kind in types.items() if kind == "F8_E4M3"}
-    assert len(eights) == 2 * (4 + 4 * 3)  # layers of four projections and four experts
+    # Layers of four projections and all experts.
+    assert len(eights) == 2 * (4 + model.config.experts * 3)
     assert {name + SCALE for name in eights} <= types.keys()
     ours, _ = load_model(tmp_path / "m")
     options = transformers.FineGrainedFP8Config(dequantize=True)
