@@ -74,7 +74,7 @@ def sequences_at_once(model: LanguageModel, length: int) -> int:
     device, room = next(model.parameters()).device, ROOM
     if device.type == "cuda":
         room = torch.cuda.get_device_properties(device).total_memory // 4
-    return sequences_in(room, matrix_width([p.shape for p in model.parameters()]), length)
+    return sequences_in(room, matrix_width(model), length)
 
 
 class LocalTrainer:

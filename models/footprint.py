@@ -1,14 +1,15 @@
 """How much memory training takes, said before it begins: shapes decide, no weight is read.
 
 The constants are measured, on processors, over runs of the service: models of 6, 25 and 135 million
-parameters, in full and with adapters, sequences of 64 to 256 tokens. What is said was 0.90 to 1.18
+parameters, in full and with adapters, sequences of 64 to 256 tokens. What is said was 0.88 to 1.05
 of the largest resident size of nodes and drivers (docs/service.md, "Runs").
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeAlias
 
+from models.decoder import Decoder
 from models.language_model import LanguageModel
 from models.recipe import Recipe, prepare
 from models.vector import vector_length
@@ -21,7 +22,7 @@ MOST_SEQUENCES = 32
 Shape: TypeAlias = Sequence[int]
 
 _BYTES = 4  # of an fp32 number
-_BYTES_AT_WORK = 8  # fp32, and its gradient
+_BYTES_AT_WORK = 9  # fp32 and its gradient, and an eighth for what attention compares
 _PROCESS = 480_000_000  # Python, torch and what a party holds beside models
 _NODE_SUMS = 1.7  # vectors as long as an upload: the clipped sum, and its masked words as they go
 _DRIVER_MODELS = 2.0  # the base, and the model whose vector is sent
@@ -46,20 +47,25 @@ def sequences_in(room: int, width: int, length: int) -> int:
     """Return how many sequences of `length` tokens are processed at once, 1 to 32.
 
     Args:
-        room: bytes. width: `matrix_width` of the prepared model.
+        room: bytes. width: `matrix_width`, of the prepared model.
 
     """
     return min(max(room // (width * length * _BYTES_AT_WORK), 1), MOST_SEQUENCES)
 
 
-def matrix_width(shapes: Sequence[Shape]) -> int:
-    """Return how many numbers go into and come out of all matrices for a token.
+def matrix_width(model: LanguageModel) -> int:
+    """Return how many numbers go into and come out of the matrices that a token passes."""
+    return _width([p.shape for p in model.parameters()], _per_token(model))
 
-    Args:
-        shapes: of the parameters, outputs and inputs last; vectors do not count.
 
-    """
-    return sum(sum(shape[-2:]) for shape in shapes if len(shape) > 1)
+def _width(shapes: Iterable[Shape], per_token: int) -> int:
+    """As above, of parameters' shapes, [experts,] outputs, inputs; vectors do not count."""
+    widths = ((sum(s[-2:]), min(per_token, *s[:-2]) if s[:-2] else 1) for s in shapes if len(s) > 1)
+    return sum(width * passed for width, passed in widths)
+
+
+def _per_token(model: LanguageModel) -> int:
+    return model.config.experts_per_token if isinstance(model, Decoder) else 1
 
 
 def node_bytes(model: LanguageModel, recipe: Recipe, chunk_sequences: int | None = None) -> int:
@@ -73,7 +79,10 @@ def node_bytes(model: LanguageModel, recipe: Recipe, chunk_sequences: int | None
     own = [tuple(parameter.shape) for parameter in model.parameters()]
     added = list(_adapters(model, recipe)) if recipe.kind == "lora" else []
     sums = round(_BYTES * _NODE_SUMS * trained_numbers(model, recipe))
-    return sums + _at_work(own, added, recipe.sequence_length, chunk_sequences)
+    width, wider = (_width(shapes, _per_token(model)) for shapes in (own, [*own, *added]))
+    if chunk_sequences is None:
+        chunk_sequences = sequences_in(ROOM, wider, recipe.sequence_length)
+    return sums + _at_work(own, width, recipe.sequence_length, chunk_sequences)
 
 
 def adapting_bytes(shapes: Sequence[Shape], length: int, chunk_sequences: int | None) -> int:
@@ -83,7 +92,8 @@ def adapting_bytes(shapes: Sequence[Shape], length: int, chunk_sequences: int | 
         shapes: of its weights. length: of a sequence, in tokens. chunk_sequences: as above.
 
     """
-    return _at_work(shapes, [], length, chunk_sequences)
+    width = _width(shapes, 1)
+    return _at_work(shapes, width, length, chunk_sequences or sequences_in(ROOM, width, length))
 
 
 def driver_bytes(model: LanguageModel, recipe: Recipe) -> int:
@@ -93,15 +103,10 @@ def driver_bytes(model: LanguageModel, recipe: Recipe) -> int:
     return _PROCESS + round(_BYTES * (_DRIVER_MODELS * weights + vectors))
 
 
-def _at_work(
-    own: Sequence[Shape], added: Sequence[Shape], length: int, chunk_sequences: int | None
-) -> int:
-    """Bytes of a process that holds weights of these shapes and trains with `added` ones."""
-    width = matrix_width(own)
-    if chunk_sequences is None:
-        chunk_sequences = sequences_in(ROOM, width + matrix_width(added), length)
-    work = chunk_sequences * length * width * _BYTES_AT_WORK
-    return _PROCESS + _BYTES * sum(map(math.prod, own)) + work
+def _at_work(shapes: Iterable[Shape], width: int, length: int, sequences: int) -> int:
+    """Bytes of a process that holds weights of these shapes and works on so many sequences."""
+    work = sequences * length * width * _BYTES_AT_WORK
+    return _PROCESS + _BYTES * sum(map(math.prod, shapes)) + work
 
 
 def _adapters(model: LanguageModel, recipe: Recipe) -> Iterator[Shape]:

@@ -25,12 +25,14 @@ WIDE = ModelConfig(
 )  # fmt: skip
 TRAIN = """
 import resource, sys, numpy, torch
+from arion.memory import keep_freed_memory
 from client.training import LocalTrainer, UnitRows
 from models.decoder import Decoder
 from models.recipe import Recipe, prepare
 from models.tokenizer import Row
 from tests.models.test_footprint import WIDE
 from privacy.dp.plan import PrivateStep
+keep_freed_memory()  # as every command does
 torch.set_num_threads(1)
 step = PrivateStep(
     clipping_norm=1.0, noise_multiplier=1.0, sampling_probability=1.0, expected_batch=32.0,
