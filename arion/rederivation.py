@@ -80,7 +80,7 @@ def rederive(passport: Passport, reduction: Reduction, out: Path, progress: Prog
     if taught is None:
         prepared = _without(passport, reduction)
     else:
-        prepared = _taught_anew(passport, taught, reduction)
+        prepared = _taught_anew(passport, taught, reduction, progress)
     shutil.rmtree(out, ignore_errors=True)
     return export(ExportOrder(out, out, _wanted(passport)), prepared, progress)
 
@@ -102,7 +102,9 @@ def _without(passport: Passport, reduction: Reduction) -> Prepared:
     return Prepared(reduction.parent, selected, reduction.heldout, None, (), reduction.key)
 
 
-def _taught_anew(passport: Passport, taught: Distillation, reduction: Reduction) -> Prepared:
+def _taught_anew(
+    passport: Passport, taught: Distillation, reduction: Reduction, progress: Progress
+) -> Prepared:
     """Choose, join and prepare to distil as the artefact was, with the reduced model as teacher.
 
     Raises:
@@ -132,6 +134,7 @@ def _taught_anew(passport: Passport, taught: Distillation, reduction: Reduction)
         Dense(width, len(taught.layers), taught.settings),
         (texts["distillation"], texts.get("calibration")),
         _wanted(passport),
+        progress=progress,
     )
     selected = _by_its_plan(selected, passport, reduction)
     domain = texts.get("calibration")

@@ -22,6 +22,7 @@ from arion.variant_selection import (
     allowed_experts,
     calibration,
     first_fit,
+    told,
 )
 from models.checkpoint import model_digest
 from models.config import ModelConfig
@@ -120,6 +121,8 @@ def select_dense(
     dense: Dense,
     texts: tuple[PublicText, PublicText | None],
     wanted: Wanted,
+    *,
+    progress: Progress | None = None,
 ) -> tuple[Selected, Teaching]:
     """Build a student, so that a plan fits; it is not trained yet.
 
@@ -141,9 +144,11 @@ def select_dense(
     counts = _counts(dense, config)
     shapes = ((count, dense_config(config, count, depth)) for count in counts)
     joined, plans = first_fit(parent, shapes, wanted, joined=True)
-    use = calibration(parent, teacher, domain)
-    rows = use.rows
-    layers = most_influential(block_influence(teacher, rows), depth)
+    use = calibration(parent, teacher, domain, progress)
+    layers = tuple(range(config.layers))
+    if depth != config.layers:
+        influence_L = block_influence(teacher, use.rows, told(progress, "watching layers"))
+        layers = most_influential(influence_L, depth)
     every = best(everything(config), use.score(choice.criterion), joined)
     chosen = tuple(every[layer] for layer in layers)
     student = dense_student(teacher, layers, chosen, use.use.mass_LE)

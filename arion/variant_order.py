@@ -92,10 +92,13 @@ def prepare(order: ExportOrder, progress: Progress) -> Prepared:
     parent = open_parent(order.model, Stage(progress, "reading tensors"))
     claims = () if order.ledger is None else ledger_claims(order.ledger, order.pins, parent.digest)
     if order.dense is None or public is None:
-        selected, teaching = select(parent, order.choice, domain, order.wanted), None
+        selected = select(parent, order.choice, domain, order.wanted, progress=progress)
+        teaching = None
     else:
         texts = (public, domain)
-        selected, teaching = select_dense(parent, order.choice, order.dense, texts, order.wanted)
+        selected, teaching = select_dense(
+            parent, order.choice, order.dense, texts, order.wanted, progress=progress
+        )
     canaries = None
     if order.canaries is not None:
         canaries = read_canaries(order.canaries, order.audit_delta, claims, order.audit_tries)

@@ -9,9 +9,11 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
+from arion.progress import Progress, Stage
 from arion.public_text import PublicText
 from models.config import ModelConfig
 from models.decoder import Decoder
+from models.formats.shards import Advance
 from models.tokenizer import Row
 from models.variants.check import LENGTH, Source, spread_rows
 from models.variants.experts import (
@@ -95,7 +97,14 @@ class Selected:
     plans: tuple[Plan, ...]
 
 
-def select(parent: Parent, choice: Choice, domain: PublicText | None, wanted: Wanted) -> Selected:
+def select(
+    parent: Parent,
+    choice: Choice,
+    domain: PublicText | None,
+    wanted: Wanted,
+    *,
+    progress: Progress | None = None,
+) -> Selected:
     """Choose experts, so that a plan fits.
 
     Args:
@@ -113,7 +122,7 @@ def select(parent: Parent, choice: Choice, domain: PublicText | None, wanted: Wa
     if domain is None or count == len(allowed[0]):
         source = Source(model, allowed_model, parent.tokenizer)
         return Selected(source, allowed, allowed, whose, plans)
-    found = calibration(parent, allowed_model, domain)
+    found = calibration(parent, allowed_model, domain, progress)
     chosen = best(everything(allowed_model.config), found.score(choice.criterion), count)
     chosen_by = f"chosen {WORDS[choice.criterion]} on the public text {domain.name!r}"
     chosen_by += ", the others averaged into them" * choice.merged
@@ -156,11 +165,18 @@ def allowed_experts(parent: Parent, choice: Choice) -> tuple[Kept, Decoder, str]
     return allowed, prune(model, allowed), "chosen by owner"
 
 
-def calibration(parent: Parent, model: Decoder, domain: PublicText) -> Calibration:
+def calibration(
+    parent: Parent, model: Decoder, domain: PublicText, progress: Progress | None = None
+) -> Calibration:
     """Let a model read public text, rows spread over it."""
     length = min(LENGTH, model.config.max_positions - 1)
     rows = spread_rows(parent.tokenizer, domain.texts, length, _CALIBRATION_ROWS)
-    return Calibration(rows, expert_use(model, rows))
+    return Calibration(rows, expert_use(model, rows, told(progress, "watching experts")))
+
+
+def told(progress: Progress | None, stage: str) -> Advance:
+    """Return who is told how far a stage is: nobody without a progress."""
+    return Stage(progress, stage) if progress is not None else lambda done, total: None
 
 
 def _counts(

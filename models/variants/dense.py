@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from models.config import ModelConfig
 from models.decoder import Block, Decoder
 from models.experts import ExpertBank
+from models.formats.shards import Advance
 from models.tokenizer import Row
 from models.variants.experts import Kept, read_watched
 from models.variants.extras import VariantError
@@ -29,7 +30,9 @@ def dense_config(config: ModelConfig, joined: int, depth: int) -> ModelConfig:
 
 
 @torch.no_grad()
-def block_influence(model: Decoder, rows: Sequence[Row]) -> Tensor:
+def block_influence(
+    model: Decoder, rows: Sequence[Row], advance: Advance = lambda done, total: None
+) -> Tensor:
     """Return how much each layer changes what it is given, fp64 [L], between 0 and 2.
 
     It is 1 - cosine of a layer's input and output hidden states, mean over the tokens of the text.
@@ -37,10 +40,11 @@ def block_influence(model: Decoder, rows: Sequence[Row]) -> Tensor:
 
     Args:
         model: on CPU. rows: at least one, of public text, within the model's positions.
+        advance: called with (rows read, rows in all).
 
     """
     layers = [_Change() for _ in model.blocks]
-    read_watched(model, rows, list(model.blocks), layers)
+    read_watched(model, rows, list(model.blocks), layers, advance)
     return torch.stack([1 - layer.cosine / layer.tokens for layer in layers])
 
 

@@ -18,6 +18,7 @@ from models.config import ModelConfig
 from models.decoder import Block, Decoder
 from models.expert_module import PUBLIC
 from models.experts import Routing, SparseExperts
+from models.formats.shards import Advance
 from models.language_model import IGNORED
 from models.tokenizer import Row, stack_rows
 from models.variants.extras import VariantError
@@ -72,15 +73,18 @@ def of_owners(model: Decoder, ownership: Ownership | None, owners: Collection[st
 
 
 @torch.no_grad()
-def expert_use(model: Decoder, rows: Sequence[Row]) -> Use:
+def expert_use(
+    model: Decoder, rows: Sequence[Row], advance: Advance = lambda done, total: None
+) -> Use:
     """Measure what each expert does on public text.
 
     Args:
         model: on CPU. rows: at least one, within the model's positions.
+        advance: called with (rows read, rows in all).
 
     """
     layers = [_Layer(model.config.experts) for _ in model.blocks]
-    read_watched(model, rows, [block.experts for block in _blocks(model)], layers)
+    read_watched(model, rows, [block.experts for block in _blocks(model)], layers, advance)
     return Use(
         torch.stack([layer.mass_E for layer in layers]),
         torch.stack([layer.norm_E / layer.tokens_E.clamp_min(1) for layer in layers]),
@@ -104,12 +108,14 @@ def read_watched(
     rows: Sequence[Row],
     modules: Sequence[nn.Module],
     watchers: Sequence[Watcher],
+    advance: Advance,
 ) -> None:
     """Let a model read rows, a batch at a time, while each of some modules is watched.
 
     Args:
         model: on CPU. rows: at least one, within the model's positions.
         modules: of the model. watchers: one of each.
+        advance: called with (rows read, rows in all).
 
     """
     hooks = [
@@ -123,6 +129,7 @@ def read_watched(
             for watcher in watchers:
                 watcher.counted_BT = target_BT != IGNORED
             model.hidden(token_BT)
+            advance(first + len(part), len(rows))
     finally:
         for hook in hooks:
             hook.remove()

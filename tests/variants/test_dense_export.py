@@ -211,6 +211,16 @@ def test_a_limit_takes_a_narrower_student(ground: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_layers_are_watched_where_some_are_left_out_and_progress_says_so(
+    ground: Path, tmp_path: Path
+) -> None:
+    whole = exported(ground, tmp_path / "a", "--dry-run")
+    shallow = exported(ground, tmp_path / "a", "--dry-run", "--depth", "2")
+    assert ("watching experts" in whole.stderr, "watching layers" in whole.stderr) == (True, False)
+    assert "watching experts" in shallow.stderr
+    assert "watching layers" in shallow.stderr
+
+
 PUBLIC = ("--public", "TEXT")
 
 
