@@ -227,7 +227,7 @@ def _refusal(
     error: ValidationError, path: Path | None, overrides: dict[str, dict[str, Any]]
 ) -> str:
     """Say what is wrong, and whether it stands in the file or was given as an option."""
-    fault, place = first_fault(error, "run"), place_of(error)
+    fault, place = first_fault(error, "run", RunFile), place_of(error)
     section, key = place[:2] if len(place) > 1 else ("", "".join(place))
     if path is not None and overrides.get(section, {}).get(key) is None:
         return f"{path.name}: {fault}. Correct this key."

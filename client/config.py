@@ -95,7 +95,9 @@ def load_node_config(home: Path) -> NodeConfig:
     try:
         config = NodeConfig(**tomllib.loads(path.read_text(encoding="utf-8")))
     except ValidationError as error:
-        raise NodeError(f"{path}: {first_fault(error, 'node')}. Correct this key.") from error
+        raise NodeError(
+            f"{path}: {first_fault(error, 'node', NodeConfig)}. Correct this key."
+        ) from error
     except (OSError, ValueError) as error:
         raise NodeError(
             f"Expected a readable TOML file at {path}, got: {error}. Write the node's settings "

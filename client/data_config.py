@@ -119,7 +119,7 @@ def load_config(path: Path) -> DataConfig:
         return DataConfig(**tomllib.loads(path.read_text(encoding="utf-8")))
     except ValidationError as error:
         raise DataError(
-            f"{path.name}: {first_fault(error, 'template')}. Correct this key."
+            f"{path.name}: {first_fault(error, 'template', DataConfig)}. Correct this key."
         ) from error
     except (OSError, ValueError) as error:
         raise DataError(

@@ -22,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from models.faults import meant
 from privacy.canonical import canonical_bytes, sha256_hex
 from privacy.secagg.parameters import LARGEST_COMPLETE, LARGEST_SPARSE, smallest_roster
 from privacy.units import INSTITUTION, RECORD
@@ -280,12 +281,14 @@ def parse_consent(clauses: dict[str, object]) -> Consent:
         if isinstance(cause, ConsentError):
             raise cause from error
         clause = ".".join(str(part) for part in first["loc"])
-        raise ConsentError(clause, _explained(first["type"], first["msg"])) from error
+        said = _explained(first["type"], first["msg"], first["loc"])
+        raise ConsentError(clause, said) from error
 
 
-def _explained(kind: str, message: str) -> str:
+def _explained(kind: str, message: str, place: tuple[int | str, ...]) -> str:
     if kind == "missing":
         return "Expected this clause, got none. Add it: nothing is assumed in its place."
     if kind == "extra_forbidden":
-        return "Expected a clause that Arion knows, got another name. Check its spelling."
+        other = f"got another name{meant(place, Consent)}"
+        return f"Expected a clause that Arion knows, {other}. Check its spelling."
     return f"{message}. Correct its value."

@@ -18,6 +18,7 @@ from coordinator.service.mailbox import Mailbox
 from coordinator.service.pki import Authority, Role
 from coordinator.service.registry import Registry
 from coordinator.service.stores import ObjectStore
+from models.faults import first_fault
 from privacy.enrolment import key_pem, new_connection_key
 from privacy.identity import IdentityKey
 from privacy.ledger.files import make_directory, replace_durably
@@ -176,8 +177,13 @@ def load_service_settings(home: Path) -> ServiceSettings:
     """
     try:
         return ServiceSettings.model_validate_json((home / SERVICE_FILE).read_bytes())
-    except (OSError, ValidationError) as error:
+    except OSError as error:
         raise RunError(
             f"Expected a coordinator's home at {home}, got {type(error).__name__}. Make one: "
             "arion coordinator init."
+        ) from error
+    except ValidationError as error:
+        fault = first_fault(error, "service", ServiceSettings)
+        raise RunError(
+            f"{home / SERVICE_FILE}: {fault}. Correct this key."
         ) from None  # its context may hold a password

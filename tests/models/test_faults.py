@@ -22,6 +22,34 @@ class Outer(BaseModel):
         return self
 
 
+class Whole(BaseModel, extra="forbid"):
+    outer: Outer | None = None
+    named: dict[str, Inner] = Field(default_factory=dict)
+    other: tuple[Inner, ...] = ()
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        ({"outr": 1}, "outr: there is no such key, perhaps outer"),
+        ({"zzz": 1}, "zzz: there is no such key, there are named, other, outer"),
+        (
+            {"outer": {"inner": [{"number": 1, "nubmer": 2}]}},
+            "outer.inner.0.nubmer: there is no such key, perhaps number",
+        ),
+        (
+            {"other": [{"number": 1, "x": 2}]},
+            "other.0.x: there is no such key, there are number",
+        ),
+    ],
+)
+def test_an_unknown_key_is_told_which_may_have_been_meant(document: object, said: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        Whole.model_validate(document)
+    assert first_fault(caught.value, schema=Whole).startswith(said)
+    assert first_fault(caught.value) == said.split(",", maxsplit=1)[0]
+
+
 @pytest.mark.parametrize(
     ("document", "said"),
     [

@@ -94,6 +94,30 @@ def test_an_institution_joins_over_two_processes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('"enrolment_port"', '"enrolment_prt"', "enrolment_prt: there is no such key, perhaps"),
+        ('"approvals": 1', '"approvals": 7', "service.json: approvals: "),
+        ('"database": null', '"database": "mysql://a:hunter2@h/d"', "begins with postgresql"),
+        ('"federation"', '"federation', "Invalid JSON"),
+    ],
+)
+def test_a_mistake_in_the_settings_is_named(old: str, new: str, says: str, tmp_path: Path) -> None:
+    home = tmp_path / "srv"
+    assert (
+        arion("coordinator", "init", str(home), "--federation", "f", "--host", "h").exit_code == 0
+    )
+    text = (home / "service.json").read_text()
+    assert old in text
+    (home / "service.json").write_text(text.replace(old, new))
+    result = arion("coordinator", "status", str(home))
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert says in result.stderr
+    assert "Correct this key" in result.stderr
+    assert "hunter2" not in result.stderr
+
+
+@pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (("coordinator", "status", "HOME/none"), "arion coordinator init"),
