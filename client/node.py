@@ -25,7 +25,7 @@ from models.vector import trainable_layout
 from privacy.canonical import sha256_hex
 from privacy.consent import load_consent
 from privacy.dp.clipping import ClippingError
-from privacy.experts_job import ExpertsJob
+from privacy.experts_job import SIMULATE, ExpertsJob
 from privacy.identity import IdentityKey, Signed
 from privacy.ledger.log import LedgerLog
 from privacy.rounds import PlanCode, PlanRefused, RoundPlan
@@ -65,7 +65,9 @@ class Node:
         self._identity = IdentityKey.load(home / IDENTITY_FILE)
         check_identity(self.config, self.consent, self._identity)
         check_unit(self.config, self.consent)
-        self._seats = Seats(self.config, self.consent, world)
+        # A simulation's nodes are asked one after the other.
+        shares = runtime == SIMULATE
+        self._seats = Seats(self.config, self.consent, world, shares=shares)
         self._lock = threading.Lock()
         self._ledger = LedgerLog(home / LEDGER_FOLDER, self.config.name)
         try:

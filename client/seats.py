@@ -7,6 +7,7 @@ then which units to process.
 
 from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from client.compute import place
 from client.config import NodeConfig, NodeError, load_node_config
@@ -57,15 +58,22 @@ class Seats:
     Args:
         config, consent: of the node.
         world: this process, or those that torchrun started.
+        shares: take turns at one model with other nodes of this process that start from the same
+            folder. Each sets it to the round's parameters before its turn; none may train while
+            another one does.
 
     Raises:
         NodeError: settings that several processes do not go with.
 
     """
 
-    def __init__(self, config: NodeConfig, consent: Consent, world: World = ALONE) -> None:
+    def __init__(
+        self, config: NodeConfig, consent: Consent, world: World = ALONE, *, shares: bool = False
+    ) -> None:
         check_processes(config, world)
         self._config, self._consent, self._world = config, consent, world
+        self._shares = shares
+        self._opened: _Opened | None = None
         self._newest: tuple[str, Seat] | None = None
 
     def of(self, recipe_json: bytes, unit_keys: UnitKeys | None) -> Seat:
@@ -94,12 +102,12 @@ class Seats:
     def _leave(self) -> None:
         if self._newest and isinstance(self._newest[1].trainer, ShardedTrainer):
             self._newest[1].trainer.close()
-        self._newest = None
+        self._newest = self._opened = None
 
     def _open(self, recipe_json: bytes, unit_keys: UnitKeys | None) -> Seat:
         recipe = parse_recipe(recipe_json)
-        model, tokenizer = _open_model(self._config, recipe)
-        place(model, self._config)
+        self._opened = self._model(recipe_json)
+        model, tokenizer = self._opened.model, self._opened.tokenizer
         units = _units(self._config, self._consent, unit_keys, tokenizer, recipe)
         if self._world.size == 1:
             trainer = LocalTrainer(
@@ -113,6 +121,31 @@ class Seats:
             return Seat(model, trainer)
         self._world.from_first(recipe_json)  # from here on the others do the same
         return Seat(model, _share(self._config, recipe, units, self._world))
+
+    def _model(self, recipe_json: bytes) -> "_Opened":
+        """Read the model, or find it with a node that shares it."""
+        config = self._config
+        key = (config.base_model, recipe_json, config.device, config.precision)
+        found = _SHARED.get(key) if self._shares else None
+        if found is None:
+            model, tokenizer = _open_model(config, parse_recipe(recipe_json))
+            place(model, config)
+            found = _Opened(model, tokenizer)
+        if self._shares:
+            _SHARED[key] = found
+        return found
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A base model, prepared by a recipe and placed, and its tokenizer."""
+
+    model: LanguageModel
+    tokenizer: Tokenizer
+
+
+_SHARED: WeakValueDictionary[tuple[Path, bytes, str, str], _Opened] = WeakValueDictionary()
+"""Models that nodes of this process share, by all that decides them, while one node holds them."""
 
 
 def serve(home: Path, consent: Consent, world: World) -> None:

@@ -96,7 +96,7 @@ def test_work_grows_as_the_tensors_that_are_alive_at_once(kind: Literal["full", 
     said = [
         node_bytes(meta(WIDE), Recipe(kind=kind, sequence_length=length), 32) for length in lengths
     ]
-    assert 0.45 < (alive[1] - alive[0]) / (said[1] - said[0]) < 0.75
+    assert 0.45 < (alive[1] - alive[0]) / (said[1] - said[0]) < 0.7
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3_moe", "gpt2", "gemma2"])
