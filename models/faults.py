@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
 _OUT_OF_RANGE = frozenset({"greater_than", "greater_than_equal", "less_than", "less_than_equal"})
-
-
+_ALIKE = 0.7  # of the letters of a key that may have been meant
+_LONGEST = 200  # of a place in characters; whoever wrote the document chose them
 _FEW = 8  # keys that are worth listing
 
 
@@ -27,12 +27,17 @@ def first_fault(
 
     """
     first = error.errors(include_url=False, include_context=False)[0]
-    said = first["msg"]
+    said = first["msg"].removeprefix("Value error, ").removesuffix(".")
     if first["type"] == "extra_forbidden":
         said = "there is no such key" + meant(first["loc"], schema)
     elif first["type"] in _OUT_OF_RANGE and isinstance(first["input"], int | float):
         said += f", got {first['input']}"
-    return f"{'.'.join(map(str, first['loc'])) or whole}: {said}"
+    return f"{_shown(first['loc']) or whole}: {said}"
+
+
+def _shown(place: Sequence[int | str]) -> str:
+    text = ".".join(map(str, place))[:_LONGEST]
+    return text if text.isprintable() else repr(text)
 
 
 def place_of(error: ValidationError) -> tuple[str, ...]:
@@ -48,7 +53,7 @@ def meant(place: Sequence[int | str], schema: type[BaseModel] | None) -> str:
 
     """
     key, known = str(place[-1]), sorted(_keys_at(place[:-1], schema))
-    if near := get_close_matches(key, known, 1):
+    if near := get_close_matches(key, known, 1, _ALIKE):
         return f", perhaps {near[0]}"
     return f", there are {', '.join(known)}" if 0 < len(known) <= _FEW else ""
 
@@ -66,7 +71,9 @@ def _keys_at(place: Sequence[int | str], schema: type[BaseModel] | None) -> set[
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """Yield the schemas that an annotation names, however deep."""
+    """Yield the schemas that an annotation names, however deep; below names of a dict's, none."""
+    if get_origin(annotation) is dict:
+        return
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for argument in get_args(annotation):

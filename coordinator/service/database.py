@@ -128,7 +128,7 @@ def check_database_url(url: str) -> str:
     """
     try:
         scheme = make_url(url).drivername
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # of a port that is no number, and it quotes that
         scheme = "no URL"
     if scheme != POSTGRESQL:
         raise ValueError(

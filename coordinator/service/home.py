@@ -184,6 +184,5 @@ def load_service_settings(home: Path) -> ServiceSettings:
         ) from error
     except ValidationError as error:
         fault = first_fault(error, "service", ServiceSettings)
-        raise RunError(
-            f"{home / SERVICE_FILE}: {fault}. Correct this key."
-        ) from None  # its context may hold a password
+        text = f"{home / SERVICE_FILE}: {fault}. Correct it."
+        raise RunError(text) from None  # its context may hold a password

@@ -41,6 +41,9 @@ class Whole(BaseModel, extra="forbid"):
             {"other": [{"number": 1, "x": 2}]},
             "other.0.x: there is no such key, there are number",
         ),
+        ({"named": {"number": {"number": 1, "x": 2}}}, "named.number.x: there is no such key"),
+        ({"a\x1b[2J\n": 1}, r"'a\x1b[2J\n': there is no such key, there are named"),
+        ({"z" * 300: 1}, "z" * 200 + ": there is no such key, there are named"),
     ],
 )
 def test_an_unknown_key_is_told_which_may_have_been_meant(document: object, said: str) -> None:
@@ -62,7 +65,7 @@ def test_an_unknown_key_is_told_which_may_have_been_meant(document: object, said
         ({"inner": [{"nubmer": "secret"}]}, "inner.0.number: Field required"),
         ({"inner": [{"number": 1, "nubmer": "secret"}]}, "inner.0.nubmer: there is no such key"),
         ({}, "inner: Field required"),
-        ({"inner": []}, "the run: Value error, Expected some, got none."),
+        ({"inner": []}, "the run: Expected some, got none"),
     ],
 )
 def test_the_first_fault_is_named(document: object, said: str) -> None:

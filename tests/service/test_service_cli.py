@@ -99,6 +99,7 @@ def test_an_institution_joins_over_two_processes(tmp_path: Path) -> None:
         ('"enrolment_port"', '"enrolment_prt"', "enrolment_prt: there is no such key, perhaps"),
         ('"approvals": 1', '"approvals": 7', "service.json: approvals: "),
         ('"database": null', '"database": "mysql://a:hunter2@h/d"', "begins with postgresql"),
+        ('"database": null', '"database": "postgresql+psycopg://a:p@s:hunter2@h:5/d"', "no URL"),
         ('"federation"', '"federation', "Invalid JSON"),
     ],
 )
@@ -113,7 +114,18 @@ def test_a_mistake_in_the_settings_is_named(old: str, new: str, says: str, tmp_p
     result = arion("coordinator", "status", str(home))
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
     assert says in result.stderr
-    assert "Correct this key" in result.stderr
+    assert result.stderr.endswith(". Correct it.\n")
+    assert "hunter2" not in result.stderr
+
+
+def test_no_part_of_a_password_is_shown_when_a_home_is_made(tmp_path: Path) -> None:
+    url = "postgresql+psycopg://a:p@s:hunter2@h:5/d"
+    result = arion(
+        "coordinator", "init", str(tmp_path / "srv"), "--federation", "f", "--host", "h",
+        "--database", url,
+    )  # fmt: skip
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "got no URL" in result.stderr
     assert "hunter2" not in result.stderr
 
 
