@@ -157,11 +157,12 @@ def generate_command(  # noqa: PLR0917  (its options are its interface)
         settings = Settings(
             max_new_tokens, sampling, tuple(stop or ()), activation, begin_of_text=not chat
         )
+        conversation = Chat.of(Tokenizer.load(path), system) if chat else None
         model, tokenizer = load_model(path)
         job = _Job(
             model.to(device), tokenizer, prompts, settings,
             secrets.randbits(_SEED_BITS) if seed is None else seed,
-            Chat.of(tokenizer, system) if chat else None,
+            conversation,
         )  # fmt: skip
         if spent is not None:
             sampler = ModelSampler(

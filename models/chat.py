@@ -1,21 +1,21 @@
-"""A prompt within a model's chat template, as transformers renders it.
+"""A prompt within a model's chat template, rendered by transformers.
 
-A template is a program of the model's folder. It is run in Jinja's sandbox, which reaches neither
-files nor attributes of Python objects, and sees the conversation and the special tokens alone.
+A template is a program of the model's folder. transformers runs it in a sandbox that keeps it from
+files and from Python's internals; how long it runs nobody limits.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, NoReturn
+from typing import Any
 
-from jinja2 import Template, TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer as Backend
+from tokenizers import models as bpe
 
 from models.tokenizer import Tokenizer
+from models.variants.extras import need
 
 _ROLES = ("user", "assistant")
+_LONGEST_REASON = 200
 
 
 class ChatError(ValueError):
@@ -27,13 +27,13 @@ class Chat:
     """The conversations of a model.
 
     Attributes:
-        template: compiled. special_tokens: by the names that templates use, such as bos_token.
+        template: in Jinja. special_tokens: by the names that templates use, such as bos_token.
         system: what is said to the model before all else; None says nothing, and the template may
             put words of its own there.
 
     """
 
-    template: Template
+    template: str
     special_tokens: Mapping[str, str]
     system: str | None = None
 
@@ -42,7 +42,7 @@ class Chat:
         """Return the conversations of a tokenizer's model.
 
         Raises:
-            ChatError: it has no template, or one that is no Jinja.
+            ChatError: it has no template.
 
         """
         if tokenizer.chat_template is None:
@@ -50,14 +50,7 @@ class Chat:
                 "Expected a model with a chat template, got one without: it was not made for "
                 "conversations. Give the prompt without --chat."
             )
-        try:
-            template = _environment().from_string(tokenizer.chat_template)
-        except TemplateError as error:
-            raise ChatError(
-                f"Expected a chat template in Jinja, got {error}. Correct it in the model's "
-                "tokenizer_config.json or chat_template.jinja."
-            ) from error
-        return cls(template, tokenizer.special_tokens, system)
+        return cls(tokenizer.chat_template, tokenizer.special_tokens, system)
 
     def render(self, turns: Sequence[str]) -> str:
         """Return the text after which the model answers; it holds the special tokens.
@@ -66,7 +59,8 @@ class Chat:
             turns: the user's, the model's, the user's and so on, the user's last.
 
         Raises:
-            ChatError: the template refuses them, or makes nothing of them.
+            MissingExtraError: transformers is not installed.
+            ChatError: the template refuses them, or makes no text of them.
 
         """
         messages = [
@@ -74,14 +68,13 @@ class Chat:
         ]
         if self.system is not None:
             messages.insert(0, {"role": "system", "content": self.system})
+        library = need("transformers", "foreign")
         try:
-            text = self.template.render(
-                messages=messages, add_generation_prompt=True, **self.special_tokens
-            )
+            text = _rendered(library, self.template, messages, self.special_tokens)
         except Exception as error:  # a template's program can raise whatever Python does
             raise ChatError(
-                f"Expected a chat template that renders {len(messages)} messages, got {error}. "
-                "Give the prompt without --chat, or without --system."
+                f"Expected a chat template that renders {len(messages)} messages, got "
+                f"{_reason(error)}. Give the prompt without --chat, or without --system."
             ) from error
         if not text:
             raise ChatError(
@@ -90,24 +83,20 @@ class Chat:
         return text
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    """The functions and settings that templates are written for (transformers, chat templates)."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+def _rendered(
+    library: Any, template: str, messages: list[dict[str, str]], special_tokens: Mapping[str, str]
+) -> str:
+    """Have a tokenizer of nothing but the special tokens render; ours cuts the text."""
+    tokenizer = library.PreTrainedTokenizerFast(
+        tokenizer_object=Backend(bpe.BPE()), **special_tokens
     )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = _now
-    return environment
+    text = tokenizer.apply_chat_template(
+        messages, chat_template=template, tokenize=False, add_generation_prompt=True
+    )
+    text.encode()  # lone surrogates are no text
+    return str(text)
 
 
-def _to_json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-def _refuse(message: str) -> NoReturn:
-    raise TemplateError(message)
-
-
-def _now(pattern: str) -> str:
-    return datetime.now().astimezone().strftime(pattern)
+def _reason(error: Exception) -> str:
+    said = " ".join(str(error).split())[:_LONGEST_REASON]
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__

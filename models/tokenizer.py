@@ -22,7 +22,7 @@ from models.language_model import IGNORED
 END_OF_TEXT = "<|endoftext|>"
 
 _FILE, _SETTINGS = "tokenizer.json", "tokenizer_config.json"
-_TEMPLATE = "chat_template.jinja"
+_TEMPLATE, _SPECIAL_TOKENS = "chat_template.jinja", "special_tokens_map.json"
 # What of an imported tokenizer_config.json is kept. Never code (auto_map), and not the class: the
 # plain one reads tokenizer.json as it is, where a named one may rebuild it by rules of its own.
 _KEPT = (
@@ -128,7 +128,9 @@ class Tokenizer:
             raise CheckpointError(
                 f"Expected a tokenizer at {path}, got a damaged one ({error}). Copy it again."
             ) from error
-        settings = _optional(folder, _SETTINGS)
+        named = _optional(folder, _SPECIAL_TOKENS)
+        special = {key: token for key, token in named.items() if key.endswith("_token")}
+        settings = special | _optional(folder, _SETTINGS)
         template = inside(folder, _TEMPLATE)
         if template.is_file():
             settings["chat_template"] = template.read_text(encoding="utf-8")
@@ -162,8 +164,9 @@ class Tokenizer:
         """The Jinja template of a conversation, where there is one."""
         template = self._settings.get("chat_template")
         if isinstance(template, list):  # several, by name
-            named = {each.get("name"): each for each in template if isinstance(each, dict)}
-            template = named.get("default", {}).get("template")
+            named = [each for each in template if isinstance(each, dict)]
+            defaults = (each.get("template") for each in named if each.get("name") == "default")
+            template = next(defaults, None)
         return template if isinstance(template, str) else None
 
     @property

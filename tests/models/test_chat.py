@@ -1,4 +1,4 @@
-"""Chats: transformers' rendering is the oracle; a template is a program that may reach nothing."""
+"""Chats: the tokens are transformers' own; a template is a program that may reach nothing."""
 
 import json
 from pathlib import Path
@@ -27,6 +27,8 @@ BEGUN = """{{ bos_token }}{% set ns = namespace(n=0) %}{% for m in messages %}
   {%- set ns.n = ns.n + 1 %}[{{ ns.n }}] {{ m | tojson }}{{ eos_token }}
 {% endfor %}{{ {'é': [1]} | tojson(indent=2) }} on {{ strftime_now('%Y-%m-%d') }}"""
 STRICT = "{% if messages[0].role == 'system' %}{{ raise_exception('no system here') }}{% endif %}x"
+ABSENT = """{% if tools is not none %}tools{% endif %}{% if documents == none %}none{% endif %}
+{% generation %}{{ messages[-1].content | tojson(ensure_ascii=True) }}{% endgeneration %}"""
 TURNS = (['Who  <is> "it"? '], ["Wer?", "Viktor.\n", "  한국어 🙂"])
 
 
@@ -39,7 +41,9 @@ def folder_of(make: object, template: object, path: Path) -> Path:
 
 @pytest.mark.parametrize("system", [None, "Be brief."])
 @pytest.mark.parametrize("turns", TURNS)
-@pytest.mark.parametrize(("make", "template"), [(qwen, MARKED), (qwen, BEGUN), (llama, BEGUN)])
+@pytest.mark.parametrize(
+    ("make", "template"), [(qwen, MARKED), (qwen, BEGUN), (llama, BEGUN), (qwen, ABSENT)]
+)
 def test_a_chat_is_cut_into_the_tokens_of_transformers(
     make: object, template: str, turns: list[str], system: str | None, tmp_path: Path
 ) -> None:
@@ -62,6 +66,18 @@ def test_a_chat_begins_with_its_special_token(tmp_path: Path) -> None:
     assert tokenizer.encode([text])[0][0] == tokenizer.encode(["<|im_start|>"])[0][0]
 
 
+def test_special_tokens_are_found_where_older_folders_name_them(tmp_path: Path) -> None:
+    folder = folder_of(llama, "{{ bos_token }}{{ messages[0].content }}", tmp_path)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    begin = settings.pop("bos_token")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    named = {"bos_token": {"content": begin, "lstrip": False}, "eos_token": "not this one"}
+    (folder / "special_tokens_map.json").write_text(json.dumps(named))
+    tokenizer = Tokenizer.load(folder)
+    assert Chat.of(tokenizer).render(["Who?"]) == f"{begin}Who?"
+    assert tokenizer.special_tokens["eos_token"] == settings["eos_token"]["content"]
+
+
 def test_of_several_templates_the_default_is_taken(tmp_path: Path) -> None:
     listed = [{"name": "tools", "template": "no"}, {"name": "default", "template": "yes"}, "odd"]
     folder = folder_of(qwen, listed, tmp_path)
@@ -73,7 +89,13 @@ def test_of_several_templates_the_default_is_taken(tmp_path: Path) -> None:
     [
         (None, "without"),
         ([{"name": "tools", "template": "no"}], "without"),
-        ("{% for %}", "in Jinja"),
+        ("{% for %}", "TemplateSyntaxError"),
+        ("{{ ('{0.__globals__}' | attr('format'))(raise_exception) }}", "SecurityError"),
+        ("{% break %}x", "renders 2 messages"),
+        ("{% for a in [1] %}" * 21 + "x" + "{% endfor %}" * 21, "renders 2 messages"),
+        ("{{ " + "(" * 3_000 + "1" + ")" * 3_000 + " }}", "RecursionError"),
+        ("{{ '\\ud800' }}", "UnicodeEncodeError"),
+        ([{"name": [], "template": "x"}], "without"),
         (STRICT, "no system here"),
         ("{{ messages[0].role.__class__.__mro__ }}", "unsafe"),
         ("{{ messages.append(1) }}", "unsafe"),

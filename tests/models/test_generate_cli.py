@@ -93,6 +93,7 @@ def test_a_blank_line_is_explained(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def chat(folder: Path) -> Path:
+    pytest.importorskip("transformers")
     made = folder.parent / "chat"
     shutil.copytree(folder, made)
     (made / "chat_template.jinja").write_text(
