@@ -6,11 +6,10 @@ from pathlib import Path
 import torch
 
 from arion.progress import Progress, Stage
-from models.checkpoint import inspect_model, load_model, model_digest, save_model
+from models.checkpoint import inspect_model, load_model, model_digest, save_model, written_as
 from models.composition import SIDECAR
 from models.counts import parameter_counts
 from models.decoder import Decoder
-from models.formats.families import writing_family
 from models.upcycle import upcycle
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -110,7 +109,7 @@ def import_model(
 def _described(model: Decoder) -> dict[str, object]:
     counts = parameter_counts(model.config)
     return {
-        "written_as": writing_family(model.config).model_type,
+        "written_as": written_as(model).model_type,
         "parameters": counts.total,
         "active_parameters": counts.active,
         "experts": model.config.experts,

@@ -117,7 +117,7 @@ def save_model(
     """Write a folder that transformers loads unmodified; replaces `folder` atomically.
 
     With query-key norms it is a Qwen3-MoE folder, without them a Mixtral folder; a model of one
-    expert per layer is a Qwen3 or a Llama folder.
+    expert per layer, behind a router of zeros, is a Qwen3 or a Llama folder.
 
     Args:
         dtype: of the weights on disk; float8_e4m3fn for the layout of `models.formats.fp8`.
@@ -136,10 +136,11 @@ def save_model(
             "Expected a model without a bank of owned experts, got one. Write the bank as a module "
             "and compose it with the base."
         )
-    views = dict(named_views(model, writing_family(model.config)))
+    family = written_as(model)
+    views = dict(named_views(model, family))
     for name, view in views.items():
         check_finite(name, view)
-    hf = _config_object(model.config, tokenizer, torch.bfloat16 if dtype == FP8 else dtype)
+    hf = _config_object(model.config, family, tokenizer, torch.bfloat16 if dtype == FP8 else dtype)
     tensors, stored = (encoded(views), None) if dtype == FP8 else (views, dtype)
     if stored is None:
         hf["quantization_config"] = fp8_config(tensors)
@@ -147,6 +148,14 @@ def save_model(
         write_tensors(tensors.items(), part, stored, shard_bytes, advance)
         (part / "config.json").write_text(json.dumps(hf, indent=2, sort_keys=True) + "\n")
         tokenizer.save(part)
+
+
+def written_as(model: Decoder) -> Family:
+    """Return the family that `save_model` writes a model as; what it leaves out is zero."""
+    idle = model.config.experts == 1 and not any(
+        block.router.weight.any() for block in _expert_blocks(model)
+    )
+    return writing_family(model.config, dense=idle)
 
 
 def model_digest(model: nn.Module) -> str:
@@ -167,6 +176,8 @@ def model_digest(model: nn.Module) -> str:
 def _fill(model: Decoder, found: Inspected, advance: Advance) -> None:
     """Copy the folder's weights into the model, one tensor at a time."""
     places = dict(named_views(model, found.family))
+    if found.family.router is None:
+        model.still_idle_routers()
     late, total = None, sum(not name.endswith(SCALE) for name in found.headers)
     for done, (name, tensor) in enumerate(expanded(read_tensors(found.headers)), 1):
         if name in places:
@@ -174,7 +185,6 @@ def _fill(model: Decoder, found: Inspected, advance: Advance) -> None:
         else:
             late = tensor
         advance(done, total)
-    model.still_idle_routers()
     if late is not None and not torch.equal(late.float(), model.embedding):
         raise CheckpointError(
             f"Expected {_HEAD} to equal {_TABLE} where tie_word_embeddings is true, got other "
@@ -186,9 +196,11 @@ def _expert_blocks(model: Decoder) -> Iterator[SparseExperts]:
     return (module for module in model.modules() if isinstance(module, SparseExperts))
 
 
-def _config_object(config: ModelConfig, tokenizer: Tokenizer, dtype: torch.dtype) -> dict[str, Any]:
+def _config_object(
+    config: ModelConfig, family: Family, tokenizer: Tokenizer, dtype: torch.dtype
+) -> dict[str, Any]:
     stops = tokenizer.stop_ids
-    hf = write_config(config)
+    hf = write_config(config, family)
     hf["torch_dtype"] = str(dtype).removeprefix("torch.")
     hf["bos_token_id"] = tokenizer.begin_of_text_id
     hf["eos_token_id"] = stops[0] if len(stops) == 1 else list(stops)

@@ -84,7 +84,7 @@ class Decoder(LanguageModel):
     def still_idle_routers(self) -> None:
         """Set the routers to zero where there is one expert per layer, and nothing to choose.
 
-        So a dense model has one set of weights, which its folder, without routers, holds all of.
+        So the folder of a dense model, which has no routers, holds all of its weights.
         """
         for name, parameter in self.named_parameters():
             if self.config.experts == 1 and ".router." in name and ".owned." not in name:

@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from models.config import ModelConfig, RopeScaling
-from models.formats.families import LLAMA, MIXTRAL, Family, family_of, writing_family
+from models.formats.families import LLAMA, MIXTRAL, Family, family_of
 from models.formats.files import CheckpointError
 
 # Ours -> theirs, where all families agree.
@@ -53,9 +53,8 @@ def read_config(hf: Mapping[str, Any]) -> tuple[Family, ModelConfig]:
         raise CheckpointError(_first_problem(error)) from error
 
 
-def write_config(config: ModelConfig) -> dict[str, Any]:
-    """Return the `config.json` of a model's folder; renamed keys in both spellings."""
-    family = writing_family(config)
+def write_config(config: ModelConfig, family: Family) -> dict[str, Any]:
+    """Return the `config.json` of a family's folder; renamed keys in both spellings."""
     hf = {theirs: getattr(config, ours) for ours, theirs in _FIELDS.items()}
     hf |= {"num_key_value_heads": config.kv_heads, "head_dim": config.head_dim}
     if family.router is not None:

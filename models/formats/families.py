@@ -142,11 +142,13 @@ def family_of(hf: Mapping[str, Any]) -> Family:
     return family
 
 
-def writing_family(config: ModelConfig) -> Family:
+def writing_family(config: ModelConfig, *, dense: bool) -> Family:
     """Return the family that a decoder is written as.
 
-    One expert per layer is a dense model: its router has nothing to choose.
+    Args:
+        dense: one expert per layer, and routers of zeros, which decide nothing and are left out.
+
     """
-    if config.experts == 1:
+    if dense:
         return QWEN3 if config.qk_norm == "head" else LLAMA
     return QWEN3_MOE if config.qk_norm == "head" else MIXTRAL

@@ -207,6 +207,7 @@ def prune(model: Decoder, kept: Kept) -> Decoder:
     sizes = {"experts": count, "experts_per_token": per_token}
     smaller = Decoder(model.config.model_copy(update=sizes))
     smaller.load_state_dict(state)
+    smaller.still_idle_routers()
     return smaller
 
 

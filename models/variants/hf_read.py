@@ -4,7 +4,6 @@ from pathlib import Path
 
 from models.checkpoint import inspect_model, load_model
 from models.decoder import Decoder
-from models.formats.families import writing_family
 from models.formats.files import CheckpointError
 from models.formats.fp8 import FP8_TYPE, LARGEST_ERROR
 from models.formats.tensors import named_views
@@ -26,7 +25,7 @@ def read_hf(folder: Path, exact: Decoder) -> Readback:
     """
     try:
         stored, _ = load_model(folder)
-        types = {name: each.type for name, each in inspect_model(folder).headers.items()}
+        found = inspect_model(folder)
     except CheckpointError as error:
         raise VariantError(str(error)) from error
     if stored.config != exact.config:
@@ -34,8 +33,8 @@ def read_hf(folder: Path, exact: Decoder) -> Readback:
             "Expected the model's own shape and constants in config.json, got others. Export the "
             "folder again."
         )
-    family = writing_family(exact.config)
-    pairs = zip(named_views(exact, family), named_views(stored, family), strict=True)
+    types = {name: each.type for name, each in found.headers.items()}
+    pairs = zip(named_views(exact, found.family), named_views(stored, found.family), strict=True)
     roundings = tuple(
         rounding(name, tensor, written, _LARGEST_ERROR[types[name]])
         for (name, tensor), (_, written) in pairs

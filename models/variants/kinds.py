@@ -169,7 +169,7 @@ class HuggingFace:
     def size(self, config: ModelConfig, tokenizer: Tokenizer, number_format: str) -> int:
         """See `Kind.size`."""
         with torch.device("meta"):
-            views = dict(named_views(Decoder(config), writing_family(config)))
+            views = dict(named_views(Decoder(config), writing_family(config, dense=False)))
         stored = _hf_tensors(views, _HF_TYPES[number_format])
         weights = sum(each.nbytes + len(name) + _HEADER_BYTES for name, each in stored.items())
         return weights + tokenizer.stored_bytes + _CONFIG_BYTES

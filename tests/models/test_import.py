@@ -15,7 +15,7 @@ from models.checkpoint import inspect_model, load_model, model_digest, save_mode
 from models.config import ModelConfig, RopeScaling
 from models.decoder import Decoder
 from models.formats.configs import read_config, write_config
-from models.formats.families import FAMILIES
+from models.formats.families import FAMILIES, writing_family
 from models.formats.files import CheckpointError
 from models.formats.shards import read_tensors
 from models.layers import Rotary
@@ -82,8 +82,7 @@ def test_what_we_write_of_it_is_the_same_function_to_transformers(
     ours, tokenizer = load_model(tmp_path / "in")
     save_model(ours, tokenizer, tmp_path / "out")
     written = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
-    is_dense = "one expert" in case  # whatever its folder called it
-    assert type(written).__name__ == ("Qwen3ForCausalLM" if is_dense else type(theirs).__name__)
+    assert type(written) is type(theirs)
     assert_same_function(written, theirs)
     texts = ["Ward 7, 10:45.", "한국어 🙂"]
     read = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
@@ -231,7 +230,26 @@ def test_a_missing_key_means_what_transformers_takes_it_to_mean(family: Any) -> 
 @pytest.mark.parametrize("experts", [1, 4])
 def test_a_written_config_reads_as_itself(qk_norm: Any, scaled: bool, experts: int) -> None:
     config = our_config(qk_norm, scaled, experts)
-    assert read_config(json.loads(json.dumps(write_config(config))))[1] == config
+    family = writing_family(config, dense=experts == 1)
+    written = json.loads(json.dumps(write_config(config, family)))
+    assert read_config(written) == (family, config)
+
+
+@pytest.mark.parametrize("kind", ["qwen3_moe", "mixtral"])
+def test_a_mixture_of_one_expert_is_dense_once_its_router_is_zero(
+    kind: str, tmp_path: Path
+) -> None:
+    experts = {"num_experts" if kind == "qwen3_moe" else "num_local_experts": 1}
+    theirs = make_folder(tmp_path / "in", kind, num_experts_per_tok=1, **experts)
+    ours, tokenizer = load_model(tmp_path / "in")
+    dense = {"qwen3_moe": "qwen3", "mixtral": "llama"}[kind]
+    for name, family in (("as it was", kind), ("idle", dense)):
+        save_model(ours, tokenizer, tmp_path / name)
+        assert inspect_model(tmp_path / name).family.model_type == family
+        again, _ = load_model(tmp_path / name)
+        assert model_digest(again) == model_digest(ours)  # modules and runs name bases by it
+        assert_same_function(again, theirs)
+        ours.still_idle_routers()
 
 
 def test_inspection_allocates_nothing_and_agrees(tmp_path: Path) -> None:
