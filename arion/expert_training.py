@@ -63,7 +63,13 @@ def train_module(order: TrainingOrder, progress: Progress) -> Path:
         steps=order.steps, batch=order.batch, sequence_length=order.length,
         learning_rate=order.learning_rate, balance=0.0, z=0.0,
     )  # fmt: skip
-    sources = tuple(range(order.experts or model.config.experts))
+    there = model.config.experts
+    if order.experts is not None and order.experts > there:
+        raise OwnedError(
+            f"Expected at most {there} experts per layer, as many as the base has, got "
+            f"{order.experts}. Each starts as a copy of one: lower --experts."
+        )
+    sources = tuple(range(order.experts or there))
     recipe = OwnerRecipe(sources=sources, training=training)
     own = token_stream(tokenizer, read_public(order.text))
     public = token_stream(tokenizer, read_public(order.public))

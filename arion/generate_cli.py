@@ -230,12 +230,14 @@ def _print_as_written(job: _Job) -> None:
         wrote |= bool(piece.text)
     typer.echo()
     if not wrote:
-        _note_nothing(job.prompts[0])
+        _note_nothing(job, job.prompts[0])
 
 
-def _note_nothing(prompt: str) -> None:
+def _note_nothing(job: _Job, prompt: str) -> None:
     """Say that a blank line is all that the model wrote."""
-    typer.echo(f"note: the model ended the text at once after {prompt[:40]!r}.", err=True)
+    made_for_chats = job.chat is None and job.tokenizer.chat_template is not None
+    hint = " It was made for conversations: try --chat." if made_for_chats else ""
+    typer.echo(f"note: the model ended the text at once after {prompt[:40]!r}.{hint}", err=True)
 
 
 def _complete(job: _Job, batch: int) -> list[Completion]:
@@ -271,4 +273,4 @@ def _print_whole(job: _Job, completions: Sequence[Completion], as_json: bool) ->
             typer.echo(f"[{number}] {prompt}")
         typer.echo(completion.text)
         if not completion.text:
-            _note_nothing(prompt)
+            _note_nothing(job, prompt)

@@ -112,7 +112,15 @@ class OurFederation:
         return [float(end) for end in ends], {"driver": float(last), "service": service}
 
 
-def build(folder: Path, size: Mapping[str, int], nodes: int, rounds: int) -> Homes:
+def build(
+    folder: Path,
+    size: Mapping[str, int],
+    nodes: int,
+    rounds: int,
+    *,
+    recipe: Recipe = RECIPE,
+    **node_options: float,
+) -> Homes:
     """Make a base model and nodes' homes, with consents to one run of so many rounds.
 
     Args:
@@ -120,6 +128,8 @@ def build(folder: Path, size: Mapping[str, int], nodes: int, rounds: int) -> Hom
         size: of the model, as in `SIZES`.
         nodes: how many.
         rounds: of the run.
+        recipe: of the training.
+        node_options: more keys of node.toml.
 
     """
     data = folder / "data"
@@ -131,26 +141,28 @@ def build(folder: Path, size: Mapping[str, int], nodes: int, rounds: int) -> Hom
     tokenizer = Tokenizer.train(texts, VOCABULARY)  # it may find fewer than that
     model = Decoder(_config(size), torch.Generator().manual_seed(0))
     save_model(model, tokenizer, folder / "base")
-    prepare(model, RECIPE)
+    prepare(model, recipe)
     length = vector_length(model)
     settings = {
         "federation": FEDERATION, "run": RUN, "n_min": nodes, "colluders": COLLUDERS,
-        "rounds": rounds, "step": _step(rounds, length, nodes), "recipe": RECIPE,
+        "rounds": rounds, "step": _step(rounds, length, nodes), "recipe": recipe,
         "optimiser": OptimiserSettings(), "base_model": folder / "base", "runtime": "simulate",
         "deadline_s": 600.0,
     }  # fmt: skip
     found = find_institutions(data, DataConfig(text_fields=("text",)))
     return build_homes(
         folder / "federation", share_out(found, None), settings, budget=Budget(EPSILON, DELTA),
-        vector_length=length, seed=None, node_options={"heldout": 0.0, "validation": 0.0},
+        vector_length=length, seed=None,
+        node_options={"heldout": 0.0, "validation": 0.0, **node_options},
     )  # fmt: skip
 
 
 def _config(size: Mapping[str, int]) -> ModelConfig:
-    return ModelConfig(
-        vocab_size=VOCABULARY, heads=4, kv_heads=2, experts=4, experts_per_token=2,
-        head_dim=size["hidden_size"] // 4, max_positions=64, **size,
-    )  # fmt: skip
+    usual = {
+        "vocab_size": VOCABULARY, "heads": 4, "kv_heads": 2, "experts": 4, "experts_per_token": 2,
+        "head_dim": size["hidden_size"] // 4, "max_positions": 256,
+    }  # fmt: skip
+    return ModelConfig(**{**usual, **size})
 
 
 def parameters_of(megabytes: int) -> int:

@@ -4,6 +4,7 @@ Nothing is changed and nothing is sent but a greeting and one call that asks for
 said of data is a count, for whoever sits at the node.
 """
 
+import math
 import os
 import shutil
 import socket
@@ -24,7 +25,7 @@ from client.training_records import training_records
 from client.transport import Credentials, LinkLost, LinkRefused
 from models.device import Device
 from models.folders import is_ours, shape_of
-from models.footprint import adapting_bytes, node_bytes
+from models.footprint import most_bytes, node_bytes
 from models.formats.shards import read_headers
 from models.recipe import Recipe
 from privacy.consent import load_consent
@@ -143,10 +144,13 @@ def _base_model(home: Path) -> Finding:
 
 
 def _memory(home: Path) -> Finding:
-    adapters, whole = _training_bytes(load_node_config(home))
-    free, words = _available_memory(), f"about {adapters / 1e9:.1f} GB"
+    config = load_node_config(home)
+    adapters, whole = _training_bytes(config)
+    free, words = _available_memory(), f"up to about {adapters / 1e9:.1f} GB"
     if whole is not None:
-        words = f"{words} with adapters, {whole / 1e9:.1f} GB in full"
+        words = f"about {adapters / 1e9:.1f} GB with adapters, {whole / 1e9:.1f} GB in full"
+    if config.device is Device.CUDA:
+        words += ", beside the GPU's own"
     if free < (whole or adapters):
         return Finding(
             "memory",
@@ -285,10 +289,10 @@ def _training_bytes(config: NodeConfig) -> tuple[int, int | None]:
     """
     chunk = 1 if config.device is Device.CUDA else config.chunk_sequences
     if not is_ours(config.base_model):
-        shapes = [each.shape for each in read_headers(config.base_model).values()]
-        return adapting_bytes(shapes, _USUAL_LENGTH, chunk), None
+        headers = read_headers(config.base_model).values()
+        return most_bytes(sum(math.prod(each.shape) for each in headers)), None
     model = shape_of(config.base_model)
-    length = min(_USUAL_LENGTH, model.max_positions)
+    length = max(2, min(_USUAL_LENGTH, model.max_positions))
     adapters, whole = (Recipe(kind=kind, sequence_length=length) for kind in ("lora", "full"))
     return node_bytes(model, adapters, chunk), node_bytes(model, whole, chunk)
 

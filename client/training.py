@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client.data import Record
-from models.footprint import ROOM, matrix_width, sequences_in
+from models.footprint import ROOM, sequence_bytes, sequences_in
 from models.language_model import LanguageModel
 from models.recipe import Recipe
 from models.tokenizer import Row, Tokenizer, stack_rows
@@ -74,7 +74,7 @@ def sequences_at_once(model: LanguageModel, length: int) -> int:
     device, room = next(model.parameters()).device, ROOM
     if device.type == "cuda":
         room = torch.cuda.get_device_properties(device).total_memory // 4
-    return sequences_in(room, matrix_width(model), length)
+    return sequences_in(room, sequence_bytes(model, length))
 
 
 class LocalTrainer:

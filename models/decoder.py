@@ -100,6 +100,11 @@ class Decoder(LanguageModel):
         """Number of token ids that the model knows."""
         return self.config.vocab_size
 
+    @property
+    def experts_per_token(self) -> int:
+        """See `LanguageModel.experts_per_token`."""
+        return self.config.experts_per_token
+
     def adapted_layers(self) -> Iterator[tuple[str, Linear | GroupedLinear]]:
         """Yield the layers that take adapters: attention and experts, never a router."""
         for name, module in self.named_modules():

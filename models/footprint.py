@@ -9,7 +9,6 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeAlias
 
-from models.decoder import Decoder
 from models.language_model import LanguageModel
 from models.recipe import Recipe, prepare
 from models.vector import vector_length
@@ -23,6 +22,7 @@ Shape: TypeAlias = Sequence[int]
 
 _BYTES = 4  # of an fp32 number
 _BYTES_AT_WORK = 9  # fp32 and its gradient, and an eighth for what attention compares
+_BYTES_OF_MAP = 36  # of a pair of positions: some nine fp32 numbers where attention is in steps
 _PROCESS = 480_000_000  # Python, torch and what a party holds beside models
 _NODE_SUMS = 1.7  # vectors as long as an upload: the clipped sum, and its masked words as they go
 _DRIVER_MODELS = 2.0  # the base, and the model whose vector is sent
@@ -36,36 +36,30 @@ def trained_numbers(model: LanguageModel, recipe: Recipe) -> int:
         model: of the base, without adapters; it may lie on the meta device. Trained in full, its
             parameters are marked as `models.recipe.prepare` does.
 
+    Raises:
+        ValueError: see `models.recipe.prepare`.
+
     """
+    model.check_length(recipe.sequence_length)
     if recipe.kind == "lora":
         return sum(math.prod(shape) for shape in _adapters(model, recipe))
     prepare(model, recipe)
     return vector_length(model)
 
 
-def sequences_in(room: int, width: int, length: int) -> int:
-    """Return how many sequences of `length` tokens are processed at once, 1 to 32.
+def sequence_bytes(model: LanguageModel, length: int) -> int:
+    """Return about what a sequence needs while it is processed, beside weights and sums.
 
     Args:
-        room: bytes. width: `matrix_width`, of the prepared model.
+        model: prepared: what adapters add counts. length: in tokens.
 
     """
-    return min(max(room // (width * length * _BYTES_AT_WORK), 1), MOST_SEQUENCES)
+    return _work(model, [parameter.shape for parameter in model.parameters()], length)
 
 
-def matrix_width(model: LanguageModel) -> int:
-    """Return how many numbers go into and come out of the matrices that a token passes."""
-    return _width([p.shape for p in model.parameters()], _per_token(model))
-
-
-def _width(shapes: Iterable[Shape], per_token: int) -> int:
-    """As above, of parameters' shapes, [experts,] outputs, inputs; vectors do not count."""
-    widths = ((sum(s[-2:]), min(per_token, *s[:-2]) if s[:-2] else 1) for s in shapes if len(s) > 1)
-    return sum(width * passed for width, passed in widths)
-
-
-def _per_token(model: LanguageModel) -> int:
-    return model.config.experts_per_token if isinstance(model, Decoder) else 1
+def sequences_in(room: int, each: int) -> int:
+    """Return how many sequences of `each` bytes are processed at once in the room, 1 to 32."""
+    return min(max(room // each, 1), MOST_SEQUENCES)
 
 
 def node_bytes(model: LanguageModel, recipe: Recipe, chunk_sequences: int | None = None) -> int:
@@ -78,22 +72,20 @@ def node_bytes(model: LanguageModel, recipe: Recipe, chunk_sequences: int | None
     """
     own = [tuple(parameter.shape) for parameter in model.parameters()]
     added = list(_adapters(model, recipe)) if recipe.kind == "lora" else []
-    sums = round(_BYTES * _NODE_SUMS * trained_numbers(model, recipe))
-    width, wider = (_width(shapes, _per_token(model)) for shapes in (own, [*own, *added]))
     if chunk_sequences is None:
-        chunk_sequences = sequences_in(ROOM, wider, recipe.sequence_length)
-    return sums + _at_work(own, width, recipe.sequence_length, chunk_sequences)
+        chunk_sequences = sequences_in(ROOM, _work(model, own + added, recipe.sequence_length))
+    held = sum(map(math.prod, own)) + _NODE_SUMS * trained_numbers(model, recipe)
+    work = chunk_sequences * _work(model, own, recipe.sequence_length)
+    return _PROCESS + round(_BYTES * held) + work
 
 
-def adapting_bytes(shapes: Sequence[Shape], length: int, chunk_sequences: int | None) -> int:
-    """Return `node_bytes` of a model that trains through adapters, of which shapes are known.
+def most_bytes(weights: int) -> int:
+    """Return about what a node takes at most whose model has so many weights and trains adapters.
 
-    Args:
-        shapes: of its weights. length: of a sequence, in tokens. chunk_sequences: as above.
-
+    For models whose shapes are not known without reading them. A sequence that alone needs more
+    than the room takes more.
     """
-    width = _width(shapes, 1)
-    return _at_work(shapes, width, length, chunk_sequences or sequences_in(ROOM, width, length))
+    return _PROCESS + _BYTES * weights + ROOM
 
 
 def driver_bytes(model: LanguageModel, recipe: Recipe) -> int:
@@ -103,10 +95,13 @@ def driver_bytes(model: LanguageModel, recipe: Recipe) -> int:
     return _PROCESS + round(_BYTES * (_DRIVER_MODELS * weights + vectors))
 
 
-def _at_work(shapes: Iterable[Shape], width: int, length: int, sequences: int) -> int:
-    """Bytes of a process that holds weights of these shapes and works on so many sequences."""
-    work = sequences * length * width * _BYTES_AT_WORK
-    return _PROCESS + _BYTES * sum(map(math.prod, shapes)) + work
+def _work(model: LanguageModel, shapes: Iterable[Shape], length: int) -> int:
+    """Bytes of a sequence at work in parameters of these shapes, [experts,] outputs, inputs."""
+    matrices = [shape for shape in shapes if len(shape) > 1]  # vectors do not count
+    width = sum(sum(s[-2:]) * min([model.experts_per_token, *s[:-2]]) for s in matrices if s[:-2])
+    width += sum(map(sum, (shape for shape in matrices if not shape[:-2])))
+    maps = length**2 * model.attention_maps * _BYTES_OF_MAP
+    return length * width * _BYTES_AT_WORK + maps
 
 
 def _adapters(model: LanguageModel, recipe: Recipe) -> Iterator[Shape]:

@@ -61,6 +61,16 @@ class LanguageModel(nn.Module, ABC):
     def vocab_size(self) -> int:
         """Number of token ids that the model knows."""
 
+    @property
+    def experts_per_token(self) -> int:
+        """Experts of a layer that a token passes; 1 where there are none."""
+        return 1
+
+    @property
+    def attention_maps(self) -> int:
+        """Maps of all pairs of positions that a sequence's backward pass keeps, over all layers."""
+        return 0
+
     def check_length(self, length: int) -> None:
         """Refuse sequences of `length` tokens that the model cannot read.
 

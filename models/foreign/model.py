@@ -102,9 +102,24 @@ class ForeignModel(LanguageModel):
     @property
     def max_positions(self) -> int:
         """Longest sequence, in tokens; unbounded where the class names no limit."""
+        return getattr(self._config, "max_position_embeddings", None) or sys.maxsize
+
+    @property
+    def experts_per_token(self) -> int:
+        """See `LanguageModel.experts_per_token`."""
+        return getattr(self._config, "num_experts_per_tok", None) or 1
+
+    @property
+    def attention_maps(self) -> int:
+        """See `LanguageModel.attention_maps`: of classes that compute attention step by step."""
+        if self._config._attn_implementation != "eager":
+            return 0
+        return int(self._config.num_attention_heads * self._config.num_hidden_layers)
+
+    @property
+    def _config(self) -> Any:
         network: Any = self.network
-        config = network.config.get_text_config(decoder=True)
-        return getattr(config, "max_position_embeddings", None) or sys.maxsize
+        return network.config.get_text_config(decoder=True)
 
     @property
     def vocab_size(self) -> int:

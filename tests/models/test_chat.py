@@ -90,7 +90,7 @@ def test_of_several_templates_the_default_is_taken(tmp_path: Path) -> None:
         (None, "without"),
         ([{"name": "tools", "template": "no"}], "without"),
         ("{% for %}", "TemplateSyntaxError"),
-        ("{{ ('{0.__globals__}' | attr('format'))(raise_exception) }}", "SecurityError"),
+        ("{{ ('{0.__globals__[os]}' | attr('format'))(raise_exception) }}", "SecurityError"),
         ("{% break %}x", "renders 2 messages"),
         ("{% for a in [1] %}" * 21 + "x" + "{% endfor %}" * 21, "renders 2 messages"),
         ("{{ " + "(" * 3_000 + "1" + ")" * 3_000 + " }}", "RecursionError"),

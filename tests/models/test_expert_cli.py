@@ -58,6 +58,13 @@ def module(place: Path, owner: str) -> Path:
     return next((place / "modules" / owner).glob("*.safetensors"))
 
 
+def test_more_experts_than_the_base_has_are_refused(place: Path, tmp_path: Path) -> None:
+    result = train(place, "court", "--experts", 3, "--out", tmp_path / "out")
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "at most 2 experts per layer" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_stopped_training_goes_on_to_the_same_bytes(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

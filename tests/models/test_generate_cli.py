@@ -88,7 +88,14 @@ def test_a_blank_line_is_explained(folder: Path) -> None:
         ended = run(folder, *options, *choice, "--stop", text[:1])
         assert (ended.stdout, ended.exit_code) == ("\n", 0)
         assert "ended the text at once after 'ward'" in ended.stderr
+        assert "--chat" not in ended.stderr
         assert run(folder, *options, *choice).stderr.count("note:") == 0
+
+
+def test_a_blank_line_of_a_model_made_for_chats_is_explained(chat: Path) -> None:
+    options = ["--prompt", "ward", "--max-new-tokens", "20"]
+    text = str(completions(run(chat, *options, "--json"))[0]["text"])
+    assert "try --chat" in run(chat, *options, "--stop", text[:1]).stderr
 
 
 @pytest.fixture(scope="module")
