@@ -1,8 +1,6 @@
 """How much memory training takes, said before it begins: shapes decide, no weight is read.
 
-The constants are measured, on processors, over runs of the service: models of 6, 25 and 135 million
-parameters, in full and with adapters, sequences of 64 to 256 tokens. What is said was 0.88 to 1.05
-of the largest resident size of nodes and drivers (docs/service.md, "Runs").
+The constants are measured on processors, over runs of the service: `benchmarks.footprint`.
 """
 
 import math
