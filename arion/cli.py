@@ -16,7 +16,6 @@ PARTS = {
     "node": Part(
         "Institutions' nodes, and who may connect.",
         "arion.node_cli:node_app",
-        {"doctor": "arion.node_doctor_cli:doctor_command"},
     ),
     "auditor": Part(
         "Auditors, who join as nodes do (arion node join) and see what was written down.",

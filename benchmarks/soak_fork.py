@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 PARTS = (
-    "arion.node_cli", "arion.coordinator_cli", "arion.run_cli", "coordinator.service.serve",
+    "arion.node_serve_cli", "arion.coordinator_cli", "arion.run_cli", "coordinator.service.serve",
     "privacy.dp.accountant", "dp_accounting.pld.privacy_loss_distribution", "models.optimiser",
 )  # fmt: skip
 

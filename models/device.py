@@ -1,8 +1,7 @@
 """Where a model is run."""
 
 from enum import StrEnum
-
-import torch
+from importlib import import_module
 
 
 class Device(StrEnum):
@@ -18,7 +17,8 @@ class Device(StrEnum):
             ValueError: torch sees no GPU.
 
         """
-        if self is Device.CUDA and not torch.cuda.is_available():
+        # torch is heavy, and who only reads a node's settings has no use for it
+        if self is Device.CUDA and not import_module("torch").cuda.is_available():
             raise ValueError(
                 "Expected a GPU for device cuda, got none that torch sees. Choose device cpu, or "
                 "install a build of torch for this GPU."

@@ -1,4 +1,4 @@
-"""The command line imports a part when it is called, and the service's part is light."""
+"""The command line imports a part when it is called; what trains nothing is light."""
 
 import inspect
 import os
@@ -10,7 +10,9 @@ from typer.testing import CliRunner
 
 from arion.cli import PARTS, app
 from arion.model_cli import MODEL_PARTS
+from arion.node_cli import NODE_PARTS
 from arion.parts import Part
+from arion.privacy_cli import PRIVACY_PARTS
 
 LOADED = 'print(sorted({"torch", "flwr", "scipy", "matplotlib"} & set(sys.modules)))'
 SERVICE = f"""
@@ -27,10 +29,23 @@ for words in (["--help"], ["model", "--help"], ["model"], ["nonsense"], ["model"
     CliRunner().invoke(app, words)
 {LOADED}
 """
-EVERY = [*PARTS.items(), *MODEL_PARTS.items()]
+LIGHT = f"""
+import sys
+from typer.testing import CliRunner
+from arion.cli import app
+for words in (
+    "node invite", "node list", "node approve", "node rotate", "node revoke", "node join",
+    "privacy ledger verify", "privacy ledger show", "privacy ledger export", "coordinator status",
+):
+    assert CliRunner().invoke(app, [*words.split(), "--help"]).exit_code == 0, words
+{LOADED}
+"""
+GROUPS = {"model": MODEL_PARTS, "node": NODE_PARTS, "privacy": PRIVACY_PARTS}
+WITHIN = [(group, name, part) for group, parts in GROUPS.items() for name, part in parts.items()]
+EVERY = [("", name, part) for name, part in PARTS.items()] + WITHIN
 
 
-@pytest.mark.parametrize("program", [SERVICE, LISTS])
+@pytest.mark.parametrize("program", [SERVICE, LISTS, LIGHT])
 def test_serving_and_listing_do_not_load_torch(program: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
@@ -38,20 +53,20 @@ def test_serving_and_listing_do_not_load_torch(program: str) -> None:
     assert done.stdout == "[]\n"
 
 
-@pytest.mark.parametrize("words", [[name] for name in PARTS] + [["model", n] for n in MODEL_PARTS])
-def test_every_part_has_help(words: list[str]) -> None:
+@pytest.mark.parametrize(("group", "name", "part"), EVERY)
+def test_every_part_has_help(group: str, name: str, part: Part) -> None:
+    words = [*group.split(), name]
     result = CliRunner().invoke(app, [*words, "--help"])
     assert result.exit_code == 0, result.output
     assert f" {' '.join(words)} [OPTIONS]" in result.output
     assert "completion" not in result.output  # for the whole command, at its front door alone
-    added = dict(EVERY)[words[-1]].more
-    assert all(command in result.output for command in added)
+    assert all(command in result.output for command in part.more)
     again = CliRunner().invoke(app, [*words, "--help"])
     assert again.output == result.output
 
 
-@pytest.mark.parametrize(("name", "part"), EVERY)
-def test_a_list_says_of_a_part_what_it_says_itself(name: str, part: Part) -> None:
+@pytest.mark.parametrize(("group", "name", "part"), EVERY)
+def test_a_list_says_of_a_part_what_it_says_itself(group: str, name: str, part: Part) -> None:
     own = inspect.cleandoc(part.load(name).help or "").split("\n\n")[0]
     assert part.help == " ".join(own.split())
 
