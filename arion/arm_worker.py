@@ -22,7 +22,7 @@ from arion.watch import RoundWatch
 from coordinator.outcome import RoundOutcome
 from coordinator.settings import load_settings
 from models.optimiser import OptimiserState
-from models.recipe import Recipe
+from models.training_settings import Recipe
 from privacy.dp.plan import PrivateStep
 from privacy.ledger.files import make_directory, replace_durably
 

@@ -29,7 +29,8 @@ from client.training import LocalTrainer, UnitRows, unit_rows
 from coordinator.outcome import Observer
 from models.folders import open_model
 from models.optimiser import OptimiserState, adam_step
-from models.recipe import Recipe, prepare
+from models.recipe import prepare
+from models.training_settings import Recipe
 from models.vector import read_vector, write_vector
 from privacy.dp.keystream import derive_seeded_key
 from privacy.dp.lattice import release_variance

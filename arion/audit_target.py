@@ -36,8 +36,9 @@ from models.config import preset
 from models.decoder import Decoder
 from models.folders import open_model
 from models.language_model import LanguageModel
-from models.recipe import Recipe, prepare
+from models.recipe import prepare
 from models.tokenizer import Tokenizer
+from models.training_settings import Recipe
 from privacy.audit.one_run import AuditError
 from privacy.ledger.entries import EPSILON_UNITS
 from privacy.ledger.pins import PINS_FILE, load_pins

@@ -32,9 +32,9 @@ from arion.audit_canaries import (
 from client.entropy import Entropy
 from client.training import LocalTrainer, UnitRows
 from models.language_model import LanguageModel
-from models.optimiser import OptimiserSettings, OptimiserState, adam_step
-from models.recipe import Recipe
+from models.optimiser import OptimiserState, adam_step
 from models.tokenizer import Row, stack_rows
+from models.training_settings import OptimiserSettings, Recipe
 from models.vector import read_vector, vector_length, views_by_name, write_vector
 from privacy.dp.clipping import Chunk, add_clipped_gradients, unit_losses
 from privacy.dp.coefficients import clip_coefficients

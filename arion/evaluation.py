@@ -14,8 +14,9 @@ from models.decoder import Decoder
 from models.evaluate import evaluate, expert_shares
 from models.folders import open_model
 from models.language_model import LanguageModel
-from models.recipe import Recipe, prepare
+from models.recipe import prepare
 from models.tokenizer import Row
+from models.training_settings import Recipe
 from models.vector import write_vector
 
 Losses = dict[str, float]

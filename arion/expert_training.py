@@ -16,8 +16,9 @@ from models.checkpoint import load_model, model_digest
 from models.expert_module import NOT_PRIVATE, Facts, modules_in, read_card, write_module
 from models.owned import OwnedError, owned_tensors
 from models.owner_training import OwnerRecipe, train_owner
-from models.pretrain import WarmUp, token_stream
+from models.pretrain import token_stream
 from models.snapshot import Snapshot
+from models.training_settings import WarmUp
 from privacy.canonical import JsonLike, canonical_bytes, sha256_hex
 
 _SNAPSHOT_EVERY = 50

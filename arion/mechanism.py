@@ -7,7 +7,7 @@ from pathlib import Path
 from arion.federation import Budget
 from arion.run_file import FederationSection, RunFile, RunFileError
 from models.folders import is_ours
-from models.recipe import Recipe
+from models.training_settings import Recipe
 from privacy.dp.accountant import calibrate_noise_multiplier
 from privacy.dp.plan import PrivateStep
 from privacy.secagg.parameters import (

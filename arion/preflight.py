@@ -19,9 +19,10 @@ from models.decoder import Decoder
 from models.folders import open_model
 from models.generate import Settings, generate
 from models.language_model import LanguageModel
-from models.optimiser import OptimiserSettings, OptimiserState, adam_step
-from models.recipe import Recipe, prepare
+from models.optimiser import OptimiserState, adam_step
+from models.recipe import prepare
 from models.tokenizer import Row
+from models.training_settings import OptimiserSettings, Recipe
 from models.vector import read_vector, write_vector
 from privacy.dp.plan import PrivateStep
 

@@ -9,7 +9,7 @@ from arion.errors import user_errors
 from arion.pretraining import Pretraining, pretrain
 from arion.progress import Progress, Silent, make_progress
 from models.parallel import StoppedElsewhereError, World, processes
-from models.pretrain import WarmUp
+from models.training_settings import WarmUp
 
 _MANY_STEPS = 2**31
 

@@ -21,9 +21,10 @@ from models.config import preset
 from models.decoder import Decoder
 from models.durable import put, sync
 from models.parallel import ALONE, World, unsharded
-from models.pretrain import WarmUp, token_stream, warm_up
+from models.pretrain import token_stream, warm_up
 from models.snapshot import Snapshot
 from models.tokenizer import Tokenizer
+from models.training_settings import WarmUp
 
 _TOKENIZER_CHARACTERS = 20_000
 _TOKENIZER_DOCUMENTS = 2_500

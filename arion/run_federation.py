@@ -14,7 +14,8 @@ from coordinator.store import RunStore
 from models.folders import open_model, write_model
 from models.language_model import LanguageModel
 from models.lora import merge_lora
-from models.recipe import Recipe, prepare
+from models.recipe import prepare
+from models.training_settings import Recipe
 from models.vector import write_vector
 
 

@@ -7,8 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from models.faults import first_fault, place_of
-from models.optimiser import OptimiserSettings
-from models.pretrain import WarmUp
+from models.training_settings import OptimiserSettings, WarmUp
 from privacy.dp.plan import SMALLEST_CLIPPING_NORM, Clipping
 from privacy.secagg.parameters import LARGEST_SPARSE
 

@@ -26,7 +26,8 @@ from coordinator.settings import load_settings
 from coordinator.store import RunStore
 from models.folders import open_model
 from models.foreign.model import ForeignModel
-from models.recipe import Recipe, prepare
+from models.recipe import prepare
+from models.training_settings import Recipe
 from models.vector import read_vector
 from privacy.dp.plan import PrivateStep
 from privacy.ledger.files import make_directory, replace_durably

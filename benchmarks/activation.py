@@ -23,9 +23,10 @@ from models.config import ModelConfig
 from models.decoder import Decoder
 from models.experts import Activation
 from models.language_model import IGNORED
-from models.pretrain import WarmUp, token_stream, warm_up
+from models.pretrain import token_stream, warm_up
 from models.tokenizer import Row as TextRow
 from models.tokenizer import Tokenizer, stack_rows
+from models.training_settings import WarmUp
 
 CONFIG = ModelConfig(
     vocab_size=4096, hidden_size=128, layers=4, heads=4, kv_heads=2, head_dim=32, experts=8,

@@ -38,7 +38,7 @@ from models.decoder import Decoder
 from models.durable import write_whole
 from models.evaluate import expert_shares
 from models.owner_training import OwnerRecipe
-from models.pretrain import WarmUp
+from models.training_settings import WarmUp
 
 DOMAINS = (PUBLIC, *OWNERS)
 

@@ -31,9 +31,10 @@ from models.generate import Settings, generate
 from models.language_model import IGNORED
 from models.owned import owned_tensors
 from models.owner_training import OwnerRecipe, train_owner, windows, with_public
-from models.pretrain import WarmUp, warm_up
+from models.pretrain import warm_up
 from models.sampling import Sampling
 from models.tokenizer import Row, Tokenizer, stack_rows
+from models.training_settings import WarmUp
 
 MORE = 4  # experts per token of some arms: twice the base's number
 _TUNING_WINDOWS = 352  # of each domain: 45,000 tokens, about as many as a module writes

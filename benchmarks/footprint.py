@@ -20,7 +20,7 @@ from coordinator.service.home import ServiceHome, ServiceSettings
 from coordinator.settings import load_settings, save_settings
 from models.folders import shape_of
 from models.footprint import driver_bytes, node_bytes
-from models.recipe import Recipe
+from models.training_settings import Recipe
 
 NODES, ROUNDS = 3, 2
 MODELS = {

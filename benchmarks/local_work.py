@@ -11,7 +11,8 @@ from torch import Tensor
 
 from models.config import preset
 from models.decoder import Decoder
-from models.recipe import Recipe, prepare
+from models.recipe import prepare
+from models.training_settings import Recipe
 from models.vector import read_vector, write_vector
 
 PRESET = "nano"

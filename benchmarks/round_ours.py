@@ -41,9 +41,9 @@ from coordinator.settings import load_settings, save_settings
 from models.checkpoint import save_model
 from models.config import ModelConfig
 from models.decoder import Decoder
-from models.optimiser import OptimiserSettings
-from models.recipe import Recipe, prepare
+from models.recipe import prepare
 from models.tokenizer import Tokenizer
+from models.training_settings import OptimiserSettings, Recipe
 from models.vector import vector_length
 from privacy.dp.accountant import calibrate_noise_multiplier
 from privacy.dp.plan import PrivateStep

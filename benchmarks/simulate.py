@@ -42,9 +42,8 @@ from client.training import LocalTrainer, UnitRows, unit_rows
 from client.training_records import training_records
 from coordinator.outcome import RoundOutcome
 from models.checkpoint import load_model, model_digest, save_model
-from models.optimiser import OptimiserSettings
-from models.recipe import Recipe
 from models.tokenizer import Tokenizer, stack_rows
+from models.training_settings import OptimiserSettings, Recipe
 from models.vector import write_vector
 from privacy.dp.accountant import calibrate_noise_multiplier
 from privacy.dp.plan import PrivateStep

@@ -30,7 +30,7 @@ from arion.run_file import (
 )
 from benchmarks.harness import context
 from benchmarks.utility_chart import svg
-from models.pretrain import WarmUp
+from models.training_settings import WarmUp
 from privacy.ledger.files import replace_durably
 
 EPSILONS = (1.0, 3.0, 8.0, math.inf)

@@ -17,9 +17,10 @@ from benchmarks.composition_data import Texts, read_texts, streams
 from models.checkpoint import save_model
 from models.config import ModelConfig, preset
 from models.decoder import Decoder
-from models.pretrain import WarmUp, warm_up
+from models.pretrain import warm_up
 from models.snapshot import Snapshot
 from models.tokenizer import Tokenizer
+from models.training_settings import WarmUp
 
 SETTINGS = WarmUp(steps=1600, batch=16, sequence_length=128, learning_rate=3e-3)
 _DOMAIN_TOKENS = 700_000

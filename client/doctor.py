@@ -27,7 +27,7 @@ from models.device import Device
 from models.folders import is_ours, shape_of
 from models.footprint import most_bytes, node_bytes
 from models.formats.shards import read_headers
-from models.recipe import Recipe
+from models.training_settings import Recipe
 from privacy.consent import load_consent
 from privacy.enrolment import OLDEST_PROTOCOL, PROTOCOL
 from privacy.identity import IdentityKey

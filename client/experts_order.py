@@ -19,11 +19,10 @@ from client.training_records import training_records
 from models.checkpoint import load_model, model_digest
 from models.decoder import Decoder
 from models.faults import first_fault
-from models.optimiser import OptimiserSettings
 from models.owned import public_inputs
 from models.pretrain import token_stream
-from models.recipe import Recipe
 from models.tokenizer import Tokenizer
+from models.training_settings import OptimiserSettings, Recipe
 from privacy.consent import Consent
 from privacy.dp.local_plan import calibrate_local_plan
 from privacy.experts_job import ExpertsJob

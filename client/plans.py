@@ -1,6 +1,6 @@
 """What a node reads of a plan and its recipe by itself."""
 
-from models.recipe import Recipe
+from models.training_settings import Recipe
 from privacy.canonical import canonical_bytes
 from privacy.identity import Signed
 from privacy.rounds import PlanCode, PlanRefused, RoundPlan

@@ -8,7 +8,7 @@ Shapes: B sequences, T positions, U privacy units.
 import torch
 
 from models.language_model import LanguageModel
-from models.recipe import Recipe
+from models.training_settings import Recipe
 from privacy.dp.clipping import Chunk, add_clipped_gradients, trained_parameters
 from privacy.dp.records import UnitLayout
 

@@ -20,8 +20,9 @@ from models.decoder import Decoder
 from models.folders import open_model
 from models.language_model import LanguageModel
 from models.parallel import ALONE, World
-from models.recipe import Recipe, prepare
+from models.recipe import prepare
 from models.tokenizer import Tokenizer
+from models.training_settings import Recipe
 from models.vector import read_vector, vector_of, write_vector
 from privacy.canonical import sha256_hex
 from privacy.consent import Consent

@@ -20,7 +20,7 @@ from torch import Tensor, distributed
 from client.training import LocalTrainer, UnitRows
 from models.decoder import Decoder
 from models.parallel import ParallelError, World, assign, shard
-from models.recipe import Recipe
+from models.training_settings import Recipe
 from models.vector import check_vector, vector_length, views_by_name
 from privacy.dp.clipping import add_clipped_gradients
 from privacy.dp.plan import PrivateStep

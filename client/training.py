@@ -17,8 +17,8 @@ from torch import Tensor
 from client.data import Record
 from models.footprint import ROOM, sequence_bytes, sequences_in
 from models.language_model import LanguageModel
-from models.recipe import Recipe
 from models.tokenizer import Row, Tokenizer, stack_rows
+from models.training_settings import Recipe
 from models.vector import vector_length, views_by_name
 from privacy.dp.clipping import Chunk, add_clipped_gradients, trained_parameters, unit_losses
 from privacy.dp.passes import add_clipped_twice, add_clipped_unit, gradients_into

@@ -14,8 +14,7 @@ from pydantic import (
 
 from coordinator.errors import RunError
 from models.faults import first_fault
-from models.optimiser import OptimiserSettings
-from models.recipe import Recipe
+from models.training_settings import OptimiserSettings, Recipe
 from privacy.canonical import canonical_bytes, sha256_hex
 from privacy.dp.plan import PrivateStep
 from privacy.ledger.files import replace_durably

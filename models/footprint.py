@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeAlias
 
 from models.language_model import LanguageModel
-from models.recipe import Recipe, prepare
+from models.recipe import prepare
+from models.training_settings import Recipe
 from models.vector import vector_length
 
 ROOM = 2 << 30

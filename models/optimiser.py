@@ -8,39 +8,12 @@ import math
 from dataclasses import dataclass
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load
 from torch import Tensor
 
+from models.training_settings import OptimiserSettings
+
 _PIECE = 1 << 16
-
-
-class OptimiserSettings(BaseModel):
-    """Adam on the released sums (post-processing), with a linear rise and a cosine fall.
-
-    Attributes:
-        learning_rate: highest rate.
-        beta1, beta2: decay of the moments.
-        epsilon: added to the root of the second moment.
-        warm_up: share of the rounds in which the rate rises.
-        bias_correction: take the noise's known variance off the second moment, which otherwise
-            measures noise and not gradients.
-        noise_floor: least second moment after the correction, as a share of the noise's variance.
-        average_decay: decay of an exponential moving average of the parameters, which is handed
-            out in their place; 0 hands out the last ones.
-
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    learning_rate: float = Field(default=2e-3, gt=0)
-    beta1: float = Field(default=0.9, ge=0, lt=1)
-    beta2: float = Field(default=0.95, ge=0, lt=1)
-    epsilon: float = Field(default=1e-8, gt=0)
-    warm_up: float = Field(default=0.1, ge=0, lt=1)
-    bias_correction: bool = False
-    noise_floor: float = Field(default=0.1, gt=0)
-    average_decay: float = Field(default=0.0, ge=0, lt=1)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from models.decoder import Decoder
 from models.owned import PublicInputs, branch, public_inputs, router_rows, sequence_embeddings
-from models.pretrain import WarmUp, warm_up
+from models.pretrain import warm_up
 from models.snapshot import Snapshot
+from models.training_settings import WarmUp
 
 
 class OwnerRecipe(BaseModel):

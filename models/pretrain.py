@@ -5,10 +5,8 @@ Shapes: B sequences, T positions.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from models.decoder import Decoder
@@ -17,31 +15,7 @@ from models.parallel import ALONE, World, shard
 from models.precision import MasterWeights, bf16_training
 from models.snapshot import Snapshot, Trained
 from models.tokenizer import Tokenizer
-
-
-class WarmUp(BaseModel):
-    """Settings of the public warm-up: AdamW, linear warm-up, cosine to 3% of the rate.
-
-    Attributes:
-        balance, z: weights of the sequence-wise router losses (the router trains only here).
-        random_activation: every other step draws k_max and tau at random, so that one checkpoint
-            serves few and many experts per token.
-        precision: "bf16" computes in bf16 and keeps fp32 master weights.
-        checkpoint_blocks: keep only the blocks' inputs for backward; see `Decoder`.
-
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    steps: int = Field(default=900, ge=0)
-    batch: int = Field(default=16, gt=0)
-    sequence_length: int = Field(default=128, gt=1)
-    learning_rate: float = Field(default=4e-3, gt=0)
-    balance: float = Field(default=1e-2, ge=0)
-    z: float = Field(default=1e-3, ge=0)
-    random_activation: bool = False
-    precision: Literal["fp32", "bf16"] = "fp32"
-    checkpoint_blocks: bool = False
+from models.training_settings import WarmUp
 
 
 def token_stream(tokenizer: Tokenizer, texts: Sequence[str]) -> Tensor:

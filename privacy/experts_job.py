@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from models.optimiser import OptimiserSettings
+from models.training_settings import OptimiserSettings
 from privacy.budget_clauses import check_expiry, check_life_budget, require, run_delta
 from privacy.canonical import canonical_bytes
 from privacy.consent import Consent
@@ -37,7 +37,7 @@ class ExpertsJob(BaseModel):
         sources: experts of the base that the owned ones start as copies of; a public choice.
         train_rows: whether router rows are trained too, after the embedding gave them.
         gain, margin: see `models.owned.router_rows`.
-        sequence_length, sequences_per_unit: see `models.recipe.Recipe`.
+        sequence_length, sequences_per_unit: see `models.training_settings.Recipe`.
         optimiser: Adam on the noised sums.
         trainable: (tensor name, element count) in the vector's order.
         plan: the mechanism.

@@ -53,7 +53,7 @@ class UploadRequest(WireMessage):
 
     Attributes:
         plan: the signed round plan.
-        recipe: canonical JSON of `models.recipe.Recipe`, whose digest the plan names.
+        recipe: canonical JSON of `models.training_settings.Recipe`, whose digest the plan names.
 
     """
 

@@ -16,7 +16,7 @@ from client.config import IDENTITY_FILE, NODE_FILE
 from client.experts_order import ExpertsOrder, train_experts
 from client.module_outbox import SealedModule
 from client.node import CONSENT_FILE
-from models.optimiser import OptimiserSettings
+from models.training_settings import OptimiserSettings
 from privacy.identity import IdentityKey
 from privacy.ledger.files import make_directory, replace_durably
 from privacy.ledger.pins import PINS_FILE, Pin, pins_bytes

@@ -33,9 +33,10 @@ from coordinator.settings import RunSettings, load_settings
 from models.checkpoint import load_model, save_model
 from models.config import ModelConfig
 from models.decoder import Decoder
-from models.optimiser import OptimiserSettings, OptimiserState
-from models.recipe import Recipe, prepare
+from models.optimiser import OptimiserState
+from models.recipe import prepare
 from models.tokenizer import Tokenizer
+from models.training_settings import OptimiserSettings, Recipe
 from models.vector import trainable_layout
 from privacy.dp.lattice import encode
 from privacy.dp.noise import SeededGaussian, derive_seeded_key

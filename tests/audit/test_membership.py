@@ -8,8 +8,8 @@ from arion.audit_membership import RATES, MembershipAudit, Suspects, audit_membe
 from client.data import Record
 from client.training import UnitRows, unit_rows
 from models.folders import open_model
-from models.recipe import Recipe
 from models.tokenizer import stack_rows
+from models.training_settings import Recipe
 from privacy.audit.membership import (
     auc,
     clopper_pearson,

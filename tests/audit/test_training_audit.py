@@ -26,8 +26,8 @@ from arion.audit_training import AuditedTraining, _Attacker, audit_training, can
 from client.entropy import Entropy
 from models.config import ModelConfig
 from models.decoder import Decoder
-from models.optimiser import OptimiserSettings
-from models.recipe import Recipe, prepare
+from models.recipe import prepare
+from models.training_settings import OptimiserSettings, Recipe
 from privacy.audit.one_run import AuditError
 from privacy.dp.accountant import epsilon
 from privacy.dp.lattice import encode, release_variance

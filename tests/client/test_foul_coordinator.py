@@ -14,7 +14,7 @@ from arion.federation import write_toml
 from client.config import NODE_FILE
 from client.node import CONSENT_FILE
 from client.outbox import Outbox
-from models.recipe import Recipe
+from models.training_settings import Recipe
 from privacy.canonical import canonical_bytes, sha256_hex
 from privacy.identity import IdentityKey, Signed
 from privacy.rounds import PlanCode, PlanRefused, run_cost, sign_plan

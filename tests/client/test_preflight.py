@@ -11,7 +11,8 @@ from client.preflight import PreflightError, check_private_gradients
 from models.config import ModelConfig
 from models.decoder import Decoder
 from models.language_model import SequenceLoss
-from models.recipe import Recipe, prepare
+from models.recipe import prepare
+from models.training_settings import Recipe
 from privacy.dp.clipping import ClippingError
 from privacy.rounds import PlanCode, PlanRefused
 from tests.small_hands import Hands

@@ -14,7 +14,7 @@ from client.config import load_node_config
 from client.node import CONSENT_FILE
 from client.seats import Seat, Seats
 from models.checkpoint import model_digest
-from models.recipe import Recipe
+from models.training_settings import Recipe
 from privacy.canonical import canonical_bytes
 from privacy.consent import load_consent
 from tests.small_federation import RECIPE, SmallFederation, digest_of

@@ -12,8 +12,9 @@ from client.training import LocalTrainer, UnitRows, sequences_at_once, unit_rows
 from models.checkpoint import load_model
 from models.config import preset
 from models.decoder import Decoder
-from models.recipe import Recipe, prepare
+from models.recipe import prepare
 from models.tokenizer import Tokenizer
+from models.training_settings import Recipe
 from privacy.dp.clipping import Chunk
 from privacy.dp.plan import PrivateStep
 from tests.small_federation import NO_NOISE, RECIPE, STEP, Ground

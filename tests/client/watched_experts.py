@@ -19,10 +19,10 @@ from client.training import LocalTrainer, UnitRows
 from models.checkpoint import model_digest
 from models.config import ModelConfig
 from models.decoder import Decoder
-from models.optimiser import OptimiserSettings, OptimiserState, adam_step
+from models.optimiser import OptimiserState, adam_step
 from models.owned import public_inputs
-from models.recipe import Recipe
 from models.tokenizer import Row, stack_rows
+from models.training_settings import OptimiserSettings, Recipe
 from models.vector import read_vector, views_by_name
 from privacy.dp.lattice import release_variance
 from privacy.dp.local_plan import LocalPlan

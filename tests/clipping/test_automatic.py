@@ -12,8 +12,8 @@ from arion.mechanism import choose_cohort, choose_step
 from arion.run_file import RunFile
 from client.training import LocalTrainer, UnitRows
 from models.decoder import Decoder
-from models.recipe import Recipe
 from models.tokenizer import Row
+from models.training_settings import Recipe
 from privacy.dp import clipping
 from privacy.dp.clipping import Chunk, add_clipped_gradients
 from privacy.dp.coefficients import AUTOMATIC_GAMMA, clip_coefficients

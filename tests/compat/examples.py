@@ -11,7 +11,7 @@ from typing import Any
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
-from models.optimiser import OptimiserSettings
+from models.training_settings import OptimiserSettings
 from privacy.canonical import canonical_bytes
 from privacy.dp.local_plan import LocalPlan
 from privacy.dp.plan import PrivateStep

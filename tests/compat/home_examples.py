@@ -16,8 +16,8 @@ from coordinator.service.archive import Manifest as BackupManifest
 from coordinator.service.home import ServiceSettings
 from coordinator.settings import RunSettings
 from coordinator.store import RunStore
-from models.optimiser import OptimiserSettings, OptimiserState
-from models.recipe import Recipe
+from models.optimiser import OptimiserState
+from models.training_settings import OptimiserSettings, Recipe
 from privacy.ledger.head import sign_head, signed_line
 from privacy.ledger.pins import Pin, pins_bytes
 from privacy.round_plan import sign_plan

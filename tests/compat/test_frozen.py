@@ -69,7 +69,7 @@ NOT_SHOWN = {
     "models.config.RopeScaling": "in config.json as transformers writes it (tests/models)",
     "models.expert_module.Facts": "a base",
     "models.owner_training.OwnerRecipe": "words of a command line",
-    "models.pretrain.WarmUp": "of a run file",
+    "models.training_settings.WarmUp": "of a run file",
     "models.variants.frozen.Frozen": "a base",
     "privacy.attestation._Envelope": "read within an attestation",
     "privacy.attestation._Frozen": "a base",

@@ -10,8 +10,9 @@ from scipy.stats import chi2
 
 import client.entropy
 from coordinator.outcome import RoundOutcome, observing
-from models.optimiser import OptimiserSettings, OptimiserState, adam_step
+from models.optimiser import OptimiserState, adam_step
 from models.tokenizer import stack_rows
+from models.training_settings import OptimiserSettings
 from models.vector import read_vector
 from privacy.dp.lattice import decode, release_variance
 from privacy.dp.noise import SecureGaussian, SeededGaussian

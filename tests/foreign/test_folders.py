@@ -18,7 +18,8 @@ from models.folders import is_ours, open_model, write_model
 from models.foreign.model import ForeignModel
 from models.formats.files import CheckpointError
 from models.lora import add_lora, merge_lora
-from models.recipe import Recipe, prepare
+from models.recipe import prepare
+from models.training_settings import Recipe
 from tests.foreign.families import FAMILIES, write_family
 
 Family = Callable[[str], Path]

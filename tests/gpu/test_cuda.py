@@ -16,8 +16,8 @@ from models.cross_entropy import nats_of_logits
 from models.decoder import Decoder
 from models.lora import add_lora
 from models.ops import Slots, grouped_linear
-from models.recipe import Recipe
 from models.tokenizer import Row
+from models.training_settings import Recipe
 from privacy.dp.clipping import Chunk, add_clipped_gradients
 from privacy.dp.plan import PrivateStep
 from privacy.dp.records import UnitLayout

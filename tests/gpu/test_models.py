@@ -13,10 +13,11 @@ from models.decoder import Decoder
 from models.evaluate import evaluate
 from models.generate import Settings, generate
 from models.parallel import ALONE, World
-from models.pretrain import WarmUp, warm_up
+from models.pretrain import warm_up
 from models.sampling import Sampling
 from models.snapshot import Snapshot
 from models.tokenizer import Tokenizer
+from models.training_settings import WarmUp
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
 

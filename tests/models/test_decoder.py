@@ -12,8 +12,9 @@ from models.decoder import Decoder
 from models.evaluate import evaluate, expert_shares
 from models.formats.files import CheckpointError
 from models.lora import add_lora, merge_lora
-from models.pretrain import WarmUp, token_stream, warm_up
+from models.pretrain import token_stream, warm_up
 from models.tokenizer import Tokenizer, stack_rows
+from models.training_settings import WarmUp
 
 CONFIG = ModelConfig(
     vocab_size=300, hidden_size=32, layers=2, heads=4, kv_heads=2, head_dim=8, experts=4,

@@ -17,8 +17,9 @@ from models.decoder import Decoder
 from models.folders import open_model, shape_of
 from models.footprint import driver_bytes, most_bytes, node_bytes, trained_numbers
 from models.formats.shards import read_headers
-from models.recipe import Recipe, prepare
+from models.recipe import prepare
 from models.tokenizer import Row
+from models.training_settings import Recipe
 from models.vector import vector_length
 from privacy.dp.plan import PrivateStep
 from tests.foreign.families import FAMILIES, write_family

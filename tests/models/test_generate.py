@@ -13,9 +13,10 @@ from models.config import ModelConfig
 from models.decoder import Decoder
 from models.experts import Activation
 from models.generate import Completion, Finish, Settings, generate, stream
-from models.pretrain import WarmUp, token_stream, warm_up
+from models.pretrain import token_stream, warm_up
 from models.sampling import Sampling
 from models.tokenizer import Tokenizer
+from models.training_settings import WarmUp
 
 CONFIG = ModelConfig(
     vocab_size=320, hidden_size=32, layers=2, heads=4, kv_heads=2, head_dim=8, experts=4,

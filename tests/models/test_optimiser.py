@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from models import optimiser
-from models.optimiser import OptimiserSettings, OptimiserState, adam_step, rate_factor
+from models.optimiser import OptimiserState, adam_step, rate_factor
+from models.training_settings import OptimiserSettings
 
 ROUNDS = 8
 SETTINGS = [

@@ -13,7 +13,7 @@ from models.owner_training import (
     windows,
     with_public,
 )
-from models.pretrain import WarmUp
+from models.training_settings import WarmUp
 
 CONFIG = ModelConfig(
     vocab_size=64, hidden_size=32, layers=2, heads=4, kv_heads=2, head_dim=8, experts=2,

@@ -7,7 +7,8 @@ from models.config import ModelConfig
 from models.decoder import Decoder
 from models.experts import Activation
 from models.precision import bf16_training
-from models.pretrain import WarmUp, warm_up
+from models.pretrain import warm_up
+from models.training_settings import WarmUp
 
 CONFIG = ModelConfig(
     vocab_size=24, hidden_size=32, layers=2, heads=2, kv_heads=1, head_dim=16, experts=4,

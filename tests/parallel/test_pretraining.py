@@ -16,7 +16,7 @@ from arion.cli import app
 from arion.pretraining import Pretraining, PretrainingError, at_most, pretrain
 from models.checkpoint import load_model
 from models.parallel import ALONE, World
-from models.pretrain import WarmUp
+from models.training_settings import WarmUp
 from tests.conftest import ROOT
 from tests.parallel.conftest import Gang
 

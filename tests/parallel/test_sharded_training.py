@@ -14,8 +14,9 @@ from client.training import LocalTrainer, UnitRows
 from models.config import ModelConfig
 from models.decoder import Decoder
 from models.parallel import ParallelError, World
-from models.recipe import Recipe, prepare
+from models.recipe import prepare
 from models.tokenizer import Row
+from models.training_settings import Recipe
 from models.vector import read_vector, views_by_name, write_vector
 from privacy.dp import clipping
 from privacy.dp.clipping import ClippingError

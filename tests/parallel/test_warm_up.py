@@ -11,8 +11,9 @@ from torch import Tensor
 from models.config import ModelConfig
 from models.decoder import Decoder
 from models.parallel import ALONE, World, unsharded
-from models.pretrain import WarmUp, warm_up
+from models.pretrain import warm_up
 from models.snapshot import Snapshot, SnapshotError
+from models.training_settings import WarmUp
 from tests.parallel.conftest import Gang
 
 CONFIG = ModelConfig(

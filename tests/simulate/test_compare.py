@@ -17,8 +17,8 @@ from arion.progress import Silent
 from arion.run_file import RunFile
 from client.training import LocalTrainer, UnitRows
 from models.checkpoint import load_model
-from models.pretrain import WarmUp
 from models.recipe import prepare
+from models.training_settings import WarmUp
 from models.vector import read_vector
 from privacy.dp.accountant import epsilon_after
 

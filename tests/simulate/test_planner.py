@@ -16,7 +16,8 @@ from arion.privacy_cli import privacy_app
 from arion.run_file import RunFile, RunFileError
 from models.config import preset
 from models.decoder import Decoder
-from models.recipe import Recipe, prepare
+from models.recipe import prepare
+from models.training_settings import Recipe
 from models.vector import trainable_layout
 from privacy.consent import Consent, parse_consent
 from privacy.dp.accountant import epsilon

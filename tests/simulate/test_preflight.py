@@ -12,8 +12,7 @@ from arion.run_file import RunFile
 from arion.simulate import Simulation
 from client.preflight import PreflightError
 from models.decoder import Decoder
-from models.optimiser import OptimiserSettings
-from models.recipe import Recipe
+from models.training_settings import OptimiserSettings, Recipe
 
 RECIPE = Recipe(sequence_length=32)
 RATE = OptimiserSettings(learning_rate=2e-3)

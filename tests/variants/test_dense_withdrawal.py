@@ -21,7 +21,8 @@ from models.expert_module import NOT_PRIVATE, Facts, write_module
 from models.modular import add, create
 from models.owned import owned_tensors
 from models.owner_training import OwnerRecipe, train_owner
-from models.pretrain import WarmUp, token_stream
+from models.pretrain import token_stream
+from models.training_settings import WarmUp
 from models.variants.extras import VariantError
 from models.variants.index import artefact_path, read_index
 from models.variants.parent import open_parent

@@ -16,8 +16,9 @@ from torch.nn import functional as F
 from models import cross_entropy
 from models.config import ModelConfig
 from models.decoder import Decoder
-from models.pretrain import WarmUp, warm_up
+from models.pretrain import warm_up
 from models.snapshot import Snapshot, SnapshotError
+from models.training_settings import WarmUp
 from models.variants import distil as module
 from models.variants.dense import dense_student
 from models.variants.distil import (
