@@ -19,10 +19,11 @@ from dp_accounting.dp_event import (
     SelfComposedDpEvent,
 )
 
+from privacy.dp.events import event_json
 from privacy.dp.lattice import lattice_slack, sampler_tail
 from privacy.dp.loss_distribution import LossOverflowError, pld_epsilon
 from privacy.dp.noise_search import smallest_fitting
-from privacy.dp.plan import MOST_SURVIVORS, PrivateStep, event_json
+from privacy.dp.plan import MOST_SURVIVORS, PrivateStep
 from privacy.dp.releases import AccountantError, count_releases
 
 __all__ = [

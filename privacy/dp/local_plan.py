@@ -10,7 +10,8 @@ from dp_accounting.dp_event import ComposedDpEvent, DpEvent
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from privacy.dp.accountant import calibrate_noise_multiplier, epsilon
-from privacy.dp.plan import PlanError, PrivateStep, event_json
+from privacy.dp.events import event_json
+from privacy.dp.plan import PlanError, PrivateStep
 from privacy.units import INSTITUTION
 
 LOCAL_RING_BITS: Literal[32] = 32

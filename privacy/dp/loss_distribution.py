@@ -22,7 +22,7 @@ from dp_accounting.pld.privacy_loss_distribution import (
 )
 from dp_accounting.rdp import RdpAccountant
 
-from privacy.dp.plan import event_from_json
+from privacy.dp.events import event_from_json
 from privacy.dp.releases import AccountantError, count_releases, leaf_events, noise_of
 
 _INTERVALS = (1e-4, 1e-3, 1e-2, 1e-1)

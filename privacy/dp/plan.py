@@ -5,18 +5,8 @@ disagree. The coordinator signs it inside the round plan; every node recomputes 
 """
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from dp_accounting.dp_event import (
-    ComposedDpEvent,
-    DpEvent,
-    GaussianDpEvent,
-    NonPrivateDpEvent,
-    NoOpDpEvent,
-    PoissonSampledDpEvent,
-    SelfComposedDpEvent,
-)
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -28,6 +18,9 @@ from pydantic import (
 )
 
 from privacy.units import INSTITUTION
+
+if TYPE_CHECKING:
+    from dp_accounting.dp_event import DpEvent
 
 CLIPPING_SLACK = 1.001
 """Float sums of clipped gradients exceed C by up to 3.7e-5 relative; noise is scaled for 1e-3."""
@@ -53,8 +46,6 @@ Clipping = Literal["fixed", "automatic"]
 """The rule by which a unit's gradient is scaled; see `privacy.dp.coefficients`."""
 
 _RING_TAIL = 10
-
-_EVENT_MODULE = "dp_accounting.dp_event"
 
 
 class PlanError(ValueError):
@@ -157,125 +148,31 @@ class PrivateStep(BaseModel):
             return self.node_noise_std / self.noise_in_lattice_units
         return float(2 * LARGEST_COHORT * VALUE_BOUND / 2**32)
 
-    def event(self) -> DpEvent:
+    def event(self) -> "DpEvent":
         """The DP event of one release, for a unit of an honest node."""
         return self._release_event(self.noise_multiplier)
 
-    def schedule_event(self) -> DpEvent:
+    def schedule_event(self) -> "DpEvent":
         """The DP event of the whole schedule: `releases` times `event()`."""
-        return SelfComposedDpEvent(self.event(), self.releases)
+        from privacy.dp.events import repeated  # noqa: PLC0415
 
-    def event_if_all_others_collude(self) -> DpEvent:
+        return repeated(self.event(), self.releases)
+
+    def event_if_all_others_collude(self) -> "DpEvent":
         """The event of one release if every other member subtracts its own noise: z / sqrt(h)."""
         return self._release_event(self.noise_multiplier / math.sqrt(self.honest_survivors))
 
     def event_json(self) -> JsonValue:
         """`event()` in the exact to_named_tuple form, as JSON."""
+        from privacy.dp.events import event_json  # noqa: PLC0415
+
         return event_json(self.event())
 
-    def _release_event(self, noise_multiplier: float) -> DpEvent:
+    def _release_event(self, noise_multiplier: float) -> "DpEvent":
+        # the accountant's library takes a second to load, which who only reads plans does not need
+        from privacy.dp.events import sampled_gaussian, without_noise  # noqa: PLC0415
+
         if not self.is_private:
-            return NonPrivateDpEvent()
+            return without_noise()
         q = 1.0 if self.unit == INSTITUTION else self.sampling_probability
-        return PoissonSampledDpEvent(q, GaussianDpEvent(noise_multiplier))
-
-
-def event_json(event: DpEvent) -> JsonValue:
-    """Write a DP event as JSON: the fields of its to_named_tuple(), nested tuples as objects.
-
-    Args:
-        event: an event made of the kinds that the accountant accepts.
-
-    Returns:
-        {"module_name", "class_name", fields...}; `event_from_json` restores an equal event.
-
-    Raises:
-        PlanError: an event of a kind that is not listed, or a field out of its range.
-
-    """
-    written = _written(event)
-    event_from_json(written)
-    return written
-
-
-def event_from_json(value: JsonValue) -> DpEvent:
-    """Read a DP event written by `event_json`; fails closed on anything it does not know.
-
-    Only the listed event classes are ever built: the module's name is compared, never imported.
-
-    Raises:
-        PlanError: unknown module, class or field; a number out of range or not finite.
-
-    """
-    if not isinstance(value, dict):
-        raise PlanError(f"Expected a DP event as an object, got {type(value).__name__}.")
-    class_name = value.get("class_name")
-    if value.get("module_name") != _EVENT_MODULE or class_name not in _FIELDS:
-        raise PlanError(
-            f"Expected a DP event of {_EVENT_MODULE} among {sorted(_FIELDS)}, got "
-            f"{value.get('module_name')!r}, {class_name!r}. Update this node or refuse the plan."
-        )
-    cls, fields = _FIELDS[str(class_name)]
-    if set(value) != {"module_name", "class_name", *fields}:
-        raise PlanError(f"Expected the fields {sorted(fields)} in {class_name}, got {list(value)}.")
-    return cls(**{name: read(value[name]) for name, read in fields.items()})
-
-
-def _written(value: Any) -> JsonValue:
-    """Write what `event_from_json` reads; to_named_tuple itself makes a new class each time."""
-    if isinstance(value, DpEvent):
-        kind = type(value)
-        _, fields = _FIELDS.get(kind.__name__, (kind, {}))
-        names = {"module_name": kind.__module__, "class_name": kind.__name__}
-        return names | {name: _written(getattr(value, name)) for name in fields}
-    if isinstance(value, list | tuple):
-        return [_written(item) for item in value]
-    if isinstance(value, int | float | str):
-        return value
-    raise PlanError(f"Expected numbers and events in a DP event, got {type(value).__name__}.")
-
-
-def _number(value: JsonValue) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise PlanError(f"Expected a finite number in a DP event, got {value!r}.")
-    return float(value)
-
-
-def _noise_multiplier(value: JsonValue) -> float:
-    number = _number(value)
-    if number <= 0:
-        raise PlanError(f"Expected noise_multiplier > 0 in a DP event, got {number!r}.")
-    return number
-
-
-def _probability(value: JsonValue) -> float:
-    number = _number(value)
-    if not 0 < number <= 1:
-        raise PlanError(f"Expected sampling_probability in (0, 1] in a DP event, got {number!r}.")
-    return number
-
-
-def _count(value: JsonValue) -> int:
-    number = _number(value)
-    if number < 1 or number != int(number):
-        raise PlanError(f"Expected a whole count >= 1 in a DP event, got {number!r}.")
-    return int(number)
-
-
-def _events(value: JsonValue) -> list[DpEvent]:
-    if not isinstance(value, list):
-        raise PlanError(f"Expected a list of DP events, got {type(value).__name__}.")
-    return [event_from_json(item) for item in value]
-
-
-_FIELDS: Mapping[str, tuple[type[DpEvent], Mapping[str, Callable[[JsonValue], object]]]] = {
-    "ComposedDpEvent": (ComposedDpEvent, {"events": _events}),
-    "GaussianDpEvent": (GaussianDpEvent, {"noise_multiplier": _noise_multiplier}),
-    "NoOpDpEvent": (NoOpDpEvent, {}),
-    "NonPrivateDpEvent": (NonPrivateDpEvent, {}),
-    "PoissonSampledDpEvent": (
-        PoissonSampledDpEvent,
-        {"sampling_probability": _probability, "event": event_from_json},
-    ),
-    "SelfComposedDpEvent": (SelfComposedDpEvent, {"event": event_from_json, "count": _count}),
-}
+        return sampled_gaussian(q, noise_multiplier)

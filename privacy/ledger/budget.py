@@ -239,7 +239,7 @@ def schedule_epsilon_micro(event: JsonValue, releases: int, delta_1e15: int) -> 
     """Recompute the epsilon of `releases` times `event`, in millionths rounded up.
 
     Args:
-        event: DP event of one release, as `privacy.dp.plan.event_json` writes it.
+        event: DP event of one release, as `privacy.dp.events.event_json` writes it.
         releases: length of the schedule.
         delta_1e15: delta in units of 1e-15.
 
@@ -260,7 +260,7 @@ def _schedule_epsilon_micro(event: bytes, releases: int, delta_1e15: int) -> int
     from dp_accounting.dp_event import NonPrivateDpEvent, SelfComposedDpEvent  # noqa: PLC0415
 
     from privacy.dp.accountant import epsilon, epsilon_microunits  # noqa: PLC0415
-    from privacy.dp.plan import event_from_json  # noqa: PLC0415
+    from privacy.dp.events import event_from_json  # noqa: PLC0415
 
     release = event_from_json(parse_canonical(event))
     if isinstance(release, NonPrivateDpEvent):

@@ -61,7 +61,7 @@ class RunReserved(Body):
     """A run's whole schedule, charged before its first release.
 
     Attributes:
-        event: DP event of one release (`privacy.dp.plan.event_json`); the schedule is `releases`
+        event: DP event of one release (`privacy.dp.events.event_json`); the schedule is `releases`
             of it. A module of owned experts is one release, its event that of its whole training.
         epsilon_micro: the schedule's epsilon in millionths, rounded up; None is a run without
             noise, for which no epsilon holds.

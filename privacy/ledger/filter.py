@@ -14,7 +14,7 @@ from pydantic import JsonValue
 
 from privacy.canonical import canonical_bytes, parse_canonical
 from privacy.dp.accountant import AccountantError
-from privacy.dp.plan import event_from_json
+from privacy.dp.events import event_from_json
 from privacy.dp.rdp_filter import Charge, RdpFilter, charge_of, open_filter
 from privacy.ledger.entries import (
     DELTA_UNITS,
@@ -41,7 +41,7 @@ def cost_of(event: JsonValue, basis: FilterBasis) -> Cost:
     """Compute what one release costs.
 
     Args:
-        event: as `privacy.dp.plan.event_json` writes it; a Poisson-sampled Gaussian.
+        event: as `privacy.dp.events.event_json` writes it; a Poisson-sampled Gaussian.
         basis: what the cost depends on beside the event.
 
     Raises:

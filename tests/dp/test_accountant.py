@@ -29,9 +29,9 @@ from privacy.dp.accountant import (
     epsilon_if_all_others_collude,
     epsilon_microunits,
 )
+from privacy.dp.events import event_json
 from privacy.dp.lattice import lattice_slack
 from privacy.dp.loss_distribution import pld_epsilon
-from privacy.dp.plan import event_json
 
 
 def schedule(noise_multiplier, rate, releases):

@@ -13,8 +13,9 @@ from dp_accounting.dp_event import (
 from scipy import optimize, stats
 
 from privacy.dp.accountant import AccountantError, epsilon
+from privacy.dp.events import event_from_json
 from privacy.dp.local_plan import LocalPlan, calibrate_local_plan
-from privacy.dp.plan import PrivateStep, event_from_json
+from privacy.dp.plan import PrivateStep
 
 DELTA = 1e-6
 STEP = {

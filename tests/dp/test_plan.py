@@ -17,7 +17,8 @@ from dp_accounting.dp_event import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privacy.dp.plan import PlanError, PrivateStep, event_from_json, event_json
+from privacy.dp.events import event_from_json, event_json
+from privacy.dp.plan import PlanError, PrivateStep
 
 
 def test_noise_of_the_honest_survivors_sums_to_the_event(make_step):

@@ -27,9 +27,9 @@ from client.training import LocalTrainer
 from client.unit_keys import UnitKeys
 from privacy import figures
 from privacy.dp import accountant, clipping, lattice, sampling
+from privacy.dp.events import event_from_json
 from privacy.dp.grouped_records import GroupedRecord
 from privacy.dp.noise import SecureGaussian
-from privacy.dp.plan import event_from_json
 from privacy.dp.records import UnitLayout
 from privacy.ledger import verify, verify_one
 from privacy.ledger.entries import DELTA_UNITS, EPSILON_UNITS, ReleaseDebited

@@ -24,10 +24,9 @@ from privacy.secagg.parameters import (
     ParameterError,
     check_parameters,
     choose_parameters,
-    committee_quorum,
-    graph_log2,
     quorum_for,
 )
+from privacy.secagg.sparse_bounds import committee_quorum, graph_log2
 
 SIZES = [(60, 6, 6), (100, 5, 20), (200, 20, 20), (500, 25, 50), (1000, 100, 100), (1000, 50, 10)]
 
