@@ -1,14 +1,11 @@
-"""Runs of a coordinator's service, each in a folder of its home: made, carried on, shown, ended.
+"""Runs of a coordinator's service, each in a folder of its home: made, carried on, ended.
 
-A run's home appears whole or not at all. Its state is read from what its driver made durable, so
-that every command tells the truth while another process drives the run, or after it was killed.
+A run's home appears whole or not at all.
 """
 
 import json
 import shutil
-from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,73 +13,24 @@ from arion.preflight import check_liveness
 from arion.run_federation import final_vector, write_merged_model
 from arion.run_file import RunFile
 from arion.run_order import RunOrder, order_run
+from arion.run_status import STOPPED_FILE, RunStatus, find, home_of, homes_of, status_of
 from client.histories import COORDINATOR
 from coordinator.app import GridChannel
-from coordinator.attempts import Attempt, Phase, read_attempts
 from coordinator.cancellation import Cancellation
 from coordinator.driver import RunDriver
+from coordinator.driver_lock import is_driven
 from coordinator.errors import RunError
 from coordinator.grid import ServiceGrid
 from coordinator.outcome import Observer, observing
 from coordinator.service.home import ServiceHome
-from coordinator.settings import SETTINGS_FILE, load_settings, save_settings
-from coordinator.shared import RUNS_FOLDER
-from coordinator.store import is_closed, is_driven
+from coordinator.settings import load_settings, save_settings
 from models.durable import put, sync
 from privacy.enrolment import NAME
 from privacy.ledger.files import make_directory, replace_durably
 from privacy.ledger.pins import PINS_FILE, Pin, load_pins, pins_bytes
 
 PLAN_FILE = "plan.json"
-STOPPED_FILE = "STOPPED"
 _BASE_FOLDER = "base"
-
-
-@dataclass(frozen=True)
-class Waiting:
-    """What a run that is driven asks members now.
-
-    Attributes:
-        action: as in `ACTIONS`.
-        asked: how many members.
-        missing: those that did not answer yet.
-
-    """
-
-    action: str
-    asked: int
-    missing: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class RunStatus:
-    """Where a run stands.
-
-    Attributes:
-        state: "submitted" (never begun), "running", "stopped" (may be resumed, also where only its
-            end is to be told), "cancelling", "cancelled" or "finished".
-        round: rounds recorded.
-        rounds: rounds in all.
-        members: names of those that are pinned, sorted.
-        attempts: those made, the newest last.
-        reason: why it stopped, or "".
-        waiting: what members are asked, where that is known and they are.
-
-    """
-
-    name: str
-    state: str
-    round: int
-    rounds: int
-    members: tuple[str, ...]
-    attempts: tuple[Attempt, ...]
-    reason: str
-    waiting: Waiting | None = None
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing more will come of it."""
-        return self.state in {"cancelled", "finished"}
 
 
 def plan_order(service: ServiceHome, run: RunFile, name: str) -> RunOrder:
@@ -96,13 +44,13 @@ def plan_order(service: ServiceHome, run: RunFile, name: str) -> RunOrder:
         raise RunError(
             f"Expected a run's name of a-z, 0-9 and -, got {name[:80]!r}. Choose one with --name."
         )
-    if _home(service, name).exists():
+    if home_of(service, name).exists():
         raise RunError(
             f"Expected a name that no run has had, got {name!r}: nodes take part in a run once. "
             "Choose another with --name, or go on with it: arion run resume."
         )
     members = {member.name: member.identity_key for member in service.registry.nodes()}
-    earlier = [_plan(home) for home in _homes(service) if _has_begun(home)]
+    earlier = [_plan(home) for home in homes_of(service) if _has_begun(home)]
     return order_run(run, name, service.settings.federation, members, earlier)
 
 
@@ -117,7 +65,7 @@ def submit(service: ServiceHome, run: RunFile, name: str) -> RunOrder:
     settings = order.settings
     check_liveness(settings.base_model, settings.recipe, settings.optimiser, settings.rounds)
     _pin(service, order)
-    part = _home(service, f".{name}.part")
+    part = home_of(service, f".{name}.part")
     shutil.rmtree(part, ignore_errors=True)
     make_directory(part)
     shutil.copytree(settings.base_model, part / _BASE_FOLDER)
@@ -126,7 +74,7 @@ def submit(service: ServiceHome, run: RunFile, name: str) -> RunOrder:
     replace_durably(part / PLAN_FILE, json.dumps(order.plan, indent=1).encode() + b"\n")
     places = {"base_model": Path(_BASE_FOLDER), "coordinator": Path("../..")}
     save_settings(part, settings.model_copy(update=places))
-    put(part, _home(service, name))
+    put(part, home_of(service, name))
     return order
 
 
@@ -196,76 +144,6 @@ def export_model(service: ServiceHome, name: str, folder: Path) -> None:
     shutil.rmtree(part, ignore_errors=True)
     write_merged_model(settings.base_model, settings.recipe, final_vector(home), part)
     put(part, folder)
-
-
-def list_runs(service: ServiceHome) -> list[RunStatus]:
-    """Return all runs, sorted by name."""
-    return [status_now(service, home) for home in _homes(service)]
-
-
-def find(service: ServiceHome, name: str) -> Path:
-    """Return a run's home.
-
-    Raises:
-        RunError: there is none of that name.
-
-    """
-    home = _home(service, name)
-    if not NAME.fullmatch(name) or not (home / SETTINGS_FILE).exists():
-        raise RunError(f"Expected a run's name, got {name[:80]!r}. See arion run list.")
-    return home
-
-
-def status_of(home: Path) -> RunStatus:
-    """Read where the run in a home stands."""
-    settings = load_settings(home)
-    attempts = tuple(read_attempts(home))
-    recorded = sum(attempt.phase == Phase.RECORDED for attempt in attempts)
-    reason = home / STOPPED_FILE
-    return RunStatus(
-        name=settings.run,
-        state=_state(home, attempts, is_finished=recorded == settings.rounds),
-        round=recorded,
-        rounds=settings.rounds,
-        members=tuple(sorted(settings.members)),
-        attempts=attempts,
-        reason=reason.read_text().strip() if reason.exists() else "",
-    )
-
-
-def status_now(service: ServiceHome, home: Path) -> RunStatus:
-    """Read where a run stands, and what it waits for."""
-    status = status_of(home)
-    asked = service.mailbox.asked(status.name)
-    if status.state not in ("running", "cancelling") or asked is None:
-        return status
-    names = {member.address: member.name for member in service.registry.members()}
-    action, count, missing = asked
-    waiting = Waiting(action, count, tuple(sorted(names[address] for address in missing)))
-    return replace(status, waiting=waiting)
-
-
-def _state(home: Path, attempts: tuple[Attempt, ...], *, is_finished: bool) -> str:
-    driven = is_driven(home)
-    is_over = is_closed(home) and not driven
-    if is_finished and is_over:
-        return "finished"
-    if Cancellation(home).is_asked:
-        return "cancelled" if is_over else "cancelling"
-    if driven:
-        return "running"
-    return "stopped" if attempts or (home / STOPPED_FILE).exists() else "submitted"
-
-
-def _home(service: ServiceHome, name: str) -> Path:
-    return service.path / RUNS_FOLDER / name
-
-
-def _homes(service: ServiceHome) -> Iterator[Path]:
-    folder = service.path / RUNS_FOLDER
-    for home in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if NAME.fullmatch(home.name) and (home / SETTINGS_FILE).exists():
-            yield home
 
 
 def _plan(home: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from arion.federation import write_toml
-from arion.runs import RunStatus, status_of
+from arion.run_status import RunStatus, status_of
 from benchmarks.round_ours import COLLUDERS, FEDERATION, RECIPE, UNITS, build, enrol
 from coordinator.attempts import Phase
 from coordinator.service.home import ServiceHome, ServiceSettings, load_service_settings

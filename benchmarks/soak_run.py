@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from arion.runs import RunStatus, status_of
+from arion.run_status import RunStatus, status_of
 from benchmarks.soak_checks import violations
 from benchmarks.soak_federation import Operator, SoakFederation, rounds_of
 from benchmarks.soak_memory import Sample, Samples

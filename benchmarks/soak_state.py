@@ -8,7 +8,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from arion.runs import PLAN_FILE, status_of
+from arion.run_status import status_of
+from arion.runs import PLAN_FILE
 from client.config import IDENTITY_FILE as NODE_IDENTITY_FILE
 from client.histories import COORDINATOR, FORK_FILE, RESTORED_FILE
 from client.node import CONSENT_FILE, LEDGER_FOLDER

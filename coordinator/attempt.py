@@ -18,10 +18,10 @@ from coordinator.settings import RunSettings
 from privacy.dp.lattice import decode
 from privacy.identity import Signed
 from privacy.rounds import RoundPlan
+from privacy.secagg.aborts import AbortCode, SecAggAbort
 from privacy.secagg.coordinator import StreamingSum
 from privacy.secagg.masks import MaskError
 from privacy.secagg.packing import unpack
-from privacy.secagg.recovery import AbortCode, SecAggAbort
 from protos.messages import (
     Refusal,
     SurvivorSignature,

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from privacy.ledger.files import replace_durably
-from privacy.secagg.recovery import AbortCode, SecAggAbort
+from privacy.secagg.aborts import AbortCode, SecAggAbort
 
 CANCELLED_FILE = "CANCELLED"
 

@@ -38,7 +38,7 @@ from models.vector import read_vector, write_vector
 from privacy.dp.lattice import count_near_edge, release_variance
 from privacy.identity import IdentityKey
 from privacy.rounds import LARGEST_ATTEMPT, RoundPlan, sign_plan
-from privacy.secagg.recovery import AbortCode, SecAggAbort
+from privacy.secagg.aborts import AbortCode, SecAggAbort
 from protos.messages import Refusal
 from protos.round_messages import Done, RunClose
 from protos.wire import Parcel

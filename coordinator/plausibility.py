@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from privacy.dp.lattice import release_variance
 from privacy.dp.plan import CLIPPING_SLACK
 from privacy.rounds import RoundPlan
-from privacy.secagg.recovery import AbortCode, SecAggAbort
+from privacy.secagg.aborts import AbortCode, SecAggAbort
 from privacy.units import INSTITUTION
 
 _PIECE = 1 << 16

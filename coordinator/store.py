@@ -4,19 +4,17 @@ Attempts live in one SQLite file (`synchronous=FULL`); the state of the optimise
 round, written whole. A restarted coordinator reads where it was and goes on.
 """
 
-import fcntl
 import logging
 import os
 import sqlite3
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 from coordinator.attempts import ROUNDS_FILE, Attempt, all_attempts, attempt_of
+from coordinator.driver_lock import CLOSED_FILE, take_lock
 from coordinator.epoch_record import EpochRecord
-from coordinator.errors import RunError
 from models.optimiser import OptimiserState
 from privacy.ledger.files import make_directory, naming, replace_durably
 
@@ -29,10 +27,8 @@ CREATE TABLE IF NOT EXISTS attempts (
 ) STRICT;
 """
 _KEPT_STATES = 2
-_LOCK_FILE = "driver.lock"
-_CLOSED_FILE, _EPOCH_FILE = "CLOSED", "epoch.json"
+_EPOCH_FILE = "epoch.json"
 _LOG = logging.getLogger("arion.coordinator")
-_TRIES, _TRY_AGAIN_S = 5, 0.1
 
 
 class RunStore:
@@ -48,10 +44,10 @@ class RunStore:
     """
 
     def __init__(self, home: Path, *, is_driven: bool = False) -> None:
-        self._closed, self._epoch = home / _CLOSED_FILE, home / _EPOCH_FILE
+        self._closed, self._epoch = home / CLOSED_FILE, home / _EPOCH_FILE
         self._states = home / "states"
         make_directory(self._states)
-        self._lock = _lock(home / _LOCK_FILE) if is_driven else None
+        self._lock = take_lock(home) if is_driven else None
         self._file = home / ROUNDS_FILE
         with naming(self._file):
             self._connection = sqlite3.connect(self._file, isolation_level=None)
@@ -144,42 +140,3 @@ class RunStore:
                 if self._connection.in_transaction:  # a full disk may have ended it already
                     self._connection.execute("ROLLBACK")
                 raise
-
-
-def is_closed(home: Path) -> bool:
-    """Tell whether nothing is left to be done for the run."""
-    return (home / _CLOSED_FILE).exists()
-
-
-def is_driven(home: Path) -> bool:
-    """Tell whether a process drives the run at this moment."""
-    path = home / _LOCK_FILE
-    if not path.exists():
-        return False
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return not _is_locked(descriptor, fcntl.LOCK_SH)
-    finally:
-        os.close(descriptor)
-
-
-def _lock(path: Path) -> int:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    for _ in range(_TRIES):  # who asks `is_driven` holds it for a moment
-        if _is_locked(descriptor, fcntl.LOCK_EX):
-            return descriptor
-        time.sleep(_TRY_AGAIN_S)
-    os.close(descriptor)
-    raise RunError(
-        f"Expected that nobody drives the run in {path.parent}, got another process that does. "
-        "Watch it, or stop that process first."
-    )
-
-
-def _is_locked(descriptor: int, kind: int) -> bool:
-    """Take a lock, and tell whether that worked."""
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

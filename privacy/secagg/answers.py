@@ -6,9 +6,9 @@ being used.
 
 from collections.abc import Iterable
 
+from privacy.secagg.aborts import AbortCode, SecAggAbort
 from privacy.secagg.graph import Group
 from privacy.secagg.header import SurvivorSet, verify_survivor_signature
-from privacy.secagg.recovery import AbortCode, SecAggAbort
 from privacy.secagg.roster import Roster
 from protos.messages import SurvivorSignature, UnmaskReply
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from privacy.ledger.merkle import MerkleTree
 from privacy.rounds import RoundPlan
+from privacy.secagg.aborts import AbortCode, SecAggAbort
 from privacy.secagg.answers import Shares, sort_replies, sort_signatures
 from privacy.secagg.header import (
     Header,
@@ -32,7 +33,7 @@ from privacy.secagg.masks import (
     word_type,
 )
 from privacy.secagg.packing import reduce_words
-from privacy.secagg.recovery import AbortCode, SecAggAbort, SeedRecovery, WrongShare
+from privacy.secagg.recovery import SeedRecovery, WrongShare
 from privacy.secagg.roster import Roster
 from privacy.secagg.uploads import check_edges, check_upload, refuse_upload
 from protos.messages import (

@@ -8,49 +8,16 @@ import secrets
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from itertools import combinations
 from math import comb
 
 from privacy.rounds import RoundPlan
+from privacy.secagg.aborts import AbortCode, SecAggAbort
 from privacy.secagg.graph import Group
 from privacy.secagg.header import commit_edge, commit_own
 from privacy.secagg.shamir import PRIME, combine, suspect_points, wrong_shares
 
 _LARGEST_SEARCH = 2_000
-
-
-class AbortCode(StrEnum):
-    """Why an upload, a reply or the whole attempt cannot be used."""
-
-    BAD_UPLOAD = "bad-upload"
-    BAD_EDGE = "bad-edge"
-    CLOSED = "closed"
-    BELOW_N_MIN = "below-n-min"
-    FEW_NEIGHBOURS = "few-neighbours"
-    EQUIVOCATION = "equivocation"
-    NO_QUORUM = "no-quorum"
-    BAD_REPLY = "bad-reply"
-    BAD_SHARE = "bad-share"
-    BAD_COUNT = "bad-count"
-    BAD_NORM = "bad-norm"
-    EPOCH_LOST = "epoch-lost"
-    CANCELLED = "cancelled"
-
-
-class SecAggAbort(ValueError):  # noqa: N818  (an abort is an outcome of the protocol)
-    """A step that failed.
-
-    Attributes:
-        code: fixed code of the case.
-        nodes: members that the fault lies with or between.
-
-    """
-
-    def __init__(self, code: AbortCode, message: str, nodes: tuple[str, ...] = ()) -> None:
-        super().__init__(message)
-        self.code = code
-        self.nodes = nodes
 
 
 @dataclass(frozen=True, order=True)

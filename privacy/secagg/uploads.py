@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import NoReturn
 
 from privacy.ledger.merkle import MerkleTree
+from privacy.secagg.aborts import AbortCode, SecAggAbort
 from privacy.secagg.graph import Group
 from privacy.secagg.header import (
     Header,
@@ -14,7 +15,6 @@ from privacy.secagg.header import (
 )
 from privacy.secagg.masks import Words
 from privacy.secagg.packets import packet_tree
-from privacy.secagg.recovery import AbortCode, SecAggAbort
 from privacy.secagg.roster import Roster
 from protos.messages import Upload
 

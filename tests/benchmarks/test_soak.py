@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from arion.runs import RunStatus
+from arion.run_status import RunStatus
 from benchmarks import soak
 from benchmarks.soak_federation import is_spent, rounds_of
 from benchmarks.soak_memory import Memory, Sample, Samples, judge

@@ -11,7 +11,7 @@ from coordinator.plausibility import check_norm, largest_norm
 from privacy.dp.lattice import decode, encode
 from privacy.dp.noise import SecureGaussian
 from privacy.dp.plan import PrivateStep
-from privacy.secagg.recovery import AbortCode, SecAggAbort
+from privacy.secagg.aborts import AbortCode, SecAggAbort
 from privacy.units import INSTITUTION
 from tests.small_federation import SmallFederation
 from tests.small_hands import Hands

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from coordinator.driver_lock import is_driven
 from coordinator.errors import RunError
 from coordinator.shared import EPOCHS_FILE, SharedLedger, next_epoch
-from coordinator.store import RunStore, is_driven
+from coordinator.store import RunStore
 from privacy.identity import IdentityKey
 from privacy.ledger.entries import LedgerError
 from privacy.ledger.files import turn

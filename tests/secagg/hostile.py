@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from privacy.identity import Signed
+from privacy.secagg.aborts import AbortCode, SecAggAbort
 from privacy.secagg.coordinator import StreamingSum
 from privacy.secagg.header import (
     Header,
@@ -14,7 +15,6 @@ from privacy.secagg.header import (
     SecAggRefused,
     read_survivors,
 )
-from privacy.secagg.recovery import AbortCode, SecAggAbort
 from protos.messages import SurvivorSignature
 
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from privacy.identity import Signed
+from privacy.secagg.aborts import AbortCode
 from privacy.secagg.coordinator import StreamingSum
 from privacy.secagg.header import (
     Header,
     RefusalCode,
 )
 from privacy.secagg.packets import packet_key, packet_tree
-from privacy.secagg.recovery import AbortCode
 from protos.messages import SealedPacket
 from tests.secagg.hostile import aborted, forge, headers_of, refused, resign
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from privacy.secagg.aborts import AbortCode
 from privacy.secagg.coordinator import StreamingSum
 from privacy.secagg.header import (
     Header,
@@ -16,7 +17,6 @@ from privacy.secagg.header import (
 from privacy.secagg.masks import Mask
 from privacy.secagg.node import SecAggNode
 from privacy.secagg.packets import packet_tree
-from privacy.secagg.recovery import AbortCode
 from tests.secagg.hostile import aborted, refused, resign
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from privacy.round_plan import PlanCode, PlanRefused
+from privacy.secagg.aborts import AbortCode, SecAggAbort
 from privacy.secagg.coordinator import StreamingSum
 from privacy.secagg.header import RefusalCode, SecAggRefused
 from privacy.secagg.parameters import complete_parameters
-from privacy.secagg.recovery import AbortCode, SecAggAbort
 from tests.secagg.conftest import Federation
 
 SHAPE = {

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from privacy.secagg.aborts import AbortCode, SecAggAbort
 from privacy.secagg.coordinator import OpenedSum, StreamingSum
-from privacy.secagg.recovery import AbortCode, SecAggAbort
 from protos.messages import UnmaskReply, UnmaskRequest, Upload
 
 

@@ -10,12 +10,12 @@ import pytest
 from coordinator.plausibility import check_norm
 from privacy.dp.lattice import decode, encode
 from privacy.dp.noise import SecureGaussian
+from privacy.secagg.aborts import AbortCode
 from privacy.secagg.coordinator import StreamingSum
 from privacy.secagg.header import Header, RefusalCode
 from privacy.secagg.masks import masked_one
 from privacy.secagg.memory import plan_key
 from privacy.secagg.packets import open_packet
-from privacy.secagg.recovery import AbortCode
 from protos.wire import WireError
 from tests.secagg.test_attacks import aborted, forge, headers_of, refused, resign
 

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from privacy.secagg.aborts import AbortCode, SecAggAbort
 from privacy.secagg.coordinator import OpenedSum, StreamingSum
 from privacy.secagg.parameters import complete_parameters
-from privacy.secagg.recovery import AbortCode, SecAggAbort
 from tests.secagg.conftest import Federation, build
 
 Leaving = tuple[Collection[str], Collection[str], Collection[str]]

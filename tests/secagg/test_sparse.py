@@ -9,8 +9,8 @@ import pytest
 
 from privacy.round_plan import PlanCode, PlanRefused
 from privacy.rounds import run_cost
+from privacy.secagg.aborts import AbortCode, SecAggAbort
 from privacy.secagg.header import Header, RefusalCode, SecAggRefused
-from privacy.secagg.recovery import AbortCode, SecAggAbort
 from tests.secagg.conftest import Federation, build
 
 MEMBERS, N_MIN, COLLUDERS = 60, 52, 6

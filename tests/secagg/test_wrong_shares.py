@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from privacy.secagg.aborts import AbortCode
 from privacy.secagg.header import survivors_payload
-from privacy.secagg.recovery import AbortCode, WrongShare
+from privacy.secagg.recovery import WrongShare
 from tests.secagg.test_attacks import aborted
 
 

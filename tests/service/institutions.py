@@ -13,7 +13,8 @@ from typer.testing import CliRunner, Result
 import client.app
 from arion.cli import app
 from arion.federation import write_toml
-from arion.runs import carry_on, find
+from arion.run_status import find
+from arion.runs import carry_on
 from client.agent import Agent
 from client.membership import collect, join
 from client.node import CONSENT_FILE

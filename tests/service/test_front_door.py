@@ -13,6 +13,7 @@ from arion.model_cli import MODEL_PARTS
 from arion.node_cli import NODE_PARTS
 from arion.parts import Part
 from arion.privacy_cli import PRIVACY_PARTS
+from arion.run_cli import RUN_PARTS
 
 LOADED = 'print(sorted({"torch", "flwr", "scipy", "matplotlib"} & set(sys.modules)))'
 SERVICE = f"""
@@ -36,11 +37,14 @@ from arion.cli import app
 for words in (
     "node invite", "node list", "node approve", "node rotate", "node revoke", "node join",
     "privacy ledger verify", "privacy ledger show", "privacy ledger export", "coordinator status",
+    "run list", "run watch",
 ):
     assert CliRunner().invoke(app, [*words.split(), "--help"]).exit_code == 0, words
 {LOADED}
 """
-GROUPS = {"model": MODEL_PARTS, "node": NODE_PARTS, "privacy": PRIVACY_PARTS}
+GROUPS = {
+    "model": MODEL_PARTS, "node": NODE_PARTS, "privacy": PRIVACY_PARTS, "run": RUN_PARTS,
+}  # fmt: skip
 WITHIN = [(group, name, part) for group, parts in GROUPS.items() for name, part in parts.items()]
 EVERY = [("", name, part) for name, part in PARTS.items()] + WITHIN
 

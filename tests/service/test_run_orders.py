@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from arion.federation import write_toml
-from arion.runs import RunStatus, cancel, carry_on, status_of
+from arion.run_status import RunStatus, status_of
+from arion.runs import cancel, carry_on
 from coordinator.attempts import Attempt, Phase
 from coordinator.driver import RunDriver
 from coordinator.errors import RunError
