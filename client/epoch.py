@@ -2,8 +2,8 @@
 
 Each run has an epoch of its own, so that runs at the same time do not end each other's. A process
 that was killed finds its keys in tmpfs and goes on with the attempts it was in; a machine that was
-restarted has lost them, and new epochs begin. They are never written to a disk. Hybrid epochs draw
-secrets of their own for each peer: those stay in the process.
+restarted has lost them, and new epochs begin. They are never written to a disk. In hybrid epochs
+the secrets that a reveal draws for each peer are kept with them.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from privacy.identity import IdentityKey, Signed
 from privacy.ledger.files import write_all
-from privacy.secagg.keys import EpochKeys, KeysLostError, RosterError
+from privacy.secagg.keys import EPOCH_BYTES, EpochKeys, KeysLostError, RosterError
 from privacy.secagg.memory import RoundStore, StoreConflict
 from privacy.secagg.pairwise import PairwiseKeys
 from privacy.secagg.reveals import OwnReveal, accept_reveals, reveal
@@ -55,7 +55,7 @@ class EpochKeeper:
         self, home: Path, node: str, identity: IdentityKey, store: RoundStore, *, hybrid: bool
     ) -> None:
         self._node, self._identity, self._memory, self._hybrid = node, identity, store, hybrid
-        self._folder = None if hybrid else _tmpfs_folder(home, identity.public_key)
+        self._folder = _tmpfs_folder(home, identity.public_key)
         self._held: dict[int, Epoch] = {}
         self._left: set[int] = set()
 
@@ -82,9 +82,9 @@ class EpochKeeper:
             self._load(federation)
         if number not in self._held:
             self._check_open(number)
-            keys = EpochKeys.generate()
-            self._store(number, keys)
-            self._held[number] = self._epoch(federation, number, keys)
+            epoch = self._epoch(federation, number, EpochKeys.generate())
+            self._store(epoch)
+            self._held[number] = epoch
             self.forget(sorted(self._held)[:-HELD_EPOCHS])
         return self._held[number]
 
@@ -127,9 +127,10 @@ class EpochKeeper:
             self._memory.claim_roster(federation, roster.own_commitment, roster.digest)
         except StoreConflict as error:
             raise RosterError(str(error)) from error
-        known = current.roster
-        if current.reveal is None or known is None or known.digest != roster.digest:
+        if current.reveal is None or current.reveal.roster != roster.digest:
             current.reveal = reveal(roster, current.keys, self._identity)
+            if self._hybrid:  # otherwise it comes out the same again
+                self._store(current)
         current.roster = roster
         return current.reveal.signed
 
@@ -141,7 +142,7 @@ class EpochKeeper:
             RosterError: as `privacy.secagg.reveals.accept_reveals`.
 
         """
-        open_ = [epoch for epoch in self._held.values() if epoch.reveal is not None]
+        open_ = [epoch for epoch in self._held.values() if epoch.roster is not None]
         if not open_:
             raise KeysLostError(
                 "Expected a roster first, got nonces: this node accepted none since it started. "
@@ -190,16 +191,21 @@ class EpochKeeper:
     def _load(self, federation: str) -> None:
         for path in self.files:
             data, number = path.read_bytes()[_NUMBER_BYTES:], _number(path)
-            self._held[number] = self._epoch(federation, number, EpochKeys.from_bytes(data))
+            keys, shown = EpochKeys.from_bytes(data[:EPOCH_BYTES]), data[EPOCH_BYTES:]
+            self._held[number] = self._epoch(federation, number, keys)
+            self._held[number].reveal = OwnReveal.from_bytes(shown) if shown else None
 
-    def _store(self, number: int, keys: EpochKeys) -> None:
+    def _store(self, epoch: Epoch) -> None:
+        """Keep an epoch's keys, and what was revealed, if anything was."""
         if self._folder is None:
             return
-        path = self._folder / f"{number:020d}{_KEYS}"
+        path = self._folder / f"{epoch.number:020d}{_KEYS}"
         part = path.with_suffix(".part")
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
-            write_all(descriptor, number.to_bytes(_NUMBER_BYTES, "big") + keys.to_bytes())
+            write_all(descriptor, epoch.number.to_bytes(_NUMBER_BYTES, "big"))
+            write_all(descriptor, epoch.keys.to_bytes())
+            write_all(descriptor, epoch.reveal.to_bytes() if epoch.reveal else b"")
         finally:
             os.close(descriptor)
         part.replace(path)

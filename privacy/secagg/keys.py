@@ -95,7 +95,7 @@ class EpochKeys:
     @classmethod
     def generate(cls) -> Self:
         """Make new keys from the system's CSPRNG."""
-        return cls.from_bytes(os.urandom(_EPOCH_BYTES))
+        return cls.from_bytes(os.urandom(EPOCH_BYTES))
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> Self:
@@ -105,9 +105,9 @@ class EpochKeys:
             RosterError: another length.
 
         """
-        if len(raw) != _EPOCH_BYTES:
+        if len(raw) != EPOCH_BYTES:
             raise RosterError(
-                f"Expected {_EPOCH_BYTES} bytes of epoch keys, got {len(raw)}. Start a new epoch."
+                f"Expected {EPOCH_BYTES} bytes of epoch keys, got {len(raw)}. Start a new epoch."
             )
         parts = [raw[at : at + KEY_BYTES] for at in range(0, 3 * KEY_BYTES, KEY_BYTES)]
         private = [X25519PrivateKey.from_private_bytes(part) for part in parts[:2]]
@@ -176,7 +176,8 @@ class EpochKeys:
         return MLKEM768PrivateKey.from_seed_bytes(self._kem_seed)
 
 
-_EPOCH_BYTES = 3 * KEY_BYTES + KEM_SEED_BYTES
+EPOCH_BYTES = 3 * KEY_BYTES + KEM_SEED_BYTES
+"""Length of `EpochKeys.to_bytes`."""
 
 
 def encapsulate(kem_key: bytes) -> tuple[bytes, bytes]:

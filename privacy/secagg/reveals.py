@@ -6,10 +6,10 @@ first; a nonce that is missing ends the epoch for all.
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Annotated
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Self
 
-from pydantic import Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from privacy.identity import IdentityKey, Signed
 from privacy.secagg.kdf import encode_parts
@@ -18,6 +18,7 @@ from privacy.secagg.keys import (
     Hex32,
     KeyBundle,
     Name,
+    RosterError,
     Statement,
     commit_nonce,
     encapsulate,
@@ -43,12 +44,54 @@ class Reveal(Statement):
     ciphertexts: dict[Name, _HexCiphertext] = Field(default_factory=dict, max_length=LARGEST_HYBRID)
 
 
+class _Kept(BaseModel):
+    """`OwnReveal` as it is kept, hex."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    payload: str
+    signature: str
+    kem_secrets: dict[Name, Hex32]
+
+
 @dataclass(frozen=True)
 class OwnReveal:
     """What a member reveals, and the secrets of the ciphertexts in it by receiver."""
 
     signed: Signed
-    kem_secrets: Mapping[str, bytes]
+    kem_secrets: Mapping[str, bytes] = field(repr=False)
+
+    @classmethod
+    def from_bytes(cls, raw: bytes) -> Self:
+        """Read what `to_bytes` wrote.
+
+        Raises:
+            RosterError: other bytes.
+
+        """
+        try:
+            kept = _Kept.model_validate_json(raw)
+            signed = Signed(bytes.fromhex(kept.payload), bytes.fromhex(kept.signature))
+        except ValueError:  # whose message would show the secrets
+            raise RosterError(
+                f"Expected a kept reveal, got {len(raw)} bytes of something else. Start a new "
+                "epoch."
+            ) from None
+        return cls(signed, {name: bytes.fromhex(s) for name, s in kept.kem_secrets.items()})
+
+    def to_bytes(self) -> bytes:
+        """Return it with its secrets, for tmpfs only: never for a disk or a backup."""
+        kept = _Kept(
+            payload=self.signed.payload.hex(),
+            signature=self.signed.signature.hex(),
+            kem_secrets={name: secret.hex() for name, secret in self.kem_secrets.items()},
+        )
+        return kept.model_dump_json().encode()
+
+    @property
+    def roster(self) -> bytes:
+        """Digest of the roster that it is for."""
+        return bytes.fromhex(Reveal.model_validate_json(self.signed.payload).roster)
 
 
 def reveal(roster: Roster, keys: EpochKeys, identity: IdentityKey) -> OwnReveal:

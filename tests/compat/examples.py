@@ -23,7 +23,7 @@ from privacy.ledger.head import Countersignature, TreeHead
 from privacy.round_plan import RoundPlan
 from privacy.secagg.header import Header
 from privacy.secagg.keys import KeyBundle
-from privacy.secagg.reveals import Reveal
+from privacy.secagg.reveals import OwnReveal, Reveal
 from protos import epoch_messages, messages, round_messages
 from protos.messages import EdgeCommitment, EdgeShare, ProvenPacket, SealedPacket, SurvivorShares
 from protos.signed import Signed
@@ -140,6 +140,8 @@ def statements() -> Iterator[tuple[str, bytes]]:
     ciphertexts = {"south": b(1088).hex(), "west": b(1088).hex()}
     hybrid = Reveal(node="north", roster=h(), nonce=h(), ciphertexts=ciphertexts)
     yield "reveal.hybrid", hybrid.payload()
+    secrets = {"south": b(32), "north": b(32)}
+    yield "own-reveal.hybrid", OwnReveal(Signed(hybrid.payload(), b(64)), secrets).to_bytes()
     header = Header(
         plan=h(), node="north", words=h(), count=b(16).hex(), commitments=h(), packets_root=h()
     )

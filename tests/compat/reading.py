@@ -41,7 +41,7 @@ from privacy.ledger.pins import load_pins
 from privacy.round_plan import RoundPlan
 from privacy.secagg.header import Header
 from privacy.secagg.keys import KeyBundle
-from privacy.secagg.reveals import Reveal
+from privacy.secagg.reveals import OwnReveal, Reveal
 from privacy.secagg.store import SqliteRoundStore
 from protos import epoch_messages, messages, round_messages  # noqa: F401  (they define kinds)
 from protos.arion.v1 import service_pb2
@@ -143,6 +143,7 @@ _STATEMENTS: dict[str, Callable[[bytes], object]] = {
     "key-bundle.hybrid": _same(KeyBundle),
     "reveal": _same(Reveal),
     "reveal.hybrid": _same(Reveal),
+    "own-reveal.hybrid": OwnReveal.from_bytes,
     "header": _same(Header),
     "tree-head": lambda data: parse_statement(data, TreeHead),
     "countersignature": lambda data: parse_statement(data, Countersignature),

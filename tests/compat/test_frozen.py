@@ -79,6 +79,7 @@ NOT_SHOWN = {
     "privacy.ledger.entries.Body": "a base",
     "privacy.ledger.entries.Entry": "read within every entry",
     "privacy.secagg.keys.Statement": "a base",
+    "privacy.secagg.reveals._Kept": "read within a node's own reveal",
 }
 """Models of the product that no frozen record shows, and why."""
 
