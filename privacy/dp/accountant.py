@@ -20,7 +20,7 @@ from dp_accounting.dp_event import (
 )
 
 from privacy.dp.events import event_json
-from privacy.dp.lattice import lattice_slack, sampler_tail
+from privacy.dp.lattice_bounds import lattice_slack, sampler_tail
 from privacy.dp.loss_distribution import LossOverflowError, pld_epsilon
 from privacy.dp.noise_search import smallest_fitting
 from privacy.dp.plan import MOST_SURVIVORS, PrivateStep

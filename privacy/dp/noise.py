@@ -4,7 +4,7 @@ A textbook Box-Muller in float64 has holes in its tail and, near zero, a radius 
 (Mironov, CCS 2012). Here the uniform of the radius keeps 52 significant bits at both ends: it is
 split into its distance from the nearer end of (0, 1), refined with more words where that distance
 is small. Every sample then lies within RADIAL_ERROR * r of the sample that real arithmetic would
-have made, r the pair's radius; `privacy.dp.lattice` turns that into a privacy loss.
+have made, r the pair's radius; `privacy.dp.lattice_bounds` turns that into a privacy loss.
 """
 
 import math
@@ -17,20 +17,11 @@ from numpy.typing import NDArray
 from privacy.dp.keystream import Keystream, derive_seeded_key
 
 __all__ = [
-    "RADIAL_ERROR",
-    "RADIUS_LIMIT",
     "GaussianSource",
     "SecureGaussian",
     "SeededGaussian",
     "derive_seeded_key",
 ]
-
-RADIAL_ERROR = 2.0**-48
-"""Distance of a pair from its exact counterpart, relative to its radius; derived in docs/privacy.md
-from errors of at most 4 ulp in log, log1p, sin and cos (numpy and SLEEF state 4 and 1)."""
-
-RADIUS_LIMIT = 19.0
-"""Radius up to which RADIAL_ERROR holds: the uniform keeps 52 bits down to 2^-268 (19.2 sigma)."""
 
 _PAIRS_PER_CHUNK = 16384
 _PRECISE = np.uint64(1 << 52)

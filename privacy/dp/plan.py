@@ -57,7 +57,7 @@ class PrivateStep(BaseModel):
 
     Formal guarantee: if at least `honest_survivors` nodes follow the step, the published sum is
     the Poisson-subsampled Gaussian mechanism `event()` on the pooled units, in the add-or-remove-
-    one relation per (unit, node), up to the factor that `privacy.dp.lattice.lattice_slack` gives.
+    one relation per (unit, node), up to the factor of `privacy.dp.lattice_bounds.lattice_slack`.
 
     Attributes:
         clipping_norm: C >= 1e-9, the l2 bound of one unit's contribution.

@@ -16,7 +16,7 @@ from typing import Self
 from dp_accounting.dp_event import DpEvent, NonPrivateDpEvent, PoissonSampledDpEvent
 
 from privacy.dp.events import event_json
-from privacy.dp.lattice import lattice_slack, sampler_tail
+from privacy.dp.lattice_bounds import lattice_slack, sampler_tail
 from privacy.dp.releases import AccountantError, leaf_events, noise_of
 
 ORDERS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 64)

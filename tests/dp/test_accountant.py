@@ -30,7 +30,7 @@ from privacy.dp.accountant import (
     epsilon_microunits,
 )
 from privacy.dp.events import event_json
-from privacy.dp.lattice import lattice_slack
+from privacy.dp.lattice_bounds import lattice_slack
 from privacy.dp.loss_distribution import pld_epsilon
 
 

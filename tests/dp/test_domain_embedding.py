@@ -9,7 +9,8 @@ import torch
 from scipy import stats
 
 from privacy.dp.domain_embedding import clipped_embedding_sum, release_embedding
-from privacy.dp.lattice import LatticeError, noised_sum, release_variance
+from privacy.dp.lattice import noised_sum, release_variance
+from privacy.dp.lattice_bounds import LatticeError
 from privacy.dp.noise import SeededGaussian
 from privacy.dp.plan import PlanError, PrivateStep
 

@@ -10,15 +10,17 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from privacy.dp.lattice import (
-    LatticeError,
     _round_with_noise,
     count_near_edge,
     count_wraps,
     decode,
     encode,
+    release_variance,
+)
+from privacy.dp.lattice_bounds import (
+    LatticeError,
     lattice_slack,
     relative_error_bound,
-    release_variance,
     sampler_tail,
 )
 from privacy.dp.noise import SecureGaussian

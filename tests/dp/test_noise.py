@@ -10,7 +10,8 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from scipy import stats
 
 from privacy.dp.keystream import Keystream, derive_seeded_key
-from privacy.dp.noise import RADIAL_ERROR, SecureGaussian, SeededGaussian, _radius
+from privacy.dp.lattice_bounds import RADIAL_ERROR
+from privacy.dp.noise import SecureGaussian, SeededGaussian, _radius
 
 KEY = bytes(range(32))
 COUNT = 400_000

@@ -19,7 +19,7 @@ from dp_accounting.dp_event import (
 )
 
 from privacy.dp.accountant import AccountantError
-from privacy.dp.lattice import lattice_slack, sampler_tail
+from privacy.dp.lattice_bounds import lattice_slack, sampler_tail
 from privacy.dp.plan import PlanError
 from privacy.dp.rdp_filter import ORDERS, Charge, charge_of, open_filter, sampled_gaussian_rdp
 

@@ -42,6 +42,12 @@ for words in (
     assert CliRunner().invoke(app, [*words.split(), "--help"]).exit_code == 0, words
 {LOADED}
 """
+CHARGES = """
+import sys
+from arion.ledger_cli import verify_command
+from privacy.dp.accountant import epsilon_after  # what a ledger with debits is checked by
+print(sorted({"torch", "flwr", "matplotlib"} & set(sys.modules)))
+"""
 GROUPS = {
     "model": MODEL_PARTS, "node": NODE_PARTS, "privacy": PRIVACY_PARTS, "run": RUN_PARTS,
 }  # fmt: skip
@@ -49,7 +55,7 @@ WITHIN = [(group, name, part) for group, parts in GROUPS.items() for name, part 
 EVERY = [("", name, part) for name, part in PARTS.items()] + WITHIN
 
 
-@pytest.mark.parametrize("program", [SERVICE, LISTS, LIGHT])
+@pytest.mark.parametrize("program", [SERVICE, LISTS, LIGHT, CHARGES])
 def test_serving_and_listing_do_not_load_torch(program: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
