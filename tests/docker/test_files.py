@@ -124,6 +124,18 @@ def test_a_unit_is_confined(unit: Path) -> None:
     assert found.returncode == 0, found.stdout[-200:]
 
 
+def test_keys_of_epochs_outlive_a_nodes_process() -> None:
+    """They lie in /dev/shm, which systemd would clear of what the unit's user has there."""
+    assert "\nRemoveIPC=no\n" in (DOCKER / "systemd" / "arion-node.service").read_text()
+    (node,) = (
+        container
+        for pod in pods()
+        for container in pod["containers"]
+        if any(mount["mountPath"] == "/dev/shm" for mount in container["volumeMounts"])
+    )
+    assert "node" in node["args"]
+
+
 def commands() -> Iterator[str]:
     """Every command of ours that the files name, in any of the forms that they have."""
     for path in (
