@@ -1,6 +1,6 @@
 """The model of the variants benchmark: 12.7M parameters, trained on five domains of real text.
 
-    python -m benchmarks.variants_model WORK      # about an hour of one core
+    python -m benchmarks.variants_model WORK      # 22 minutes
 
 It goes on after a stop. WORK/model is a model folder; the held-out text of each domain is read anew
 from the data sets (benchmarks.composition_data), whose split never changes.
