@@ -63,7 +63,8 @@ def read_attempts(home: Path) -> list[Attempt]:
     path = home / ROUNDS_FILE
     if not path.exists():
         return []
-    with naming(path), closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
+    read_only = f"{path.resolve().as_uri()}?mode=ro"
+    with naming(path), closing(sqlite3.connect(read_only, uri=True)) as connection:
         begun = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'attempts'")
         return all_attempts(connection) if begun.fetchone() else []
 

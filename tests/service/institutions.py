@@ -1,6 +1,7 @@
 """The small federation's nodes as agents of a running service, whose key their consents pin."""
 
 import json
+import os
 import threading
 import time
 import tomllib
@@ -108,8 +109,8 @@ class Institutions:
         return state
 
     def command(self, *arguments: str) -> Result:
-        """`arion run ... --coordinator HOME` in this process."""
-        where = ["--coordinator", str(self.service.home.path)]
+        """`arion run ... --coordinator HOME` in this process; HOME as people give it, relative."""
+        where = ["--coordinator", os.path.relpath(self.service.home.path)]
         return CliRunner().invoke(app, ["run", *arguments, *where])
 
     def status(self, name: str = RUN) -> dict[str, Any]:
