@@ -11,10 +11,10 @@ from models.training_settings import Recipe
 from privacy.dp.accountant import calibrate_noise_multiplier
 from privacy.dp.plan import PrivateStep
 from privacy.secagg.parameters import (
-    FAILURE,
     LARGEST_COMPLETE,
     SMALLEST_COHORT,
     choose_parameters,
+    failure_of,
     quorum_for,
 )
 from privacy.units import INSTITUTION, RECORD
@@ -53,7 +53,7 @@ class Cohort:
     @property
     def failure(self) -> float:
         """Part of delta that is for a graph or a committee that fails."""
-        return FAILURE if self.is_sparse else 0.0
+        return failure_of(self.nodes)
 
 
 def choose_cohort(section: FederationSection, nodes: int) -> Cohort:
@@ -157,7 +157,7 @@ def choose_step(
             probability,
             releases,
             vector_length=vector_length,
-            contributors=cohort.nodes,
+            contributors=cohort.members,
         )
     return PrivateStep(
         clipping_norm=run.privacy.clipping_norm,

@@ -254,7 +254,7 @@ def _held(outlook: Outlook, consent: Consent) -> tuple[int, int, int]:
     step = outlook.step
     basis = FilterBasis(
         vector_length=outlook.vector_length,
-        contributors=outlook.cohort.nodes,
+        contributors=outlook.cohort.members,
         noise_in_lattice_units=step.noise_in_lattice_units,
         honest_survivors=step.honest_survivors,
     )
@@ -267,7 +267,7 @@ def _held(outlook: Outlook, consent: Consent) -> tuple[int, int, int]:
 
 def _epsilon(step: PrivateStep, rounds: int, delta: float, length: int, cohort: Cohort) -> float:
     delta -= cohort.failure
-    return epsilon_after(step, rounds, delta, vector_length=length, contributors=cohort.nodes)
+    return epsilon_after(step, rounds, delta, vector_length=length, contributors=cohort.members)
 
 
 def _rounds_in(budget: float, step: PrivateStep, delta: float, length: int, cohort: Cohort) -> int:

@@ -154,12 +154,14 @@ def _charge(run: RunFile, settings: RunSettings, length: int) -> _Charge:
     if not run.privacy.enabled:
         return _Charge(None, None, run.privacy.delta)
     step, delta = settings.step, run.privacy.delta
-    size = len(settings.members) // settings.groups
-    return _Charge(
-        epsilon_after(step, step.releases, delta, vector_length=length, contributors=size),
-        epsilon_if_all_others_collude(step, delta, vector_length=length),
-        delta,
+    spent = epsilon_after(
+        step,
+        step.releases,
+        delta - settings.failure,
+        vector_length=length,
+        contributors=len(settings.members),
     )
+    return _Charge(spent, epsilon_if_all_others_collude(step, delta, vector_length=length), delta)
 
 
 def _plan_json(

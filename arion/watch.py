@@ -108,7 +108,7 @@ def epsilon_so_far(settings: RunSettings, number: int, delta: float, vector_leng
     return epsilon_after(
         settings.step,
         number,
-        delta,
+        delta - settings.failure,
         vector_length=vector_length,
         contributors=len(settings.members),
     )

@@ -18,7 +18,12 @@ from models.training_settings import OptimiserSettings, Recipe
 from privacy.canonical import canonical_bytes, sha256_hex
 from privacy.dp.plan import PrivateStep
 from privacy.ledger.files import replace_durably
-from privacy.secagg.parameters import LARGEST_SPARSE, SMALLEST_COHORT, choose_parameters
+from privacy.secagg.parameters import (
+    LARGEST_SPARSE,
+    SMALLEST_COHORT,
+    choose_parameters,
+    failure_of,
+)
 
 SETTINGS_FILE = "run.json"
 
@@ -93,6 +98,11 @@ class RunSettings(BaseModel):
                 f"{self.step.releases}. Raise privacy.spare_releases."
             )
         return self
+
+    @property
+    def failure(self) -> float:
+        """Part of delta that is for a random graph or a committee that fails."""
+        return failure_of(len(self.members) // self.groups)
 
     def recipe_json(self) -> bytes:
         """The recipe's canonical bytes, as nodes receive them."""

@@ -21,6 +21,16 @@ FAILURE = 2.0**-40
 """Bound on the probability that privacy of any sum fails over all permitted trials."""
 
 
+def failure_of(members: int) -> float:
+    """Return the part of delta that is for a graph or a committee that fails, in groups of a size.
+
+    Args:
+        members: n of a group; up to 50 its graph is complete, and nothing is left to chance.
+
+    """
+    return FAILURE if members > LARGEST_COMPLETE else 0.0
+
+
 class ParameterError(ValueError):
     """A federation for which no graph and committee keep the bound."""
 
