@@ -11,13 +11,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from arion.runs import RUNS_FOLDER
 from benchmarks.harness import Row, context, main
 from benchmarks.round_ours import RUN, SIZES, build, enrol
 from benchmarks.transport import Party
 from client.doctor import RUNTIME
 from coordinator.service.home import ServiceHome, ServiceSettings
 from coordinator.settings import load_settings, save_settings
+from coordinator.shared import RUNS_FOLDER
 from models.folders import shape_of
 from models.footprint import driver_bytes, node_bytes
 from models.training_settings import Recipe

@@ -25,7 +25,7 @@ import client.app
 from arion.federation import Budget, Homes, build_homes, share_out, write_toml
 from arion.institutions import find_institutions
 from arion.memory import keep_freed_memory
-from arion.runs import RUNS_FOLDER, carry_on
+from arion.runs import carry_on
 from benchmarks.transport import Party
 from benchmarks.transport_receivers import peak_mb, say
 from client.agent import Agent
@@ -38,6 +38,7 @@ from client.training import LocalTrainer
 from coordinator.outcome import RoundOutcome
 from coordinator.service.home import ServiceHome, ServiceSettings
 from coordinator.settings import load_settings, save_settings
+from coordinator.shared import RUNS_FOLDER
 from models.checkpoint import save_model
 from models.config import ModelConfig
 from models.decoder import Decoder

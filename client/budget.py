@@ -157,14 +157,17 @@ class NodeBooks:
         """
         self._check_one_kind()
         wanted = experts_reservation(job, self._consent, epsilon)
-        self._reserve(wanted)
-        return next(e.index for e in self._log.entries if e.parsed() == wanted)
+        reserved = self._reserve(wanted)
+        return next(e.index for e in self._log.entries if e.parsed() == reserved)
 
-    def _reserve(self, wanted: RunReserved) -> None:
+    def _reserve(self, wanted: RunReserved) -> RunReserved:
+        """Write a reservation unless it stands; return what stands."""
         run = self._runs.get(wanted.run)
         if run is None:
             self._write("run-reserved", wanted)
-            return
+            return wanted
+        if run.reserved.basis is None:  # an earlier version wrote none
+            wanted = wanted.model_copy(update={"basis": None})
         if run.reserved != wanted:
             raise PlanRefused(
                 PlanCode.WRONG_EVENT,
@@ -179,6 +182,7 @@ class NodeBooks:
                 f"Expected at most {run.reserved.releases} releases in run {wanted.run!r}, got "
                 f"{run.debits} and a request for another. Its schedule is used up.",
             )
+        return run.reserved
 
     def debit(self, plan: RoundPlan, sealed_digest: str) -> None:
         """Write down one release before it leaves, and sign the ledger with it in.

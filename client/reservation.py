@@ -3,7 +3,7 @@
 from privacy.consent import Consent
 from privacy.dp.accountant import epsilon_microunits
 from privacy.experts_job import ExpertsJob
-from privacy.ledger.entries import Noise, RunReserved, delta_units
+from privacy.ledger.entries import Noise, RunReserved, ScheduleBasis, delta_units
 from privacy.rounds import RoundPlan, run_cost
 
 
@@ -29,6 +29,7 @@ def round_reservation(plan: RoundPlan, consent: Consent, *, kept_apart: bool) ->
         data_set=consent.data_set,
         noise=noise_label(plan),
         kept_apart=kept_apart,
+        basis=_round_basis(plan, consent) if private else None,
     )
 
 
@@ -52,6 +53,21 @@ def experts_reservation(job: ExpertsJob, consent: Consent, epsilon: float) -> Ru
         data_set=consent.data_set,
         noise=noise_label(job),
         job=job.digest().hex(),
+        basis=ScheduleBasis(
+            vector_length=job.plan.longest,
+            contributors=1,
+            noise_in_lattice_units=job.plan.step.noise_in_lattice_units,
+        ),
+    )
+
+
+def _round_basis(plan: RoundPlan, consent: Consent) -> ScheduleBasis:
+    """What `run_cost` computed with."""
+    return ScheduleBasis(
+        vector_length=plan.vector_length,
+        contributors=len(consent.members),
+        noise_in_lattice_units=plan.step.noise_in_lattice_units,
+        is_sparse=plan.is_sparse,
     )
 
 

@@ -89,6 +89,11 @@ class LocalPlan(BaseModel):
         """`event()` in the exact to_named_tuple form, as JSON: what the ledger keeps."""
         return event_json(self.event())
 
+    @property
+    def longest(self) -> int:
+        """Coordinates of the longer of the two vectors, whose slack every release is charged."""
+        return max(self.embedding_length, self.vector_length)
+
     def epsilon(self, delta: float) -> float:
         """Upper bound on the module's epsilon at delta, rounding and finite precision included.
 
@@ -101,7 +106,7 @@ class LocalPlan(BaseModel):
         return epsilon(
             self.event(),
             delta,
-            vector_length=max(self.embedding_length, self.vector_length),
+            vector_length=self.longest,
             contributors=1,
             noise_in_lattice_units=self.step.noise_in_lattice_units,
         )

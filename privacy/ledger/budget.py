@@ -2,14 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from pydantic import JsonValue
-
-from privacy.canonical import canonical_bytes, parse_canonical
 from privacy.ledger.entries import (
-    DELTA_UNITS,
     NODE_KINDS,
     Entry,
     ExpertsDebited,
@@ -140,8 +135,11 @@ class _NodeReader:
             self._fail(entry, reason)
         if body.job is not None:
             self._found.jobs.add(body.job)
+        # The accountant takes a second to import; a ledger without runs is read without it.
+        from privacy.ledger.charges import schedule_epsilon_micro  # noqa: PLC0415
+
         try:
-            owed = schedule_epsilon_micro(body.event, body.releases, body.delta_1e15)
+            owed = schedule_epsilon_micro(body.event, body.releases, body.delta_1e15, body.basis)
         except ValueError as error:
             self._fail(entry, f"run {body.run!r} has an event that cannot be accounted: {error}")
             return
@@ -233,40 +231,6 @@ class _NodeReader:
 
     def _fail(self, entry: Entry, reason: str) -> None:
         self._found.failures.append(f"entry {entry.index}: {reason}")
-
-
-def schedule_epsilon_micro(event: JsonValue, releases: int, delta_1e15: int) -> int | None:
-    """Recompute the epsilon of `releases` times `event`, in millionths rounded up.
-
-    Args:
-        event: DP event of one release, as `privacy.dp.events.event_json` writes it.
-        releases: length of the schedule.
-        delta_1e15: delta in units of 1e-15.
-
-    Returns:
-        A lower limit of what had to be charged (the slack of lattice and floats comes on top), or
-        None where there is no finite epsilon.
-
-    Raises:
-        ValueError: an event of an unknown kind.
-
-    """
-    return _schedule_epsilon_micro(canonical_bytes(event), releases, delta_1e15)
-
-
-@lru_cache(maxsize=256)
-def _schedule_epsilon_micro(event: bytes, releases: int, delta_1e15: int) -> int | None:
-    # The accountant takes a second to import; a ledger without runs is read without it.
-    from dp_accounting.dp_event import NonPrivateDpEvent, SelfComposedDpEvent  # noqa: PLC0415
-
-    from privacy.dp.accountant import epsilon, epsilon_microunits  # noqa: PLC0415
-    from privacy.dp.events import event_from_json  # noqa: PLC0415
-
-    release = event_from_json(parse_canonical(event))
-    if isinstance(release, NonPrivateDpEvent):
-        return None
-    spent = epsilon(SelfComposedDpEvent(release, releases), delta_1e15 / DELTA_UNITS)
-    return None if spent == float("inf") else epsilon_microunits(spent)
 
 
 def _spend(run: _Run) -> RunSpend:

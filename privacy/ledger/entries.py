@@ -57,6 +57,23 @@ class FederationJoined(Body):
     noise: Noise
 
 
+class ScheduleBasis(Body):
+    """What a schedule's epsilon depends on beside its event; see `privacy.dp.accountant.epsilon`.
+
+    Attributes:
+        vector_length: coordinates of a release.
+        contributors: upper bound on the members in one sum.
+        noise_in_lattice_units: s.
+        is_sparse: whether 2^-40 of delta is for a random graph or a committee that fails.
+
+    """
+
+    vector_length: Positive
+    contributors: Positive
+    noise_in_lattice_units: float = Field(ge=3, le=1024)
+    is_sparse: bool = False
+
+
 class RunReserved(Body):
     """A run's whole schedule, charged before its first release.
 
@@ -69,6 +86,8 @@ class RunReserved(Body):
         job: digest of the one job that makes a module of owned experts; None for rounds.
         kept_apart: whether the node leaves out of this run every unit that it used under another
             data set's name, so that the run costs the units of its own data set only.
+        basis: what anybody needs to compute the epsilon again; None without noise, and in ledgers
+            of earlier versions, whose epsilon is held against a lower limit.
 
     """
 
@@ -83,6 +102,7 @@ class RunReserved(Body):
     noise: Noise
     job: Digest | None = None
     kept_apart: bool = False
+    basis: ScheduleBasis | None = None
 
 
 class FilterOpened(Body):

@@ -21,7 +21,7 @@ from models.vector import trainable_layout
 from privacy.canonical import canonical_bytes
 from privacy.dp.local_plan import LocalPlan
 from privacy.experts_job import ExpertsJob
-from privacy.ledger.budget import schedule_epsilon_micro
+from privacy.ledger.charges import schedule_epsilon_micro
 from privacy.round_plan import PlanCode, PlanRefused
 from tests.experts_release import ORDER, OWNER, Home, Make
 from tests.small_federation import Ground

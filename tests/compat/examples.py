@@ -188,6 +188,9 @@ def ledger_entries() -> Iterator[tuple[str, bytes]]:
             run="third", **reserved, **more, noise=noise, kept_apart=True)),
         ("run-reserved", entries.RunReserved(
             run="owned", **reserved, **more, noise="seeded, not private", job=h())),
+        ("run-reserved", entries.RunReserved(
+            run="shown", **reserved, **more, noise=noise, basis=entries.ScheduleBasis(
+                vector_length=24, contributors=60, noise_in_lattice_units=5.0, is_sparse=True))),
         ("filter-opened", entries.FilterOpened(
             epsilon_micro=8_000_000, delta_1e15=10**9, epsilon_per_run_micro=2_000_000,
             run_delta_1e15=10**8, epsilon_if_all_others_collude_micro=9_000_000, unit="person",

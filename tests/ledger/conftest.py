@@ -11,7 +11,7 @@ import pytest
 from privacy.dp.local_plan import LocalPlan
 from privacy.dp.plan import PrivateStep
 from privacy.identity import IdentityKey
-from privacy.ledger.budget import schedule_epsilon_micro
+from privacy.ledger.charges import schedule_epsilon_micro
 from privacy.ledger.entries import FilterBasis
 from privacy.ledger.filter import charge_entry
 from privacy.ledger.log import LedgerLog

@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from privacy.ledger.charges import schedule_epsilon_micro
+from privacy.ledger.entries import ScheduleBasis
 from privacy.ledger.pins import Pins
 from privacy.ledger.spends import RunSpend, compose_spends
 from privacy.ledger.verify import verify_ledger
-from tests.ledger.conftest import failures
+from tests.ledger.conftest import STEP, failures
 
 Make = SimpleNamespace
 
@@ -22,12 +24,40 @@ def apart(make: Make, run: str, data_set: str, **changes: Any) -> tuple[str, dic
     return make.reserved(run, data_set=data_set, kept_apart=True, **changes)
 
 
+SMALL = 3 * 10**5  # a delta of 3e-10, of which 2^-40 shows
+
+
+def basis(vector_length: int, **changes: Any) -> dict[str, Any]:
+    values = {"vector_length": vector_length, "contributors": 60, "noise_in_lattice_units": 4.0}
+    return {**values, "is_sparse": False, **changes}
+
+
+def cost(delta_1e15: int, said: dict[str, Any]) -> int | None:
+    event = STEP.event_json()
+    return schedule_epsilon_micro(event, STEP.releases, delta_1e15, ScheduleBasis(**said))
+
+
 NODE_CHEATS: dict[str, tuple[Callable[[Make], list[Any]], str]] = {
     "another kind": (lambda m: [m.joined(), m.opened()], "a node never writes 'run-opened'"),
     "no federation": (lambda m: [m.reserved()], "begins with 'federation-joined'"),
     "reserved twice": (lambda m: [m.joined(), m.reserved(), m.reserved()], "a second time"),
     "epsilon rounded down": (
         lambda m: [m.joined(), m.reserved(epsilon_micro=m.reserved()[1]["epsilon_micro"] - 1)],
+        "and its schedule costs",
+    ),
+    "no slack for the lattice": (
+        lambda m: [m.joined(), m.reserved(basis=basis(10**7))],
+        "and its schedule costs",
+    ),
+    "nothing for a sparse graph": (
+        lambda m: [
+            m.joined(),
+            m.reserved(
+                basis=basis(1, is_sparse=True),
+                delta_1e15=SMALL,
+                epsilon_micro=cost(SMALL, basis(1)),
+            ),
+        ],
         "and its schedule costs",
     ),
     "longer schedule": (lambda m: [m.joined(), m.reserved(releases=4)], "its schedule costs"),
@@ -100,6 +130,22 @@ def test_a_node_that_signs_a_false_budget_is_found(
     build, expected = NODE_CHEATS[cheat]
     directory = make.write(tmp_path / "a", "hospital-a", make.NODE_KEY, build(make))
     assert expected in failures(directory, pins)
+
+
+@pytest.mark.parametrize("is_sparse", [False, True])
+def test_what_a_basis_says_is_enough_and_one_millionth_less_is_not(
+    tmp_path: Path, pins: Pins, make: Make, is_sparse: bool
+) -> None:
+    said = basis(10**7, is_sparse=is_sparse)
+    owed = cost(SMALL, said)
+    assert owed is not None
+    for name, paid in (("whole", owed), ("less", owed - 1)):
+        entries = [
+            make.joined(),
+            make.reserved(basis=said, delta_1e15=SMALL, epsilon_micro=paid),
+        ]
+        directory = make.write(tmp_path / name, "hospital-a", make.NODE_KEY, entries)
+        assert ("its schedule costs" in failures(directory, pins)) == (name == "less")
 
 
 HUB_CHEATS: dict[str, tuple[Callable[[Make], list[Any]], str]] = {
