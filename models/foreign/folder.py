@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models.foreign.model import ForeignModel, Source
@@ -14,6 +13,7 @@ from models.foreign.network import build_network
 from models.foreign.trial import UnfitError, frozen_layers
 from models.formats.files import CheckpointError, inside, read_object, whole_folder
 from models.formats.shards import Stored, check_finite, read_headers, read_tensors
+from models.formats.tensor_file import save_tensors
 
 # What a released folder takes over besides its weights; never code, other weights or a model card.
 _CARRIED = ("*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*")
@@ -120,4 +120,4 @@ def _write_merged(own: Mapping[str, Stored], target: Path, merged: Mapping[str, 
     for name in merged.keys() & tensors.keys():
         tensors[name] = merged[name].to(tensors[name].dtype).contiguous()
         check_finite(name, tensors[name])
-    save_file(tensors, target, metadata={"format": "pt"})
+    save_tensors(tensors, target)

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from models.formats.files import CheckpointError, inside, read_object
 from models.formats.fp8 import FP8, FP8_TYPE
+from models.formats.tensor_file import save_tensors
 
 SHARD_BYTES = 5_000_000_000
 
@@ -149,7 +149,7 @@ def _write_file(tensors: Mapping[str, Tensor], path: Path, dtype: torch.dtype | 
         )
         for name, tensor in tensors.items()
     }
-    save_file(copies, path, metadata={"format": "pt"})
+    save_tensors(copies, path)
 
 
 def _split(

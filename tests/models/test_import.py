@@ -81,6 +81,8 @@ def test_what_we_write_of_it_is_the_same_function_to_transformers(
     theirs = make_folder(tmp_path / "in", kind, **changes)
     ours, tokenizer = load_model(tmp_path / "in")
     save_model(ours, tokenizer, tmp_path / "out")
+    modes = {path.stat().st_mode for path in (tmp_path / "out").iterdir()}
+    assert len(modes) == 1, "who may read config.json may read the weights"
     written = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     assert type(written) is type(theirs)
     assert_same_function(written, theirs)
