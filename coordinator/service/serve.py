@@ -2,13 +2,17 @@
 
 import asyncio
 import logging
+import os
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc as health_rpc
 
+from coordinator import locks
+from coordinator.errors import RunError
 from coordinator.service import reflection
 from coordinator.service.arrivals import Arrivals
 from coordinator.service.artefacts import REGISTRY_FOLDER, Artefacts
@@ -17,7 +21,7 @@ from coordinator.service.callers import Callers
 from coordinator.service.enrolment import Enrolment, Identity
 from coordinator.service.exchange import Exchange
 from coordinator.service.health import Health
-from coordinator.service.home import ServiceHome
+from coordinator.service.home import SERVICE_FILE, ServiceHome
 from coordinator.service.metrics import Metrics
 from coordinator.service.pki import SERVER_LIFE
 from coordinator.service.watch import CallWatch
@@ -40,7 +44,9 @@ _OPTIONS = (
     ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.max_connection_idle_ms", 600_000),
     ("grpc.compression_enabled_algorithms_bitset", _NO_COMPRESSION),
+    ("grpc.so_reuseport", 0),  # two services on one port would get every other connection
 )
+_LOCK_FILE = "serve.lock"
 
 
 @dataclass
@@ -99,8 +105,14 @@ class Service:
         self._open = ExitStack()
 
     async def start(self) -> Ports:
-        """Listen on both ports; never without TLS."""
+        """Listen on both ports; never without TLS.
+
+        Raises:
+            RunError: another process serves this home, or a port is taken.
+
+        """
         home, settings = self._home, self._home.settings
+        self._hold()
         swept = await asyncio.to_thread(home.mailbox.sweep)
         arrivals = Arrivals(home.mailbox)
         await self.health.look()
@@ -112,7 +124,8 @@ class Service:
             self._bind(enrolment, settings.enrolment_port, members_only=False),
         )
         if settings.metrics_port is not None:
-            ports.metrics = self._open.enter_context(self.metrics.serve(settings.metrics_port))
+            with self._free("127.0.0.1", settings.metrics_port):
+                ports.metrics = self._open.enter_context(self.metrics.serve(settings.metrics_port))
         self._servers = [exchange, enrolment]
         for server in self._servers:
             await server.start()
@@ -138,6 +151,16 @@ class Service:
     async def wait(self) -> None:
         """Serve until stopped."""
         await asyncio.gather(*(server.wait_for_termination() for server in self._servers))
+
+    def _hold(self) -> None:
+        """Keep every other process from serving this home."""
+        descriptor = locks.take(self._home.path / _LOCK_FILE)
+        if descriptor is None:
+            raise RunError(
+                f"Expected that nobody serves {self._home.path}, got another process that does. "
+                "Stop it first; arion coordinator status tells whether it serves."
+            )
+        self._open.callback(os.close, descriptor)
 
     def _exchange(self, callers: Callers, streams: Exchange) -> grpc.aio.Server:
         home, limits = self._home, self._home.settings.limits
@@ -169,7 +192,21 @@ class Service:
             certificate.renewed,
             require_client_authentication=members_only,
         )
-        return int(server.add_secure_port(f"{self._home.settings.listen}:{port}", credentials))
+        listen = self._home.settings.listen
+        with self._free(listen, port):
+            return int(server.add_secure_port(f"{listen}:{port}", credentials))
+
+    @contextmanager
+    def _free(self, listen: str, port: int) -> Iterator[None]:
+        """Say what to do where a port cannot be had."""
+        try:
+            yield
+        except (RuntimeError, OSError) as error:
+            raise RunError(
+                f"Expected a port that is free on {listen}, got {port}, which another process has, "
+                "or which this user may not use. Stop that process, or change the port in "
+                f"{self._home.path / SERVICE_FILE}."
+            ) from error
 
 
 def _server(metrics: Metrics, largest: int) -> grpc.aio.Server:

@@ -1,5 +1,6 @@
 """A running service on loopback, and the small federation's nodes enrolled with it."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def postgresql() -> Iterator[Server]:
 
 @pytest.fixture
 def service_home(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[ServiceHome]:
-    """A home on SQLite, or on the database that `on_both` names."""
+    """A home on SQLite, or on the database that `on_both` names; by a relative path."""
     database = None
     if getattr(request, "param", "sqlite") == "postgresql":
         database = request.getfixturevalue("postgresql").new_database()
@@ -40,7 +41,7 @@ def service_home(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Ser
         enrolment_port=0,
         database=database,
     )
-    home = ServiceHome.create(tmp_path / "service", settings)
+    home = ServiceHome.create(Path(os.path.relpath(tmp_path / "service")), settings)
     yield home
     home.close()
 
