@@ -279,24 +279,42 @@ def _identity(home: Path) -> IdentityKey:
 def _prepared(
     file: MembershipFile, host: str, ports: tuple[int, int], invitation: Invitation
 ) -> Membership:
-    """The membership that was begun with this invitation's authority, or a new one."""
+    """The membership that was begun with this invitation's authority, or a new one.
+
+    Where the coordinator is, is what was given last.
+    """
     authority = invitation.authority_pem.decode()
-    if (file.home / MEMBERSHIP_FILE).exists():
-        found = file.load()
-        if found.certificate and not found.is_expired:
-            raise NodeError(
-                f"Expected a home that has not joined, got one that is {found.name!r}. Use "
-                "another home, or remove membership.json from this one."
-            )
-        if not found.certificate and found.authority == authority:
-            return found
-    key = new_connection_key()
-    membership = Membership(
-        address=f"{host}:{ports[0]}",
-        enrolment_address=f"{host}:{ports[1]}",
-        authority=authority,
-        key=key_pem(key).decode(),
-        request=signing_request(key, "node").decode(),
-    )
+    places = {"address": f"{host}:{ports[0]}", "enrolment_address": f"{host}:{ports[1]}"}
+    membership = _begun(file, authority)
+    if membership is None:
+        key = new_connection_key()
+        request = signing_request(key, "node").decode()
+        membership = Membership(
+            **places, authority=authority, key=key_pem(key).decode(), request=request
+        )
+    membership = membership.model_copy(update=places)
     file.save(membership)
     return membership
+
+
+def _begun(file: MembershipFile, authority: str) -> Membership | None:
+    """The membership that waits for approval by this authority; None where one may begin anew.
+
+    Raises:
+        NodeError: the home has joined, or waits for another coordinator.
+
+    """
+    if not (file.home / MEMBERSHIP_FILE).exists():
+        return None
+    found = file.load()
+    if found.certificate and not found.is_expired:
+        raise NodeError(
+            f"Expected a home that has not joined, got one that is {found.name!r}. Use "
+            "another home, or remove membership.json from this one."
+        )
+    if not found.certificate and found.name and found.authority != authority:
+        raise NodeError(
+            f"Expected an invitation of the coordinator that {found.name!r} waits for, got one of "
+            "another. Use another home, or remove membership.json from this one to wait no more."
+        )
+    return found if not found.certificate and found.authority == authority else None

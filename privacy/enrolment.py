@@ -12,6 +12,7 @@ import secrets
 from dataclasses import dataclass, field
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
@@ -72,8 +73,9 @@ class Invitation:
             secret, authority = (
                 base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)) for part in parts[1:]
             )
-            x509.load_der_x509_certificate(authority)
-        except (ValueError, binascii.Error) as error:
+            certificate = x509.load_der_x509_certificate(authority)
+            certificate.verify_directly_issued_by(certificate)  # TLS does not ask that of a root
+        except (ValueError, TypeError, InvalidSignature, binascii.Error) as error:
             raise EnrolmentError(
                 "Expected a whole invitation, got one with missing or altered characters. Copy "
                 "it again."

@@ -141,6 +141,45 @@ def test_what_is_no_invitation(text: str, tmp_path: Path) -> None:
         join(tmp_path, "localhost", (1, 2), text)
 
 
+def test_an_invitation_with_an_altered_certificate(service: RunningService, tmp_path: Path) -> None:
+    """TLS does not check a root's own signature: the altered one would be trusted, and kept."""
+    token = str(service.home.registry.invite("north"))
+    last = "A" if token[-8] != "A" else "B"
+    with pytest.raises(NodeError, match="Copy it again"):
+        join(tmp_path, "localhost", service.pair, token[:-8] + last + token[-7:])
+    assert join(tmp_path, "localhost", service.pair, token).name == "north"
+
+
+def test_a_mistyped_port_is_corrected_by_the_same_command(
+    service: RunningService, tmp_path: Path
+) -> None:
+    token = str(service.home.registry.invite("north"))
+    with pytest.raises(LinkLost):
+        join(tmp_path, "localhost", (1, 2), token)
+    key = MembershipFile(tmp_path).load().key
+    found = join(tmp_path, "localhost", service.pair, token)
+    assert found.name == "north"
+    assert found.key == key
+    service.home.registry.approve("north")
+    assert collect(tmp_path, 5).certificate
+    enrolled = MembershipFile(tmp_path).load()
+    assert enrolled.address.endswith(f":{service.ports.exchange}")
+
+
+def test_who_waits_keeps_its_request_whatever_it_is_given(
+    service: RunningService, tmp_path: Path
+) -> None:
+    join(tmp_path / "node", "localhost", service.pair, str(service.home.registry.invite("north")))
+    before = (tmp_path / "node" / MEMBERSHIP_FILE).read_bytes()
+    (tmp_path / "other").mkdir()
+    token = str(Invitation.new(Authority.create(tmp_path / "other", "other").pem))
+    with pytest.raises(NodeError, match="that 'north' waits for"):
+        join(tmp_path / "node", "localhost", service.pair, token)
+    assert (tmp_path / "node" / MEMBERSHIP_FILE).read_bytes() == before
+    service.home.registry.approve("north")
+    assert collect(tmp_path / "node", 5).certificate
+
+
 def test_another_authority_is_not_talked_to(service: RunningService, tmp_path: Path) -> None:
     """An invitation with a foreign authority, as a man in the middle would hand out."""
     other = Authority.create(tmp_path, "other")
