@@ -9,8 +9,11 @@ import client.app
 from arion.errors import user_errors
 from arion.logs import LogFormat, LogFormatOption, set_up_logs
 from client.agent import Agent
+from client.config import load_node_config
 from client.doctor import RUNTIME
+from client.home_checks import check_places
 from client.host import Host
+from client.membership import MembershipFile
 from client.node import CONSENT_FILE, Node
 from client.seats import serve
 from models.parallel import StoppedElsewhereError, World, processes
@@ -49,8 +52,10 @@ def _serve(home: Path, world: World) -> None:
         return client.app.answer(home, RUNTIME, action, (kind, body, payload))
 
     try:
-        if world.size > 1:
-            client.app.keep(Node(home, RUNTIME, world))
+        # what it cannot serve with is said at once, not when a run waits for it
+        MembershipFile(home).load().check_renewable()
+        check_places(load_node_config(home))
+        client.app.keep(Node(home, RUNTIME, world))
         Agent(home, answer).run()
     finally:
         client.app.close_nodes()
@@ -74,6 +79,7 @@ def host_command(
         return client.app.answer(home, client.app.FLOWER, action, (kind, body, payload))
 
     with user_errors():
+        check_places(load_node_config(home))
         client.app.keep(Node(home, client.app.FLOWER))
         host = Host(home, answer)
         try:

@@ -100,8 +100,8 @@ def load_node_config(home: Path) -> NodeConfig:
         ) from error
     except (OSError, ValueError) as error:
         raise NodeError(
-            f"Expected a readable TOML file at {path}, got: {error}. Write the node's settings "
-            "there."
+            f"Expected the node's settings, a readable TOML file, at {path}, got: {error}. "
+            "arion node consent draft writes them."
         ) from error
     places = {"data": home / config.data, "base_model": home / config.base_model}
     return config.model_copy(update=places)

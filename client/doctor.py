@@ -15,9 +15,9 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from client.config import IDENTITY_FILE, NODE_FILE, NodeConfig, load_node_config
+from client.config import IDENTITY_FILE, NodeConfig, load_node_config
 from client.histories import FORK_FILE, RESTORED_FILE
-from client.home_checks import check_identity, check_unit
+from client.home_checks import check_identity, check_unit, weight_bytes
 from client.membership import MEMBERSHIP_FILE, Membership, MembershipFile
 from client.node import CONSENT_FILE
 from client.proxy import link_to, proxy_of
@@ -72,7 +72,14 @@ def examine(home: Path) -> list[Finding]:
         "clock and version": _clock,
         "membership": _membership,
     }
-    return [_looked(name, check, home) for name, check in checks.items()]
+    found: list[Finding] = []
+    for name, check in checks.items():
+        looked = _looked(name, check, home)
+        same = [each.check for each in found if each.says == looked.says]
+        if same and looked.level == _FAILURE:  # one thing that several checks need
+            looked = Finding(name, _FAILURE, f"not looked at: see {same[0]}")
+        found.append(looked)
+    return found
 
 
 def _looked(name: str, check: Callable[[Path], Finding], home: Path) -> Finding:
@@ -139,7 +146,7 @@ def _data(home: Path) -> Finding:
 
 
 def _base_model(home: Path) -> Finding:
-    size = _weight_bytes(load_node_config(home))
+    size = weight_bytes(load_node_config(home))
     return Finding("base model", _OK, f"{size:,} bytes of weights")
 
 
@@ -269,17 +276,6 @@ _TLS = (
 
 def _addresses(membership: Membership) -> tuple[str, str]:
     return membership.address, membership.enrolment_address
-
-
-def _weight_bytes(config: NodeConfig) -> int:
-    """Bytes of the base model's weights."""
-    files = list(config.base_model.glob("*.safetensors"))
-    if not files:
-        raise OSError(
-            f"Expected a model folder at {config.base_model}, got none with weights. Copy the "
-            f"federation's base model there, or correct base_model in {NODE_FILE}."
-        )
-    return sum(path.stat().st_size for path in files)
 
 
 def _training_bytes(config: NodeConfig) -> tuple[int, int | None]:

@@ -20,6 +20,37 @@ def check_identity(config: NodeConfig, consent: Consent, identity: IdentityKey) 
         )
 
 
+def weight_bytes(config: NodeConfig) -> int:
+    """Return the bytes of the base model's weights.
+
+    Raises:
+        NodeError: there are none.
+
+    """
+    files = list(config.base_model.glob("*.safetensors"))
+    if not files:
+        raise NodeError(
+            f"Expected a model folder at {config.base_model}, got none with weights. Copy the "
+            f"federation's base model there, or correct base_model in {NODE_FILE}."
+        )
+    return sum(path.stat().st_size for path in files)
+
+
+def check_places(config: NodeConfig) -> None:
+    """Refuse to serve without data or base model; neither is read.
+
+    Raises:
+        NodeError: one of them is not there.
+
+    """
+    if not config.data.exists():
+        raise NodeError(
+            f"Expected the shard at {config.data}, got nothing there. Bring it back, or correct "
+            f"data in {NODE_FILE}."
+        )
+    weight_bytes(config)
+
+
 def check_unit(config: NodeConfig, consent: Consent) -> None:
     """One record's removal must be one unit's removal, and an institution all of it.
 

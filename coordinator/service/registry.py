@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from sqlalchemy import Engine, select
 from sqlalchemy.exc import IntegrityError
 
-from coordinator.service.approvals import Approval, note_approval
+from coordinator.service.approvals import Approval, ApprovalError, note_approval
 from coordinator.service.bindings import RegistryError, check_join, check_renewal
 from coordinator.service.database import INVITATIONS, MEMBERS, transaction
 from coordinator.service.members import (
@@ -167,6 +167,12 @@ class Registry:
         """
         with transaction(self._engine) as connection:
             row = waiting_row(connection, name)
+            if approval is not None and self._approvals == 1:
+                raise ApprovalError(
+                    "Expected no operator's signature, got one: this coordinator asks for one "
+                    "approval, which is given at its machine. Leave out --operator, or make a "
+                    "coordinator with --approvals 2."
+                )
             missing = 0
             if self._approvals > 1:
                 now = self._clock()
@@ -183,9 +189,18 @@ class Registry:
             update_row(connection, name, status="revoked")
 
     def rotate(self, name: str) -> None:
-        """Refuse a member's certificates of before now until it has renewed; see `revoke`."""
+        """Refuse a member's certificates of before now until it has renewed.
+
+        Raises:
+            RegistryError: there is none, or it is not active and has nothing to renew.
+
+        """
         with transaction(self._engine) as connection:
-            known_row(connection, name)
+            row = known_row(connection, name)
+            if row.status != "active":
+                raise RegistryError(
+                    "not-active", f"Expected an active member, got {name!r}, which is {row.status}."
+                )
             # Certificates count whole seconds: from the next one on they are new.
             update_row(connection, name, certificates_from=float(int(self._clock()) + 1))
 
@@ -224,8 +239,11 @@ class Registry:
         with transaction(self._engine, only_reads=True) as connection:
             row = find_row(connection, peer.name)
         if row is None or row.status != "active" or row.role != peer.role:
+            status = "unknown here" if row is None else row.status
             raise RegistryError(
-                "revoked", f"Expected an active member, got {peer.name!r}. Ask the operator."
+                "revoked",
+                f"Expected an active member, got {peer.name!r}, which is {status}. Ask the "
+                "operator for a new invitation, if it shall take part again.",
             )
         is_old = peer.issued.timestamp() < (row.certificates_from or 0.0)
         if is_old and not may_be_rotated:

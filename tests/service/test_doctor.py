@@ -5,6 +5,7 @@ import re
 import shutil
 import tomllib
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,9 +17,9 @@ import client.doctor
 import client.transport
 from arion.cli import app
 from arion.federation import write_toml
-from client.doctor import Finding, examine
+from client.doctor import RUNTIME, Finding, examine
 from client.membership import MEMBERSHIP_FILE, collect, join
-from client.node import CONSENT_FILE
+from client.node import CONSENT_FILE, Node
 from coordinator.service.enrolment import Enrolment
 from protos.arion.v1 import service_pb2_grpc as rpc
 from tests.service.conftest import RunningService
@@ -114,10 +115,51 @@ def test_what_is_wrong_is_found(
     assert f"FAIL  {check}: " in result.stdout
 
 
+def test_what_several_checks_need_is_said_once(node: Path) -> None:
+    (node / "node.toml").unlink()
+    found = troubles(node)
+    assert "arion node consent draft" in found["settings"].says
+    for check in ("consent", "data", "base model", "memory"):
+        assert found[check] == Finding(check, "failure", "not looked at: see settings")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (change("node.toml", data="nowhere.jsonl"), "Bring it back"),
+        (change("node.toml", base_model="nowhere"), "Copy the federation's base"),
+        (change(CONSENT_FILE, members={"north": "ab" * 32}), "clause 'members'"),
+        (change(CONSENT_FILE, coordinator_key=""), "coordinator_key"),
+        (remove(CONSENT_FILE), "consent.toml"),
+        (remove(MEMBERSHIP_FILE), "Join first"),
+    ],
+)
+def test_a_node_that_cannot_serve_says_so_at_once(
+    node: Path, spoil: Callable[[Path], None], says: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    spoil(node)
+    result = CliRunner().invoke(app, ["node", "run", str(node)])
+    assert result.exit_code == 2, result.output
+    assert says in result.stderr
+    assert "listening" not in caplog.text
+
+
+def test_a_second_agent_of_a_home_says_so_at_once(
+    node: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with closing(Node(node, RUNTIME)):
+        result = CliRunner().invoke(app, ["node", "run", str(node)])
+    assert result.exit_code == 2, result.output
+    assert "Stop the other process" in result.stderr
+    assert "listening" not in caplog.text
+
+
 def test_a_revoked_node_learns_it(service: RunningService, node: Path) -> None:
     service.home.registry.revoke("north")
     found = troubles(node)
-    assert found.pop("membership").says.endswith("Ask the operator. (revoked)")
+    said = found.pop("membership").says
+    assert "'north', which is revoked" in said
+    assert said.endswith("(revoked)")
     assert set(found) <= {"disk"}
 
 

@@ -100,8 +100,10 @@ def test_an_institution_makes_a_new_key_at_once(service: RunningService, tmp_pat
     after = MembershipFile(tmp_path).load()
     assert after.key != before.key
     service.home.registry.revoke("north")
-    with pytest.raises(ValueError, match="active member"):
+    with pytest.raises(ValueError, match="'north', which is revoked"):
         rotate(tmp_path)
+    code, said = arion("node", "rotate", "north", "--coordinator", service.home.path)
+    assert (code, "which is revoked" in said) == (2, True)
     assert MembershipFile(tmp_path).load() == after
 
 
