@@ -12,7 +12,7 @@ from rich.table import Table
 from arion.budget_cli import Json
 from arion.errors import user_errors
 from client.node import CONSENT_FILE, LEDGER_FOLDER
-from privacy.budget_clauses import filter_budget
+from privacy.budget_clauses import filter_budget, run_delta
 from privacy.consent import Consent, load_consent
 from privacy.figures import at_least, at_most
 from privacy.ledger.budget import check_node_entries
@@ -53,17 +53,21 @@ class _Account:
         }
 
     def _left(self) -> dict[str, Any]:
-        own = self.consent.data_set if self.consent.keep_data_sets_apart else None
+        """In whole units, as a node counts; each run takes the same share of delta."""
+        consent = self.consent
+        own = consent.data_set if consent.keep_data_sets_apart else None
         epsilon, delta = compose_spends(self.runs, own)
-        spent = None if epsilon is None else epsilon / EPSILON_UNITS
-        left = 0.0 if spent is None else max(0.0, self.consent.epsilon - spent)
+        left = 0 if epsilon is None else max(0, round(consent.epsilon * EPSILON_UNITS) - epsilon)
+        left_delta = max(0, round(consent.delta * DELTA_UNITS) - delta)
+        runs_by_delta = left_delta // max(1, round(run_delta(consent) * DELTA_UNITS))
+        full = round(consent.epsilon_per_run * EPSILON_UNITS)
         return {
-            "spent_epsilon": spent,
+            "spent_epsilon": None if epsilon is None else epsilon / EPSILON_UNITS,
             "spent_delta": delta / DELTA_UNITS,
-            "left_epsilon": left,
-            "left_delta": max(0.0, self.consent.delta - delta / DELTA_UNITS),
-            "next_run_at_most": min(left, self.consent.epsilon_per_run),
-            "full_runs_left": int(left / self.consent.epsilon_per_run),
+            "left_epsilon": left / EPSILON_UNITS,
+            "left_delta": left_delta / DELTA_UNITS,
+            "next_run_at_most": min(left, full) / EPSILON_UNITS if runs_by_delta else 0.0,
+            "full_runs_left": min(left // full, runs_by_delta),
         }
 
 
@@ -143,6 +147,9 @@ def _print_account(account: _Account) -> None:
         f"spent epsilon {figure} of {told['epsilon']:g}, "
         f"delta {told['spent_delta']:.3g} of {told['delta']:g}; left {left}"
     )
+    if told["left_epsilon"] and not told["next_run_at_most"]:
+        typer.echo("no further run fits: too little is left of delta, of which each takes a share")
+        return
     typer.echo(
         f"a next run may cost at most {at_least(told['next_run_at_most'])}; "
         f"{told['full_runs_left']} runs at the full cap fit"

@@ -55,17 +55,17 @@ def check_life_budget(
         spent: (epsilon, delta) that everything else was charged.
 
     Raises:
-        PlanRefused: over the budget, by the clause `epsilon` (which `delta` goes with).
+        PlanRefused: over the budget, by the clause `epsilon`, or `delta` where that alone is short.
 
     """
     # Integers, as the ledger keeps them: many small charges add up to no less than they are.
     epsilon_units = round(spent[0] * _EPSILON_UNITS) + epsilon_microunits(epsilon)
     delta_units = round(spent[1] * _DELTA_UNITS) + round(delta * _DELTA_UNITS)
+    fits = epsilon_units <= round(consent.epsilon * _EPSILON_UNITS)
     require(
-        epsilon_units <= round(consent.epsilon * _EPSILON_UNITS)
-        and delta_units <= round(consent.delta * _DELTA_UNITS),
+        fits and delta_units <= round(consent.delta * _DELTA_UNITS),
         PlanCode.OVER_BUDGET,
-        "epsilon",
+        "delta" if fits else "epsilon",
         f"at most epsilon {consent.epsilon:g} and delta {consent.delta:g} over the data's life, "
         f"got {epsilon:.6g} and {delta:g} on top of {spent[0]:g} and {spent[1]:g}",
     )

@@ -66,7 +66,12 @@ class Draft:
             ),
             ("Budget for the life of this data, all runs together.", "epsilon", self.epsilon),
             ("", "delta", self.delta),
-            (f"Budget of one run; epsilon lasts for {self.runs}.", "epsilon_per_run", per_run),
+            (
+                f"Budget of one run; epsilon lasts for {self.runs}. Of delta every run takes the "
+                "same share, whatever it costs.",
+                "epsilon_per_run",
+                per_run,
+            ),
             (
                 "The same for one run if every other member conspires against this one.",
                 "epsilon_if_all_others_collude",

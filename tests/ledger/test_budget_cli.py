@@ -59,6 +59,20 @@ def test_the_account_is_what_the_ledger_verifies_to(home: Path, pins: Pins) -> N
     assert (account["data_set"], account["unit"]) == ("notes", "patient")
 
 
+def test_a_delta_that_is_used_up_leaves_no_run(tmp_path: Path, make: Any) -> None:
+    """Runs of little epsilon take their share of delta all the same."""
+    home = tmp_path / "nodes" / "hospital-a"
+    home.mkdir(parents=True)
+    share = int(1e-4 * 3 / 8 * 1e15)
+    cheap = [make.reserved(f"r{run}", delta_1e15=share) for run in range(2)]
+    make.write(home / "ledger", "hospital-a", make.NODE_KEY, [make.joined(), *cheap])
+    (home / "consent.toml").write_text(CONSENT)
+    (account,) = json.loads(budget(home, "--json").stdout)
+    assert account["left_epsilon"] > 3
+    assert (account["next_run_at_most"], account["full_runs_left"]) == (0.0, 0)
+    assert "too little is left of delta" in budget(home).output
+
+
 def test_people_read_the_same(home: Path) -> None:
     out = budget(home.parent).output
     assert "hospital-a: notes, unit patient" in out
