@@ -34,8 +34,10 @@ def pin_command(
     """
     with user_errors():
         relayed = relayed_keys(home)
-        for name, read_out in fingerprints_read_out(pairs, relayed):
+        read = fingerprints_read_out(pairs, relayed)
+        for name, read_out in read:  # all before one is pinned
             check_read_out(name, read_out, relayed[name])
+        for name, _ in read:
             pin_key(home, name, relayed[name])
             typer.echo(f"{name} is pinned in {home / PINS_FILE}")
 

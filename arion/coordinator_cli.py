@@ -11,7 +11,7 @@ import typer
 from arion.errors import user_errors
 from arion.logs import LogFormat, LogFormatOption, set_up_logs
 from coordinator.service.database import check_database_url
-from coordinator.service.home import ServiceHome, ServiceSettings
+from coordinator.service.home import ServiceHome, make_settings
 from coordinator.service.probe import is_serving
 from coordinator.service.serve import Service
 from coordinator.service.status import service_status
@@ -49,7 +49,7 @@ def init_command(
     with user_errors():
         if database is not None:
             check_database_url(database)
-        settings = ServiceSettings(
+        settings = make_settings(
             federation=federation,
             hosts=tuple(host),
             listen=listen,

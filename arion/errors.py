@@ -8,6 +8,13 @@ from contextlib import contextmanager
 import typer
 from safetensors import SafetensorError
 
+_OF_A_PATH = {
+    errno.ENOENT: "got none. Check the path.",
+    errno.ENOTDIR: "got a file where a folder should be. Check the path.",
+    errno.EISDIR: "got a folder. Check the path.",
+    errno.EACCES: "which this user may not use. Check who owns it.",
+    errno.EPERM: "which this user may not use. Check who owns it.",
+}
 _OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG}
 
 
@@ -25,6 +32,8 @@ def _line(error: Exception) -> str:
     """What was expected, what came, and what to do; our own errors say all of it themselves."""
     said = " ".join(str(error).split())
     number = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, OSError) and number in _OF_A_PATH and error.filename is not None:
+        return f"Expected a file or folder at {error.filename}, {_OF_A_PATH[number]}"
     if number in _OF_THE_DISK or isinstance(error, SafetensorError | sqlite3.Error):
         said += ". Free or mend the disk, then give the same command again."
     return said

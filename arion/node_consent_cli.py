@@ -15,11 +15,12 @@ from arion.federation import write_toml
 from arion.institutions import own_config
 from client.config import IDENTITY_FILE, NODE_FILE, NodeError, load_node_config
 from client.data import DataConfig, describe, detect_config, load_config
+from client.ledgers import auditor_pins
 from client.membership import MembershipFile, dialled
 from client.node import CONSENT_FILE
 from privacy.consent import parse_consent
 from privacy.consent_draft import Draft
-from privacy.consent_pins import COORDINATOR, pin, pinned_key, read_clauses
+from privacy.consent_pins import COORDINATOR, check_read_out, pin, pinned_key, read_clauses
 from privacy.identity import IdentityKey, fingerprint
 from privacy.ledger.files import replace_durably
 from privacy.ledger.pins import PINS_FILE, Pin, pins_bytes
@@ -109,10 +110,9 @@ def members_command(home: Home, *, as_json: Json = False) -> None:
     """
     with user_errors():
         relayed = relayed_keys(home)
-        path = home / CONSENT_FILE
-        clauses = read_clauses(path) if path.exists() else {}
+        pinned = _pinned(home)
     rows = [
-        {"name": name, "fingerprint": fingerprint(key), "pin": _pin_word(clauses, name, key)}
+        {"name": name, "fingerprint": fingerprint(key), "pin": _pin_word(pinned.get(name), key)}
         for name, key in relayed.items()
     ]
     if as_json:
@@ -133,7 +133,10 @@ def pin_command(
     """
     with user_errors():
         relayed, path = relayed_keys(home), home / CONSENT_FILE
-        for name, read_out in fingerprints_read_out(pairs, relayed):
+        read = fingerprints_read_out(pairs, relayed)
+        for name, read_out in read:  # all before one is pinned
+            check_read_out(name, read_out, relayed[name])
+        for name, read_out in read:
             pin(path, name, read_out, relayed[name])
             typer.echo(f"{name} is pinned in {path}")
         clauses = read_clauses(path)
@@ -188,8 +191,17 @@ def relayed_keys(home: Path) -> dict[str, bytes]:
     return {**members, COORDINATOR: bytes.fromhex(key)}
 
 
-def _pin_word(clauses: dict[str, Any], name: str, key: bytes) -> str:
-    pinned = pinned_key(clauses, name)
+def _pinned(home: Path) -> dict[str, str]:
+    """Pinned keys by name: a node's consent has them, an auditor's home those of ledgers."""
+    path = home / CONSENT_FILE
+    if not path.exists():
+        return {name: pin.public_key for name, pin in auditor_pins(home).items()}
+    clauses = read_clauses(path)
+    names = (*clauses.get("members", {}), COORDINATOR)
+    return {name: key for name in names if (key := pinned_key(clauses, name)) is not None}
+
+
+def _pin_word(pinned: str | None, key: bytes) -> str:
     if pinned is None:
         return "not pinned"
     return "pinned" if pinned == key.hex() else "OTHER KEY"

@@ -71,19 +71,21 @@ class LineProgress:
 
     def __init__(self) -> None:
         self._name, self._steps, self._started, self._told = "", 0, 0.0, 0.0
+        self._is_over = False
 
     def stage(self, name: str, steps: int) -> None:
         """See `Progress.stage`."""
         self._name, self._steps = name, steps
         self._started = self._told = time.monotonic()
+        self._is_over = False
         self.note(f"{name}: {steps} steps")
 
     def step(self, done: int, text: str) -> None:
         """See `Progress.step`."""
         now = time.monotonic()
-        if done < self._steps and now - self._told < _QUIET_S:
+        if self._is_over or (done < self._steps and now - self._told < _QUIET_S):
             return
-        self._told = now
+        self._told, self._is_over = now, done >= self._steps
         left = (now - self._started) / max(done, 1) * max(self._steps - done, 0)
         self.note(f"{self._name}: {done}/{self._steps}  {text}  about {left:.0f} s left")
 

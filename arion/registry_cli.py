@@ -69,9 +69,10 @@ def add_command(
     Example: arion model registry add registry/ phone/ --signer arion:0f1e2d3c-...
     """
     with user_errors():
-        verify_variant(artefact, signer, unsigned=unsigned)
+        verdict = verify_variant(artefact, signer, unsigned=unsigned)
         entry = add_artefact(registry, artefact)
     typer.echo(entry.model_dump_json(indent=2) if as_json else entry.digest)
+    _tell_signer(verdict.signer, signer)
 
 
 @registry_app.command("list")
@@ -109,9 +110,10 @@ def fetch_command(
 
     Example: arion model registry fetch node/ 3fa1c0 --out phone/ --signer arion:0f1e2d3c-...
     """
+    signers: list[str | None] = []
 
     def check(folder: Path) -> None:
-        verify_variant(folder, signer, unsigned=unsigned)
+        signers.append(verify_variant(folder, signer, unsigned=unsigned).signer)
 
     with user_errors():
         if _is_home(source):
@@ -119,6 +121,7 @@ def fetch_command(
         else:
             entry = fetch(source, digest, out, check)
     typer.echo(f"{out}: {entry.container} {entry.number_format}, {entry.file_bytes:,} bytes")
+    _tell_signer(signers[-1], signer)
 
 
 def withdraw_command(
@@ -192,8 +195,15 @@ def receipt_command(
     with user_errors():
         found, signed_by = verify_receipt(path, signer, model, registry)
     _print_receipt(found, as_json)
-    if not as_json and signer is None:
-        typer.echo(f"Signed by {signed_by}: compare it with the signer, or give it as --signer.")
+    _tell_signer(signed_by, signer)
+
+
+def _tell_signer(found: str | None, expected: str | None) -> None:
+    """Say who signed where nobody said who must have; on standard error."""
+    if found is not None and expected is None:
+        typer.echo(
+            f"Signed by {found}: compare it with the signer, or give it as --signer.", err=True
+        )
 
 
 def _is_home(source: Path) -> bool:

@@ -178,7 +178,8 @@ def _carry_on(service: ServiceHome, name: str, log_format: LogFormat) -> RunStat
         try:
             return carry_on(service, name, observer)
         except KeyboardInterrupt:
-            typer.echo(f"interrupted; go on with: arion run resume {name}", err=True)
+            again = f"arion run resume {name} --coordinator {service.path}"
+            typer.echo(f"interrupted; go on with: {again}", err=True)
             raise typer.Exit(_INTERRUPTED) from None
 
 

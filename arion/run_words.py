@@ -40,7 +40,8 @@ def status_json(status: RunStatus) -> dict[str, Any]:
 
 def status_line(status: RunStatus) -> str:
     """A run in one line, for people."""
-    reason = f"  {status.reason}" if status.state == "stopped" else ""
+    stopped = status.reason or f"go on with arion run resume {status.name} --coordinator HOME"
+    reason = f"  {stopped}" if status.state == "stopped" else ""
     reason = f"  {waiting_words(status.waiting)}" if status.waiting else reason
     return f"{status.name:<24} {status.state:<10} {status.round}/{status.rounds} rounds{reason}"
 

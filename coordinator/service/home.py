@@ -1,5 +1,6 @@
 """A coordinator's home: its authority, its signing key, its database and its settings."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,6 +25,7 @@ from privacy.identity import IdentityKey
 from privacy.ledger.files import make_directory, replace_durably
 
 SERVICE_FILE = "service.json"
+_HOST = re.compile(r"(\*\.)?\w([\w.-]*\w)?|[0-9A-Fa-f:.]+", re.ASCII)
 IDENTITY_FILE = "identity.key"
 BLOBS_FOLDER = "blobs"
 
@@ -61,6 +63,14 @@ class ServiceSettings(BaseModel):
     limits: Limits = Limits()
     approvals: Literal[1, 2] = 1
     artefact_roles: tuple[Role, ...] = ("node", "operator")
+
+    @field_validator("hosts")
+    @classmethod
+    def _dialled(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            if not _HOST.fullmatch(host):
+                raise ValueError(f"expected a name or an address that can be dialled, got {host!r}")
+        return hosts
 
     @field_validator("database")
     @classmethod
@@ -166,6 +176,20 @@ def _open_store(path: Path, settings: ServiceSettings) -> ObjectStore | None:
         return None if settings.payloads is None else ObjectStore(settings.payloads)
     except ValueError as error:
         raise RunError(f"{path / SERVICE_FILE}: payloads: {error}") from None
+
+
+def make_settings(**options: object) -> ServiceSettings:
+    """Return a new home's settings.
+
+    Raises:
+        RunError: an option out of its range; the message never holds a URL.
+
+    """
+    try:
+        return ServiceSettings.model_validate(options)
+    except ValidationError as error:
+        fault = first_fault(error, "service", ServiceSettings)
+        raise RunError(f"the options: {fault}. Correct this option.") from None
 
 
 def load_service_settings(home: Path) -> ServiceSettings:

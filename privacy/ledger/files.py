@@ -1,5 +1,6 @@
 """A file of lines that survives a crash: what was acknowledged is there, once, in order."""
 
+import errno
 import fcntl
 import os
 import sqlite3
@@ -10,15 +11,20 @@ from pathlib import Path
 
 from privacy.ledger.entries import LedgerError
 
+_OF_THE_PATH = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM}
+
 
 class DiskError(OSError):
-    """A disk that is full, read-only or failing."""
+    """A disk that is full, read-only or failing, or a place where nothing can be written."""
 
     def __init__(self, path: Path, error: Exception) -> None:
         got = getattr(error, "strerror", None) or error
+        remedy = "Free or mend the disk"
+        if getattr(error, "errno", None) in _OF_THE_PATH:
+            remedy = "Check the folder, and who may write there"
         super().__init__(
-            f"Expected to write {path}, got: {got}. Free or mend the disk, then start again: what "
-            "was acknowledged before is there."
+            f"Expected to write {path}, got: {got}. {remedy}, then start again: what was "
+            "acknowledged before is there."
         )
 
 

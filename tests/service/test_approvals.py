@@ -63,6 +63,16 @@ def test_two_operators_approve_and_one_does_not(
     assert "may connect" in approve(service_home, "carl", homes["bert"])
 
 
+def test_a_signature_that_nobody_asked_for(service: RunningService, tmp_path: Path) -> None:
+    """Whoever gives it takes two approvals for needed."""
+    registry = service.home.registry
+    join(tmp_path / "north", "localhost", service.pair, str(registry.invite("north")))
+    said = approve(service.home, "north", tmp_path / "north")
+    assert "Leave out --operator" in said
+    assert registry.waiting("north").name == "north"
+    assert "may connect" in approve(service.home, "north")
+
+
 def test_signatures_are_of_this_request_and_by_active_operators(
     joined: Callable[[str, str], Path], service_home: ServiceHome
 ) -> None:

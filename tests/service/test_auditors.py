@@ -131,7 +131,7 @@ def test_nothing_is_fetched_before_the_coordinator_is_pinned(
     assert not (tmp_path / "out.zip").exists()
 
 
-def test_another_fingerprint_is_not_pinned(auditor: Path) -> None:
+def test_another_fingerprint_is_not_pinned(service: RunningService, auditor: Path) -> None:
     before = (auditor / PINS_FILE).read_bytes()
     other = fingerprint(IdentityKey.generate().public_key)
     result = command("pin", "coordinator", other, "--home", auditor)
@@ -139,6 +139,19 @@ def test_another_fingerprint_is_not_pinned(auditor: Path) -> None:
     result = command("pin", "nobody", other, "--home", auditor)
     assert (result.exit_code, "Expected an approved member" in result.stderr) == (2, True)
     assert (auditor / PINS_FILE).read_bytes() == before
+    (auditor / PINS_FILE).unlink()
+    right = fingerprint(service.home.key.public_key)
+    result = command("pin", "coordinator", right, "coordinator", other, "--home", auditor)
+    assert (result.exit_code, "pin nothing" in result.stderr) == (2, True)
+    assert not (auditor / PINS_FILE).exists()
+
+
+def test_members_says_what_an_auditor_pinned(auditor: Path) -> None:
+    shown = CliRunner().invoke(app, ["node", "members", str(auditor), "--json"])
+    pins = load_pins(auditor / PINS_FILE)
+    words = {row["name"]: row["pin"] for row in json.loads(shown.stdout)}
+    assert words["coordinator"] == "pinned"
+    assert {name for name, word in words.items() if word == "pinned"} == set(pins)
 
 
 def test_a_pinned_key_is_not_replaced(service: RunningService, auditor: Path) -> None:

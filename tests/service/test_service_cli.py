@@ -94,6 +94,45 @@ def test_an_institution_joins_over_two_processes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (
+            ["--port", "99999"],
+            "port: Input should be less than 65536, got 99999. Correct this option",
+        ),
+        (["--host", "local host"], "that can be dialled, got 'local host'"),
+    ],
+)
+def test_an_option_that_no_home_can_have(options: list[str], says: str, tmp_path: Path) -> None:
+    made = ["coordinator", "init", str(tmp_path / "srv"), "--federation", "f", "--host", "h"]
+    result = arion(*made, *options)
+    assert result.exit_code == 2, result.output
+    assert says in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "srv").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["backup", "srv", "nowhere/x.tar", "--passphrase-file", "pass"], "who may write there"),
+        (["backup", "srv", "x.tar", "--passphrase-file", "none"], "at none, got none. Check"),
+        (["restore", "none.tar", "r", "--passphrase-file", "pass"], "at none.tar, got none. Check"),
+    ],
+)
+def test_a_path_that_leads_nowhere(
+    words: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pass").write_text("a passphrase of some length")
+    assert arion("coordinator", "init", "srv", "--federation", "f", "--host", "h").exit_code == 0
+    result = arion("coordinator", *words)
+    assert result.exit_code == 2, result.output
+    assert says in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
     ("old", "new", "says"),
     [
         ('"enrolment_port"', '"enrolment_prt"', "enrolment_prt: there is no such key, perhaps"),
