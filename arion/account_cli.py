@@ -9,9 +9,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from arion.budget_cli import Json
 from arion.errors import user_errors
-from client.node import CONSENT_FILE, LEDGER_FOLDER
+from arion.options import Json
+from client.config import CONSENT_FILE, LEDGER_FOLDER
 from privacy.budget_clauses import filter_budget, run_delta
 from privacy.consent import Consent, load_consent
 from privacy.figures import at_least, at_most

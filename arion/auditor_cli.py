@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from arion.coordinator_cli import Json
 from arion.errors import user_errors
 from arion.node_consent_cli import Pairs, fingerprints_read_out, relayed_keys
+from arion.options import Json
 from client.ledgers import Pulled, pin_key, pull_ledgers
 from client.membership import dialled
 from privacy.consent_pins import check_read_out

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from arion.errors import user_errors
+from arion.options import Json
 from arion.planner import Outlook, Verdict, consider, plan_run, unit_of
 from arion.run_file import RunFile, RunFileError, load_run_file
 from privacy.consent import load_consent
@@ -16,7 +17,6 @@ from privacy.dp.plan import PrivateStep
 from privacy.figures import at_most
 from privacy.units import INSTITUTION, RECORD
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Delta = Annotated[float, typer.Option(help="Delta of the whole schedule.")]
 Rounds = Annotated[int, typer.Option(help="Releases of the schedule, T.", min=1)]
 Sampling = Annotated[

@@ -10,6 +10,7 @@ import typer
 
 from arion.errors import user_errors
 from arion.logs import LogFormat, LogFormatOption, set_up_logs
+from arion.options import Json
 from coordinator.service.database import check_database_url
 from coordinator.service.home import ServiceHome, make_settings
 from coordinator.service.probe import is_serving
@@ -20,7 +21,6 @@ from privacy.identity import fingerprint
 coordinator_app = typer.Typer(no_args_is_help=True, help="The coordinator's service.")
 
 Home = Annotated[Path, typer.Argument(metavar="HOME", help="The coordinator's home.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @coordinator_app.command("init")

@@ -6,10 +6,9 @@ from typing import Annotated
 
 import typer
 
-from arion.budget_cli import Json
 from arion.errors import user_errors
-from client.config import NodeError, load_node_config
-from client.node import CONSENT_FILE
+from arion.options import Json
+from client.config import CONSENT_FILE, NodeError, load_node_config
 from client.training_records import training_records
 from client.unit_keys import open_unit_keys
 from privacy.consent import load_consent

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from arion.errors import user_errors
 from arion.expert_training import TrainingOrder, train_module
+from arion.options import Json
 from arion.progress import make_progress
 from models.checkpoint import load_model, model_digest
 from models.expert_module import Card, PrivacyClaim, read_card, read_module
@@ -21,7 +22,6 @@ expert_app = typer.Typer(
     no_args_is_help=True, help="Experts that an institution owns: train, add, compose, withdraw."
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="A modular model.")]
 Owner = Annotated[str, typer.Argument(metavar="OWNER", help="Lower-case letters, digits, dashes.")]
 

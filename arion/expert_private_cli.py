@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from arion.errors import user_errors
-from arion.expert_cli import Json, module_facts, tell
+from arion.expert_cli import module_facts, tell
 from arion.institutions import read_public
+from arion.options import Json
 from arion.progress import Progress, make_progress
 from client.experts_order import parse_order, train_experts
 from client.experts_training import Watch

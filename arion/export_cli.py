@@ -9,6 +9,7 @@ import typer
 
 from arion.errors import user_errors
 from arion.export_words import plan_lines, print_passport, print_plans, verdict_facts
+from arion.options import Json
 from arion.progress import make_progress
 from arion.variant_dense import USUAL, Dense
 from arion.variant_export import export
@@ -20,8 +21,6 @@ from models.variants.extras import VariantError
 from models.variants.names import CONTAINERS
 from models.variants.passport import Passport
 from models.variants.plan import BITS, TIERS, Target, Wanted
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
 def export_command(

@@ -7,18 +7,16 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import tomli_w
-
 from arion.institutions import Institution
 from arion.run_file import RunFileError
+from arion.toml_file import write_toml
+from client.config import CONSENT_FILE, NODE_FILE
 from client.config import IDENTITY_FILE as NODE_IDENTITY_FILE
-from client.config import NODE_FILE
 from client.data import DataConfig, DataError
-from client.histories import COORDINATOR
-from client.node import CONSENT_FILE
 from coordinator.driver import IDENTITY_FILE
 from coordinator.settings import SETTINGS_FILE, RunSettings, save_settings
 from privacy.consent import load_consent
+from privacy.consent_pins import COORDINATOR
 from privacy.dp.accountant import epsilon_if_all_others_collude
 from privacy.dp.plan import PrivateStep
 from privacy.identity import IdentityKey
@@ -222,8 +220,3 @@ def common_unit(configs: Sequence[DataConfig]) -> str:
             f"protects one kind of unit. Fields found: {sorted(f for f in fields if f)}."
         )
     return str(next(iter(fields))) if len(fields) == 1 else "person"
-
-
-def write_toml(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a settings file durably."""
-    replace_durably(path, tomli_w.dumps(values).encode())

@@ -8,6 +8,7 @@ import typer
 
 from arion.errors import user_errors
 from arion.model_import import DTYPES, Growth, check_places, import_model
+from arion.options import Json
 from arion.progress import make_progress
 
 _PER_TOKEN = 2
@@ -39,7 +40,6 @@ Seed = Annotated[
 ]
 Dtype = Annotated[str, typer.Option(metavar="|".join(DTYPES), help="Of the written weights.")]
 Replace = Annotated[bool, typer.Option("--replace", help="Replace the model folder at DIR.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
 def import_command(  # noqa: PLR0917  (its options are its interface)

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from arion.errors import user_errors
+from arion.options import Json
 from privacy.canonical import JsonValue
 from privacy.identity import fingerprint
 from privacy.ledger.bundle import export_bundle, opened_bundle
@@ -30,7 +31,6 @@ ledger_app = typer.Typer(
     no_args_is_help=True, help="Budgets and rounds, as they were written down."
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder with ledgers, at any depth.")]
 Place = Annotated[
     Path, typer.Argument(metavar="DIR|BUNDLE", help="Folder with ledgers, or an exported bundle.")

@@ -9,11 +9,11 @@ from rich.table import Table
 
 from arion.errors import user_errors
 from arion.model_facts import ModelFacts, facts_of, preset_facts
+from arion.options import Json
 from models.config import preset_names
 from models.counts import weight_bytes
 
 _PIPED_WIDTH = 120
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
 def list_command(as_json: Json = False) -> None:

@@ -9,15 +9,14 @@ from typing import Annotated, Any
 
 import typer
 
-from arion.coordinator_cli import Json
 from arion.errors import user_errors
-from arion.federation import write_toml
 from arion.institutions import own_config
-from client.config import IDENTITY_FILE, NODE_FILE, NodeError, load_node_config
+from arion.options import Json
+from arion.toml_file import write_toml
+from client.config import CONSENT_FILE, IDENTITY_FILE, NODE_FILE, NodeError, load_node_config
 from client.data import DataConfig, describe, detect_config, load_config
 from client.ledgers import auditor_pins
 from client.membership import MembershipFile, dialled
-from client.node import CONSENT_FILE
 from privacy.consent import parse_consent
 from privacy.consent_draft import Draft
 from privacy.consent_pins import COORDINATOR, check_read_out, pin, pinned_key, read_clauses

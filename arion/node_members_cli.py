@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from arion.coordinator_cli import Json, print_members
+from arion.coordinator_cli import print_members
 from arion.errors import user_errors
+from arion.options import Json
 from client.config import IDENTITY_FILE
 from client.membership import MembershipFile, rotate
 from coordinator.service.approvals import Approval, sign_approval

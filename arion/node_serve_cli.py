@@ -9,12 +9,12 @@ import client.app
 from arion.errors import user_errors
 from arion.logs import LogFormat, LogFormatOption, set_up_logs
 from client.agent import Agent
-from client.config import load_node_config
+from client.config import CONSENT_FILE, load_node_config
 from client.doctor import RUNTIME
 from client.home_checks import check_places
 from client.host import Host
 from client.membership import MembershipFile
-from client.node import CONSENT_FILE, Node
+from client.node import Node
 from client.seats import serve
 from models.parallel import StoppedElsewhereError, World, processes
 from privacy.consent import load_consent

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from arion.errors import user_errors
+from arion.options import Json
 from arion.progress import make_progress
 from arion.receipt import Receipt, verify_receipt
 from arion.variant_verify import verify_variant
@@ -28,7 +29,6 @@ registry_app = typer.Typer(
     no_args_is_help=True, help="Artefacts with their versions and lineage: add, list, fetch."
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Registry = Annotated[Path, typer.Argument(metavar="REGISTRY", help="A registry's folder.")]
 Source = Annotated[
     Path,

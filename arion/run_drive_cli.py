@@ -10,10 +10,11 @@ import typer
 
 from arion.errors import user_errors
 from arion.logs import LogFormat, LogFormatOption, set_up_logs
+from arion.options import Json
 from arion.order_words import print_order
 from arion.run_file import RunFile, load_run_file
 from arion.run_status import RunStatus, find, status_of
-from arion.run_watch_cli import NOT_FINISHED, Coordinator, Json, Name, note_attempt, rounds_progress
+from arion.run_watch_cli import NOT_FINISHED, Coordinator, Name, note_attempt, rounds_progress
 from arion.run_words import status_json, status_line, sum_words
 from arion.runs import cancel, carry_on, export_model, plan_order, submit
 from coordinator.errors import RunError

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from arion.errors import user_errors
+from arion.options import Json
 from arion.progress import Progress, make_progress
 from arion.run_status import find, list_runs, status_now, status_of
 from arion.run_words import attempt_json, status_json, status_line, sum_words, waiting_words
@@ -22,7 +23,6 @@ _POLL_S = 0.5
 
 Coordinator = Annotated[Path, typer.Option(help="The coordinator's home, on its machine.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The run's name.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def list_command(*, coordinator: Coordinator, as_json: Json = False) -> None:

@@ -14,7 +14,6 @@ from arion.run_federation import final_vector, write_merged_model
 from arion.run_file import RunFile
 from arion.run_order import RunOrder, order_run
 from arion.run_status import STOPPED_FILE, RunStatus, find, home_of, homes_of, status_of
-from client.histories import COORDINATOR
 from coordinator.app import GridChannel
 from coordinator.cancellation import Cancellation
 from coordinator.driver import RunDriver
@@ -25,6 +24,7 @@ from coordinator.outcome import Observer, observing
 from coordinator.service.home import ServiceHome
 from coordinator.settings import load_settings, save_settings
 from models.durable import put, sync
+from privacy.consent_pins import COORDINATOR
 from privacy.enrolment import NAME
 from privacy.ledger.files import make_directory, replace_durably
 from privacy.ledger.pins import PINS_FILE, Pin, load_pins, pins_bytes

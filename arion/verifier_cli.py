@@ -8,6 +8,7 @@ import torch
 import typer
 
 from arion.errors import user_errors
+from arion.options import Json
 from models.durable import file_digest
 from models.effort.labelled import load_labelled
 from models.effort.measure import Accuracy, measure
@@ -24,7 +25,6 @@ Data = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Of the orders of answers.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
 @verifier_app.command("train")

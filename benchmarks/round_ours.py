@@ -22,18 +22,18 @@ import torch
 from numpy.typing import NDArray
 
 import client.app
-from arion.federation import Budget, Homes, build_homes, share_out, write_toml
+from arion.federation import Budget, Homes, build_homes, share_out
 from arion.institutions import find_institutions
 from arion.memory import keep_freed_memory
 from arion.runs import carry_on
+from arion.toml_file import write_toml
 from benchmarks.transport import Party
 from benchmarks.transport_receivers import peak_mb, say
 from client.agent import Agent
-from client.config import NODE_FILE
+from client.config import CONSENT_FILE, NODE_FILE
 from client.data import DataConfig
 from client.doctor import RUNTIME
 from client.membership import collect, join
-from client.node import CONSENT_FILE
 from client.training import LocalTrainer
 from coordinator.outcome import RoundOutcome
 from coordinator.service.home import ServiceHome, ServiceSettings

@@ -5,8 +5,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 from benchmarks.soak_state import RunState, State
-from client.histories import COORDINATOR
 from coordinator.attempts import Attempt, Phase
+from privacy.consent_pins import COORDINATOR
 from privacy.ledger.entries import Release, RoundAborted, RoundRecorded, RunOpened
 from privacy.rounds import RoundPlan
 

@@ -13,8 +13,8 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from arion.federation import write_toml
 from arion.run_status import RunStatus, status_of
+from arion.toml_file import write_toml
 from benchmarks.round_ours import COLLUDERS, FEDERATION, RECIPE, UNITS, build, enrol
 from coordinator.attempts import Phase
 from coordinator.service.home import ServiceHome, ServiceSettings, load_service_settings

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from arion.run_status import status_of
 from arion.runs import PLAN_FILE
+from client.config import CONSENT_FILE, LEDGER_FOLDER
 from client.config import IDENTITY_FILE as NODE_IDENTITY_FILE
-from client.histories import COORDINATOR, FORK_FILE, RESTORED_FILE
-from client.node import CONSENT_FILE, LEDGER_FOLDER
+from client.histories import FORK_FILE, RESTORED_FILE
 from coordinator.attempts import Attempt
 from coordinator.driver import IDENTITY_FILE
 from coordinator.settings import load_settings
@@ -22,6 +22,7 @@ from models.folders import open_model
 from models.recipe import prepare
 from models.vector import write_vector
 from privacy.consent import load_consent
+from privacy.consent_pins import COORDINATOR
 from privacy.dp.accountant import epsilon_microunits
 from privacy.identity import IdentityKey
 from privacy.ledger.entries import Body, ReleaseDebited, delta_units, parse_entry

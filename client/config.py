@@ -17,6 +17,8 @@ from client.data import DataConfig
 from models.device import Device
 from models.faults import first_fault
 
+CONSENT_FILE = "consent.toml"
+LEDGER_FOLDER = "ledger"
 NODE_FILE = "node.toml"
 IDENTITY_FILE = "identity.key"
 

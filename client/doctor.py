@@ -15,11 +15,10 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from client.config import IDENTITY_FILE, NodeConfig, load_node_config
+from client.config import CONSENT_FILE, IDENTITY_FILE, NodeConfig, load_node_config
 from client.histories import FORK_FILE, RESTORED_FILE
 from client.home_checks import check_identity, check_unit, weight_bytes
 from client.membership import MEMBERSHIP_FILE, Membership, MembershipFile
-from client.node import CONSENT_FILE
 from client.proxy import link_to, proxy_of
 from client.training_records import training_records
 from client.transport import Credentials, LinkLost, LinkRefused

@@ -10,6 +10,7 @@ ledger that does not hold it was put back to an older state.
 from pathlib import Path
 
 from client.budget import NodeBooks
+from privacy.consent_pins import COORDINATOR
 from privacy.identity import IdentityKey, Signed
 from privacy.ledger.entries import ForkError, RestoredError
 from privacy.ledger.files import replace_durably
@@ -21,8 +22,6 @@ from protos.round_messages import HeadOffer
 
 FORK_FILE = "FORK"
 RESTORED_FILE = "RESTORED"
-COORDINATOR = "coordinator"
-"""Name of the coordinator's ledger, in pins and in witnessed heads."""
 
 
 class Histories:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from client.config import NodeError
-from client.histories import COORDINATOR
 from client.transport import Link, LinkRefused
+from privacy.consent_pins import COORDINATOR
 from privacy.ledger.bundle import LARGEST_BUNDLE_BYTES, opened_bundle
 from privacy.ledger.files import read_lines, replace_durably
 from privacy.ledger.head import TreeHead, parse_signed_line, parse_statement

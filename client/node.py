@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 
 from client.budget import NodeBooks
-from client.config import IDENTITY_FILE, load_node_config
+from client.config import CONSENT_FILE, IDENTITY_FILE, LEDGER_FOLDER, load_node_config
 from client.epoch import EpochKeeper
 from client.gate import ExpertsTrainer, Gate
 from client.histories import Histories
@@ -34,9 +34,6 @@ from privacy.secagg.node import SecAggNode
 from privacy.secagg.store import SqliteRoundStore
 from protos.messages import SurvivorSignature, SurvivorsRequest, UnmaskReply, UnmaskRequest
 from protos.round_messages import HeadCountersigned, HeadOffer, UploadRequest
-
-CONSENT_FILE = "consent.toml"
-LEDGER_FOLDER = "ledger"
 
 _LOG = logging.getLogger("arion.node")
 

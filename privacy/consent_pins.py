@@ -14,6 +14,7 @@ from privacy.identity import fingerprint
 from privacy.ledger.files import replace_durably
 
 COORDINATOR = "coordinator"
+"""Name of the coordinator's ledger, in pins and in witnessed heads."""
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
 

@@ -11,11 +11,10 @@ from typing import Any
 
 import pytest
 
-from arion.federation import write_toml
-from client.config import IDENTITY_FILE, NODE_FILE
+from arion.toml_file import write_toml
+from client.config import CONSENT_FILE, IDENTITY_FILE, NODE_FILE
 from client.experts_order import ExpertsOrder, train_experts
 from client.module_outbox import SealedModule
-from client.node import CONSENT_FILE
 from models.training_settings import OptimiserSettings
 from privacy.identity import IdentityKey
 from privacy.ledger.files import make_directory, replace_durably

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import client.app
-from arion.federation import write_toml
+from arion.toml_file import write_toml
 from benchmarks.soak_checks import digest_of, violations
 from benchmarks.soak_state import State, read_state
 from coordinator.attempts import Phase

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from arion.federation import write_toml
-from client.node import CONSENT_FILE
+from arion.toml_file import write_toml
+from client.config import CONSENT_FILE
 from privacy.rounds import PlanCode, PlanRefused
 from protos.round_messages import UploadRequest
 from tests.small_hands import Hands

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from arion.federation import write_toml
-from client.config import load_node_config
+from arion.toml_file import write_toml
+from client.config import CONSENT_FILE, load_node_config
 from client.experts_order import make_job, public_tokens
 from client.module_outbox import SealedModule
-from client.node import CONSENT_FILE, Node
+from client.node import Node
 from models.checkpoint import load_model
 from models.owned import branch, owned_tensors
 from privacy.ledger.bundle import export_bundle

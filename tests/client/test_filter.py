@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from arion.federation import write_toml
+from arion.toml_file import write_toml
 from client.budget import NodeBooks
-from client.node import CONSENT_FILE
+from client.config import CONSENT_FILE
 from privacy.budget_clauses import run_delta
 from privacy.dp.rdp_filter import Charge, charge_of, open_filter
 from privacy.identity import IdentityKey

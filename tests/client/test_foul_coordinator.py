@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from arion.federation import write_toml
-from client.config import NODE_FILE
-from client.node import CONSENT_FILE
+from arion.toml_file import write_toml
+from client.config import CONSENT_FILE, NODE_FILE
 from client.outbox import Outbox
 from models.training_settings import Recipe
 from privacy.canonical import canonical_bytes, sha256_hex

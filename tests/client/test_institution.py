@@ -13,9 +13,9 @@ import pytest
 import torch
 from scipy import optimize, stats
 
-from arion.federation import write_toml
-from client.config import NODE_FILE, NodeError
-from client.node import CONSENT_FILE, Node
+from arion.toml_file import write_toml
+from client.config import CONSENT_FILE, NODE_FILE, NodeError
+from client.node import Node
 from client.training import LocalTrainer, UnitRows, unit_rows
 from client.training_records import training_records
 from models.checkpoint import load_model

@@ -10,8 +10,7 @@ import pytest
 
 import client.node
 import client.seats
-from client.config import load_node_config
-from client.node import CONSENT_FILE
+from client.config import CONSENT_FILE, load_node_config
 from client.seats import Seat, Seats
 from models.checkpoint import model_digest
 from models.training_settings import Recipe

@@ -12,12 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from arion.federation import write_toml
 from arion.privacy_cli import privacy_app
-from client.config import NODE_FILE, NodeError
+from arion.toml_file import write_toml
+from client.config import CONSENT_FILE, NODE_FILE, NodeError
 from client.data import DataConfig, Record, read_shard
 from client.experts_order import ExpertsOrder, train_experts
-from client.node import CONSENT_FILE
 from client.training import LocalTrainer, unit_rows
 from client.unit_keys import UNIT_KEYS_FILE, UnitKeys
 from models.checkpoint import load_model

@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 
-from arion.federation import Homes, write_toml
-from client.config import IDENTITY_FILE
-from client.node import CONSENT_FILE, Node
+from arion.federation import Homes
+from arion.toml_file import write_toml
+from client.config import CONSENT_FILE, IDENTITY_FILE
+from client.node import Node
 from models.checkpoint import model_digest
 from models.vector import read_vector, write_vector
 from privacy.identity import IdentityKey, Signed

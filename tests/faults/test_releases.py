@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from dp_accounting.dp_event import ComposedDpEvent
 
-from arion.federation import write_toml
-from client.node import CONSENT_FILE
+from arion.toml_file import write_toml
+from client.config import CONSENT_FILE
 from client.training import LocalTrainer, UnitRows
 from privacy.dp.accountant import epsilon
 from privacy.dp.lattice import decode, encode, release_variance

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import client.app
-from arion.federation import write_toml
-from client.node import CONSENT_FILE, Node
+from arion.toml_file import write_toml
+from client.config import CONSENT_FILE
+from client.node import Node
 from coordinator.errors import RunError
 from coordinator.outcome import RoundOutcome, observing
 from privacy.secagg.coordinator import StreamingSum

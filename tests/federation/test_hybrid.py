@@ -5,8 +5,8 @@ import tomllib
 
 import pytest
 
-from arion.federation import write_toml
-from client.node import CONSENT_FILE
+from arion.toml_file import write_toml
+from client.config import CONSENT_FILE
 from coordinator.store import RunStore
 from tests.federation.test_crashes import NAMES, POINTS, check, crash, lose_keys, restarts
 from tests.small_federation import Make, SmallFederation, digest_of

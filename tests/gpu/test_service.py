@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from arion.federation import write_toml
+from arion.toml_file import write_toml
 from client.config import NODE_FILE
 from tests.service.conftest import (  # noqa: F401  (fixtures)
     ground,

@@ -13,12 +13,12 @@ from typer.testing import CliRunner, Result
 
 import client.app
 from arion.cli import app
-from arion.federation import write_toml
 from arion.run_status import find
 from arion.runs import carry_on
+from arion.toml_file import write_toml
 from client.agent import Agent
+from client.config import CONSENT_FILE
 from client.membership import collect, join
-from client.node import CONSENT_FILE
 from coordinator.settings import load_settings, save_settings
 from coordinator.shared import RUNS_FOLDER
 from coordinator.store import RunStore

@@ -16,10 +16,11 @@ from typer.testing import CliRunner
 import client.doctor
 import client.transport
 from arion.cli import app
-from arion.federation import write_toml
+from arion.toml_file import write_toml
+from client.config import CONSENT_FILE
 from client.doctor import RUNTIME, Finding, examine
 from client.membership import MEMBERSHIP_FILE, collect, join
-from client.node import CONSENT_FILE, Node
+from client.node import Node
 from coordinator.service.enrolment import Enrolment
 from protos.arion.v1 import service_pb2_grpc as rpc
 from tests.service.conftest import RunningService

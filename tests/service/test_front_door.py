@@ -37,7 +37,8 @@ from arion.cli import app
 for words in (
     "node invite", "node list", "node approve", "node rotate", "node revoke", "node join",
     "privacy ledger verify", "privacy ledger show", "privacy ledger export", "coordinator status",
-    "run list", "run watch",
+    "run list", "run watch", "node members", "node pin", "auditor pin", "auditor pull",
+    "privacy consent explain", "node consent draft",
 ):
     assert CliRunner().invoke(app, [*words.split(), "--help"]).exit_code == 0, words
 {LOADED}

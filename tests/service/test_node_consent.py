@@ -7,10 +7,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from arion.cli import app
-from arion.federation import write_toml
-from client.config import NODE_FILE
+from arion.toml_file import write_toml
+from client.config import CONSENT_FILE, NODE_FILE
 from client.membership import collect, join
-from client.node import CONSENT_FILE
 from privacy.consent import ConsentError, load_consent
 from privacy.identity import IdentityKey, fingerprint
 from privacy.ledger.pins import PINS_FILE, load_pins

@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from client.config import NodeError, load_node_config
-from client.node import CONSENT_FILE
+from client.config import CONSENT_FILE, NodeError, load_node_config
 from client.seats import Seats
 from models.parallel import World
 from privacy.consent import load_consent

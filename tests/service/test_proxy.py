@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from arion.cli import app
-from arion.federation import write_toml
+from arion.toml_file import write_toml
 from client.agent import Agent
 from client.config import NodeError
 from client.membership import collect, join, rotate

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from arion.federation import write_toml
 from arion.run_file import load_run_file
 from arion.run_order import order_run
+from arion.toml_file import write_toml
 from models.checkpoint import load_model
 from models.recipe import prepare
 from models.vector import trainable_layout

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from arion.federation import write_toml
 from arion.run_status import RunStatus, status_of
 from arion.runs import cancel, carry_on
+from arion.toml_file import write_toml
 from coordinator.attempts import Attempt, Phase
 from coordinator.driver import RunDriver
 from coordinator.errors import RunError

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from arion.federation import write_toml
+from arion.toml_file import write_toml
 from client.app import FLOWER
-from client.node import CONSENT_FILE
+from client.config import CONSENT_FILE
 from coordinator.store import RunStore
 from tests.flower_engine import superlink, wait_until
 from tests.service.institutions import EXACT, Make
