@@ -61,28 +61,28 @@ def note_approval(
     """Keep an operator's approval of who waits; return how many are still missing.
 
     The first two operators are approved without signatures, as there is nobody yet who could give
-    them; nobody else is before there are two.
+    them; nobody else is before there are two. Operators that were revoked, or wait again, count as
+    those two: else one could revoke the other and let in a third alone. An operator that was
+    approved before and comes back, with the same identity, needs as many of the others as there
+    are.
 
     Args:
         connection: of a transaction.
         federation: its identifier.
         waiting: row of who waits.
-        approval: None for the first operators.
+        approval: None where no signature is needed.
         now: seconds since 1970.
 
     Raises:
-        ApprovalError: no signature of an active operator other than who waits.
+        ApprovalError: no signature of an active operator other than who waits, or too few of them.
 
     """
-    query = select(MEMBERS).where(MEMBERS.c.role == OPERATOR, MEMBERS.c.status == "active")
-    operators = {row.name: row for row in connection.execute(query) if row.name != waiting.name}
-    if len(operators) < 2:
-        if waiting.role == OPERATOR:
-            return 0
-        raise ApprovalError(
-            f"Expected two operators before anyone else is approved, got {len(operators)}. Invite "
-            "and approve operators first: arion node invite NAME --role operator."
-        )
+    query = select(MEMBERS).where(MEMBERS.c.role == OPERATOR)
+    others = [row for row in connection.execute(query) if row.name != waiting.name]
+    operators = {row.name: row for row in others if row.status == "active"}
+    needed = _needed(waiting, len(operators), sum(bool(row.certificate) for row in others))
+    if not needed:
+        return 0
     if approval is None or approval.operator not in operators:
         raise ApprovalError(
             "Expected the approval of an active operator, got another. Name your operator's home: "
@@ -108,4 +108,23 @@ def note_approval(
             )
         )
     counted = (names | {approval.operator}) & set(operators)
-    return max(0, 2 - len(counted))
+    return max(0, needed - len(counted))
+
+
+def _needed(waiting: Any, active: int, ever: int) -> int:
+    """Return how many operators must sign, of so many active ones and of those there ever were."""
+    if waiting.role == OPERATOR and waiting.certificate:  # it was one before
+        return min(2, active)
+    if waiting.role == OPERATOR and ever < 2:
+        return 0
+    if active < 2:
+        remedy = (
+            "Invite and approve operators first: arion node invite NAME --role operator."
+            if ever < 2
+            else "Have one that left join again; where none can, whoever has this machine sets "
+            "approvals to 1 in service.json, approves a new one, and sets it back."
+        )
+        raise ApprovalError(
+            f"Expected two operators before anyone else is approved, got {active}. {remedy}"
+        )
+    return 2

@@ -281,16 +281,16 @@ class Registry:
                 f"Expected the identity key by which {invited.name!r} joined before, got another. "
                 "Join from that node's home, or have the operator invite under another name.",
             )
-        request = {
-            "csr": csr,
-            "csr_digest": hashlib.sha256(csr).digest(),
-            "certificate": b"",
-        }
-        if known is not None:
-            update_row(connection, invited.name, status="pending", role=invited.role, **request)
+        request = {"csr": csr, "csr_digest": hashlib.sha256(csr).digest()}
+        if known is not None:  # its last certificate tells that it was approved before, as the same
+            last = known.certificate if known.role == invited.role else b""
+            new = {"status": "pending", "role": invited.role, "certificate": last}
+            update_row(connection, invited.name, **new, **request)
             return
         new = {"name": invited.name, "role": invited.role, "identity_key": identity_key}
-        connection.execute(MEMBERS.insert().values(status="pending", **new, **request))
+        connection.execute(
+            MEMBERS.insert().values(status="pending", certificate=b"", **new, **request)
+        )
 
     def _issue(self, csr: bytes, name: str, role: Role, earliest: float | None = None) -> bytes:
         issued = datetime.fromtimestamp(max(time.time(), earliest or 0.0), UTC)

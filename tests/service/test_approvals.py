@@ -63,6 +63,34 @@ def test_two_operators_approve_and_one_does_not(
     assert "may connect" in approve(service_home, "carl", homes["bert"])
 
 
+@on_both
+def test_one_operator_alone_lets_nobody_in(
+    joined: Callable[[str, str], Path], service_home: ServiceHome, tmp_path: Path
+) -> None:
+    """By revoking the other, by waiting until it joins again, or by another role for a member."""
+    homes = {name: joined(name, "operator") for name in ("anna", "bert")}
+    for name in homes:
+        approve(service_home, name)
+    puppet = joined("puppet", "node")
+    for home in homes.values():
+        approve(service_home, "puppet", home)
+    (puppet / "membership.json").unlink()
+    joined("puppet", "operator")
+    assert "waits for another" in approve(service_home, "puppet", homes["anna"])
+    joined("carl", "operator")
+    service_home.registry.revoke("bert")
+    for name in ("puppet", "carl"):
+        assert "sets approvals to 1" in approve(service_home, name)
+        assert "sets approvals to 1" in approve(service_home, name, homes["anna"])
+    (homes["bert"] / "membership.json").unlink()
+    joined("bert", "operator")
+    assert "sets approvals to 1" in approve(service_home, "carl", homes["anna"])
+    assert "--operator HOME" in approve(service_home, "bert")
+    assert "may connect" in approve(service_home, "bert", homes["anna"])  # he was one before
+    assert "waits for another" in approve(service_home, "carl", homes["anna"])
+    assert "may connect" in approve(service_home, "carl", homes["bert"])
+
+
 def test_a_signature_that_nobody_asked_for(service: RunningService, tmp_path: Path) -> None:
     """Whoever gives it takes two approvals for needed."""
     registry = service.home.registry
