@@ -11,6 +11,7 @@ PARTS = {
             "migrate": "arion.coordinator_upkeep_cli:migrate_command",
             "backup": "arion.coordinator_upkeep_cli:backup_command",
             "restore": "arion.coordinator_upkeep_cli:restore_command",
+            "replace-authority": "arion.coordinator_upkeep_cli:replace_authority_command",
         },
     ),
     "node": Part(

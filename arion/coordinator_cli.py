@@ -16,6 +16,7 @@ from coordinator.service.home import ServiceHome, make_settings
 from coordinator.service.probe import is_serving
 from coordinator.service.serve import Service
 from coordinator.service.status import service_status
+from coordinator.service.succession import take_over
 from privacy.identity import fingerprint
 
 coordinator_app = typer.Typer(no_args_is_help=True, help="The coordinator's service.")
@@ -41,6 +42,10 @@ def init_command(
     approvals: Annotated[
         int, typer.Option(min=1, max=2, help="Operators that must approve a member.")
     ] = 1,
+    follows: Annotated[
+        Path | None,
+        typer.Option(help="Home of the coordinator whose members go on with this one."),
+    ] = None,
 ) -> None:
     """Make a coordinator's home: certificate authority, signing key, database.
 
@@ -60,7 +65,12 @@ def init_command(
             metrics_port=metrics_port,
             approvals=2 if approvals == 2 else 1,
         )
-        with closing(ServiceHome.create(home, settings)) as made:
+
+        def before() -> None:
+            if follows is not None:
+                typer.echo(f"{take_over(follows, home)} members may go on with this coordinator")
+
+        with closing(ServiceHome.create(home, settings, before)) as made:
             typer.echo(f"coordinator of {federation!r} in {home}")
             typer.echo(f"signing key {fingerprint(made.key.public_key)}")
     typer.echo("Read that fingerprint to every institution by telephone; it goes into consents.")

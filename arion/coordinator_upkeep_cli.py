@@ -12,6 +12,7 @@ from coordinator.service.backup import back_up
 from coordinator.service.database import check_database_url, open_database
 from coordinator.service.home import ServiceHome, load_service_settings
 from coordinator.service.restore import restore
+from coordinator.service.succession import replace_authority
 
 Home = Annotated[Path, typer.Argument(metavar="HOME", help="The coordinator's home.")]
 Archive = Annotated[Path, typer.Argument(metavar="FILE", help="The backup.")]
@@ -71,6 +72,21 @@ def restore_command(
     typer.echo(f"{restored.manifest.federation} as of {made} is in {home}")
     typer.echo(f"{restored.dropped} open invitations were dropped: invite again who has not joined")
     typer.echo(f"Revoke again, before you serve, whom you revoked after {made}.")
+
+
+def replace_authority_command(home: Home) -> None:
+    """Make a new certificate authority, after the old one's key was stolen; stop the service first.
+
+    Signing key, ledger, runs and members stay. Every certificate of the old authority is refused
+    once the service serves again: invite each member again by its name. It removes membership.json
+    and joins again from its old home, and so with its old identity.
+
+    Example: arion coordinator replace-authority srv
+    """
+    with user_errors():
+        dropped = replace_authority(home)
+    typer.echo(f"{home} has a new authority; {dropped} open invitations were dropped")
+    typer.echo("next, once it serves again, for every member: arion node invite NAME")
 
 
 def _passphrase(file: Path) -> bytes:

@@ -6,6 +6,7 @@ said of data is a count, for whoever sits at the node.
 
 import math
 import os
+import re
 import shutil
 import socket
 import time
@@ -17,7 +18,7 @@ from urllib.parse import urlsplit
 
 from client.config import CONSENT_FILE, IDENTITY_FILE, NodeConfig, load_node_config
 from client.histories import FORK_FILE, RESTORED_FILE
-from client.home_checks import check_identity, check_unit, weight_bytes
+from client.home_checks import check_coordinator, check_identity, check_unit, weight_bytes
 from client.membership import MEMBERSHIP_FILE, Membership, MembershipFile
 from client.proxy import link_to, proxy_of
 from client.training_records import training_records
@@ -106,6 +107,8 @@ def _consent(home: Path) -> Finding:
             f"Expected {RUNTIME!r} in the clause runtimes, got {', '.join(consent.runtimes)}. Have "
             "a consent signed off that allows it.",
         )
+    if (home / MEMBERSHIP_FILE).exists():
+        check_coordinator(consent, MembershipFile(home).load().coordinator_key)
     return Finding("consent", _OK, f"until {consent.expires}, epsilon {consent.epsilon:g}")
 
 
@@ -222,7 +225,8 @@ def _clock(home: Path) -> Finding:
         says = _OLD if refusal.code == "unknown-call" else f"{refusal} ({refusal.code})"
         return Finding("clock and version", _FAILURE, says)
     except LinkLost as error:
-        return Finding("clock and version", _FAILURE, f"{error}. {_TLS}")
+        hint = _CLOCK if _OF_TIME.search(str(error)) else _TLS
+        return Finding("clock and version", _FAILURE, f"{error}. {hint}")
     finally:
         link.close()
     if hello.oldest > PROTOCOL or hello.newest < OLDEST_PROTOCOL:
@@ -266,6 +270,11 @@ def _membership(home: Path) -> Finding:
 _OLD = (
     f"Expected a coordinator that speaks version {OLDEST_PROTOCOL} to {PROTOCOL}, got version 1. "
     "Have its operator upgrade it."
+)
+_OF_TIME = re.compile("not yet valid|expired", re.IGNORECASE)
+_CLOCK = (
+    "Check this machine's clock, and the coordinator's: certificates are refused beyond 5 minutes. "
+    "Set up NTP."
 )
 _TLS = (
     "Check that nothing on the way breaks TLS open, that the host is one of the coordinator's "

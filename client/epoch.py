@@ -24,7 +24,8 @@ from privacy.secagg.roster import Roster, accept_roster
 HELD_EPOCHS = 8
 """Epochs that a node is in at once; the oldest is left for one more."""
 _TMPFS = Path("/dev/shm")  # noqa: S108  (memory, not a shared temporary folder on a disk)
-_HOME, _KEYS = "home", ".keys"  # in a folder per home: where it is, and a file per epoch
+# In a folder per home: where it is, whose epochs these are, and a file per epoch.
+_HOME, _COORDINATOR, _KEYS = "home", "coordinator", ".keys"
 _NUMBER_BYTES = 8
 
 
@@ -48,14 +49,24 @@ class EpochKeeper:
         identity: signs bundles and reveals.
         store: remembers which roster each nonce was revealed for.
         hybrid: whether secrets shall also rest on ML-KEM-768.
+        coordinator: the pinned key of who opens epochs, hex; another one counts its own.
 
     """
 
     def __init__(
-        self, home: Path, node: str, identity: IdentityKey, store: RoundStore, *, hybrid: bool
+        self,
+        home: Path,
+        node: str,
+        identity: IdentityKey,
+        store: RoundStore,
+        *,
+        hybrid: bool,
+        coordinator: str,
     ) -> None:
         self._node, self._identity, self._memory, self._hybrid = node, identity, store, hybrid
         self._folder = _tmpfs_folder(home, identity.public_key)
+        if self._folder is not None:
+            _leave_others(self._folder, coordinator)
         self._held: dict[int, Epoch] = {}
         self._left: set[int] = set()
 
@@ -180,8 +191,8 @@ class EpochKeeper:
         newest = max(self._held, default=0)
         if number in self._left or number <= newest - HELD_EPOCHS:
             raise RosterError(
-                f"Expected epoch {max(newest, *self._left, 0)} or a later one, got {number}, which "
-                "was left. The coordinator must open a new epoch."
+                f"Expected an epoch after {max(newest, *self._left)}, got {number}, which was "
+                "left. The coordinator must open a new epoch."
             )
 
     def _epoch(self, federation: str, number: int, keys: EpochKeys) -> Epoch:
@@ -233,6 +244,15 @@ def _tmpfs_folder(home: Path, public_key: bytes) -> Path | None:
         if other != folder and not _has_home(other, place):
             shutil.rmtree(other, ignore_errors=True)
     return folder
+
+
+def _leave_others(folder: Path, coordinator: str) -> None:
+    """Delete the keys of an earlier coordinator's epochs, whose numbers are not this one's."""
+    path = folder / _COORDINATOR
+    if path.exists() and path.read_text() != coordinator:
+        for keys in folder.glob("*" + _KEYS):
+            keys.unlink(missing_ok=True)
+    path.write_text(coordinator)
 
 
 def _has_home(folder: Path, taken: str) -> bool:

@@ -7,14 +7,16 @@ shows the newest head that it holds of it. Whoever brings such a head, this node
 ledger that does not hold it was put back to an older state.
 """
 
+import hashlib
+import logging
 from pathlib import Path
 
 from client.budget import NodeBooks
 from privacy.consent_pins import COORDINATOR
-from privacy.identity import IdentityKey, Signed
+from privacy.identity import IdentityKey, SignatureError, Signed
 from privacy.ledger.entries import ForkError, RestoredError
 from privacy.ledger.files import replace_durably
-from privacy.ledger.head import COUNTERSIGN_DOMAIN, HeadWitness
+from privacy.ledger.head import COUNTERSIGN_DOMAIN, HeadWitness, parse_signed_line, verify_head
 from privacy.ledger.log import LedgerLog
 from privacy.rounds import PlanCode, PlanRefused
 from privacy.secagg.header import RefusalCode, SecAggRefused
@@ -22,6 +24,8 @@ from protos.round_messages import HeadOffer
 
 FORK_FILE = "FORK"
 RESTORED_FILE = "RESTORED"
+_SHOWN = 12
+_LOG = logging.getLogger("arion.node")
 
 
 class Histories:
@@ -50,6 +54,7 @@ class Histories:
         self._home, self._ledger, self._books = home, ledger, books
         self._identity, self._coordinator_key = identity, coordinator_key
         path = home / f"{COORDINATOR}.witness.json"
+        _set_aside(path, coordinator_key)
         self._witness = HeadWitness(path, COORDINATOR, ledger.name)
         self._is_recalled = False
         self._unshown: set[int] = set()
@@ -104,7 +109,8 @@ class Histories:
         elif self._books.has_released:
             raise RestoredError(
                 "Expected the newest head of this node's ledger, got none, and this node has "
-                "released before. The coordinator must restore its folder 'members'."
+                "released before. The coordinator must have its folder 'members', restored from a "
+                "backup or taken over from an earlier home (arion coordinator init --follows)."
             )
         self._is_recalled = True
         return self.own_head()
@@ -154,6 +160,26 @@ class Histories:
         except RestoredError as error:
             replace_durably(self._home / RESTORED_FILE, str(error).encode() + b"\n")
             raise
+
+
+def _set_aside(path: Path, coordinator_key: bytes) -> None:
+    """Keep a head that an earlier coordinator signed as evidence, and begin anew with this one's.
+
+    Only the institution's officer can bring that about, by pinning another key.
+    """
+    if not path.exists():
+        return
+    signed = parse_signed_line(path.read_bytes().removesuffix(b"\n"))
+    try:
+        verify_head(coordinator_key, signed)
+    except SignatureError:
+        earlier = hashlib.sha256(signed.payload).hexdigest()[:_SHOWN]
+        path.replace(path.with_name(f"{COORDINATOR}.earlier-{earlier}.json"))
+        _LOG.warning(
+            "the consent pins another coordinator than the one whose ledger was followed: its "
+            "newest head is kept as %s",
+            f"{COORDINATOR}.earlier-{earlier}.json",
+        )
 
 
 def _refusal(code: PlanCode, whose: str, file: str) -> PlanRefused:

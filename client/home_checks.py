@@ -20,6 +20,25 @@ def check_identity(config: NodeConfig, consent: Consent, identity: IdentityKey) 
         )
 
 
+def check_coordinator(consent: Consent, joined: str) -> None:
+    """Refuse where the consent pins another coordinator than the one that was joined.
+
+    Args:
+        consent: gives the pinned key.
+        joined: the key of the coordinator that the node joined, hex; "" where it is not known.
+
+    Raises:
+        NodeError: another key.
+
+    """
+    if joined not in ("", consent.coordinator_key):
+        raise NodeError(
+            "Expected the key of the coordinator that this node joined as coordinator_key in "
+            "consent.toml, got another. Compare its fingerprint with the operator by telephone, "
+            "remove the old line, and pin it: arion node pin coordinator FINGERPRINT."
+        )
+
+
 def weight_bytes(config: NodeConfig) -> int:
     """Return the bytes of the base model's weights.
 

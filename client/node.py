@@ -79,6 +79,7 @@ class Node:
                 self._identity,
                 self._store,
                 hybrid=self.consent.post_quantum,
+                coordinator=self.consent.coordinator_key,
             )
             field = self.config.fields.unit_field
             self._unit_keys = open_unit_keys(home, self.consent, field)

@@ -3,6 +3,8 @@
 import fcntl
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _TRIES, _TRY_AGAIN_S = 5, 0.1
@@ -22,6 +24,15 @@ def take(path: Path) -> int | None:
         time.sleep(_TRY_AGAIN_S)
     os.close(descriptor)
     return None
+
+
+@contextmanager
+def held(descriptor: int) -> Iterator[None]:
+    """Give a lock back at the end of the block."""
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def is_taken(path: Path) -> bool:

@@ -23,6 +23,7 @@ EPOCHS_FILE = "epochs"
 RESTORED_FILE = "RESTORED"
 """Holds a head that this coordinator signed and its ledger lacks; gone once the ledger has it."""
 _TURN = ".turn"
+_FAR = 1_000_000  # epochs that nobody opens between a backup and its use; numbers go to 2^53
 
 
 class SharedLedger:
@@ -109,6 +110,16 @@ class SharedLedger:
             self._restored.unlink()
 
 
+def leave_epochs(home: Path) -> None:
+    """Go on far beyond the epochs that may have been opened since this copy of a home was made.
+
+    Members refuse an epoch before one that they were in.
+    """
+    path = home / EPOCHS_FILE
+    if path.exists():
+        replace_durably(path, f"{_count(path) + _FAR}\n".encode())
+
+
 def next_epoch(home: Path) -> int:
     """Return a number that no epoch of this coordinator had; durable before it is used.
 
@@ -121,11 +132,13 @@ def next_epoch(home: Path) -> int:
     """
     path = home / EPOCHS_FILE
     with turn(home / f"{EPOCHS_FILE}.turn"):
-        text = path.read_text() if path.exists() else "0"
-        if not text.strip().isdecimal():
-            raise RunError(
-                f"Expected a number in {path}, got other text. Restore it from a backup."
-            )
-        epoch = int(text) + 1
+        epoch = _count(path) + 1
         replace_durably(path, f"{epoch}\n".encode())
     return epoch
+
+
+def _count(path: Path) -> int:
+    text = path.read_text() if path.exists() else "0"
+    if not text.strip().isdecimal():
+        raise RunError(f"Expected a number in {path}, got other text. Restore it from a backup.")
+    return int(text)

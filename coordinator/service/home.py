@@ -1,6 +1,7 @@
 """A coordinator's home: its authority, its signing key, its database and its settings."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -102,8 +103,18 @@ class ServiceHome:
     mailbox: Mailbox
 
     @classmethod
-    def create(cls, path: Path, settings: ServiceSettings) -> "ServiceHome":
+    def create(
+        cls,
+        path: Path,
+        settings: ServiceSettings,
+        before: Callable[[], object] = lambda: None,
+    ) -> "ServiceHome":
         """Make a home; nothing that exists is overwritten.
+
+        Args:
+            path: the folder.
+            settings: of the service.
+            before: what else belongs in it; called before it counts as made.
 
         Raises:
             RunError: there is one already.
@@ -122,6 +133,7 @@ class ServiceHome:
         engine = open_database(path, settings.database)
         schema.migrate(engine)
         engine.dispose()
+        before()
         text = settings.model_dump_json(indent=2).encode() + b"\n"
         replace_durably(path / SERVICE_FILE, text)  # last: its presence says that all is there
         return cls.open(path)

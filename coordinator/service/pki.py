@@ -107,6 +107,12 @@ class Authority:
                 "Run `arion coordinator init`, or restore the home from a backup."
             ) from error
         assert isinstance(key, ec.EllipticCurvePrivateKey), "create() makes P-256 keys"
+        if key.public_key() != certificate.public_key():
+            raise PkiError(
+                f"Expected {CA_KEY} and {CA_CERTIFICATE} in {home} to belong together, got two "
+                "authorities' files: one was being replaced. Give arion coordinator "
+                "replace-authority again, or restore the home from a backup."
+            )
         return cls(key, certificate)
 
     @property

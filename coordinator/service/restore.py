@@ -2,8 +2,9 @@
 
 What a backup cannot know is what came after it. Invitations that were open are dropped, as they may
 have been used since; members that were revoked since are active again, and the operator is told to
-look. A ledger that is older than what members countersigned is not refused here or at the start of
-a run: those members leave its heads without their signature, and verification exposes it.
+look. A ledger that is older than what members countersigned is not refused here, but where a run
+begins: an epoch is opened, under a number that no epoch after the backup can have had, and in it
+members are asked for the newest head that they hold.
 """
 
 import shutil
@@ -29,6 +30,7 @@ from coordinator.service.home import (
     load_service_settings,
     open_blobs,
 )
+from coordinator.shared import leave_epochs
 from privacy.ledger.files import naming, replace_durably, sync_directory
 
 _RESTORING = ".restoring"
@@ -85,6 +87,7 @@ def restore(
             update={"database": database, "payloads": payloads}
         )
         dropped = _prepare(folder)
+        leave_epochs(folder)
         if database is not None:
             _fill(folder, database)
         if payloads is not None:

@@ -46,7 +46,7 @@ _OPTIONS = (
     ("grpc.compression_enabled_algorithms_bitset", _NO_COMPRESSION),
     ("grpc.so_reuseport", 0),  # two services on one port would get every other connection
 )
-_LOCK_FILE = "serve.lock"
+LOCK_FILE = "serve.lock"
 
 
 @dataclass
@@ -154,7 +154,7 @@ class Service:
 
     def _hold(self) -> None:
         """Keep every other process from serving this home."""
-        descriptor = locks.take(self._home.path / _LOCK_FILE)
+        descriptor = locks.take(self._home.path / LOCK_FILE)
         if descriptor is None:
             raise RunError(
                 f"Expected that nobody serves {self._home.path}, got another process that does. "

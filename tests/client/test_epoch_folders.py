@@ -10,21 +10,27 @@ from client.epoch import EpochKeeper
 from privacy.identity import IdentityKey
 from tests.secagg.conftest import MemoryStore
 
+ONE, OTHER = "01" * 32, "02" * 32  # coordinators
+
 
 @pytest.fixture
 def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder in the place of tmpfs; returns where this user's folders are."""
     (tmp_path / "shm").mkdir()
     monkeypatch.setattr(client.epoch, "_TMPFS", tmp_path / "shm")
-    EpochKeeper(tmp_path, "any", IdentityKey.generate(), MemoryStore(), hybrid=False)
+    EpochKeeper(
+        tmp_path, "any", IdentityKey.generate(), MemoryStore(), hybrid=False, coordinator=ONE
+    )
     (users,) = (tmp_path / "shm").iterdir()
     return users
 
 
-def keeper(home: Path, identity: IdentityKey | None = None) -> EpochKeeper:
+def keeper(home: Path, identity: IdentityKey | None = None, coordinator: str = ONE) -> EpochKeeper:
     home.mkdir(exist_ok=True)
     identity = identity or IdentityKey.generate()
-    return EpochKeeper(home, "north", identity, MemoryStore(), hybrid=False)
+    return EpochKeeper(
+        home, "north", identity, MemoryStore(), hybrid=False, coordinator=coordinator
+    )
 
 
 def test_folders_of_homes_that_are_gone_are_deleted(memory: Path, tmp_path: Path) -> None:
@@ -54,6 +60,25 @@ def test_a_process_that_starts_again_finds_its_keys(memory: Path, tmp_path: Path
     first = keeper(tmp_path / "home", identity).enter("f", 3)
     again = keeper(tmp_path / "home", identity)
     assert again.enter("f", 3).keys.to_bytes() == first.keys.to_bytes()
+
+
+def test_another_coordinator_counts_its_own_epochs(memory: Path, tmp_path: Path) -> None:
+    """The first one's later epochs would have every epoch of the second refused."""
+    identity = IdentityKey.generate()
+    first = keeper(tmp_path / "home", identity).enter("f", 30)
+    second = keeper(tmp_path / "home", identity, OTHER)
+    assert second.files == []
+    assert second.enter("f", 1).keys.to_bytes() != first.keys.to_bytes()
+    again = keeper(tmp_path / "home", identity, OTHER)
+    assert again.enter("f", 1).keys.to_bytes() == second.enter("f", 1).keys.to_bytes()
+
+
+def test_keys_of_a_version_that_named_no_coordinator_stay(memory: Path, tmp_path: Path) -> None:
+    identity = IdentityKey.generate()
+    first = keeper(tmp_path / "home", identity)
+    keys = first.enter("f", 3).keys.to_bytes()
+    (first.files[0].parent / "coordinator").unlink()
+    assert keeper(tmp_path / "home", identity).enter("f", 3).keys.to_bytes() == keys
 
 
 def test_a_home_made_anew_in_the_same_place_does_not_find_the_old_ones_keys(

@@ -37,7 +37,11 @@ def node(service: RunningService, make_federation: Callable[..., SmallFederation
     """A node that is ready to serve."""
     home = make_federation(seed=None, runtime="arion-grpc").homes.nodes["north"]
     consent = tomllib.loads((home / CONSENT_FILE).read_text())
-    write_toml(home / CONSENT_FILE, consent | {"runtimes": ["arion-grpc"]})
+    write_toml(
+        home / CONSENT_FILE,
+        consent
+        | {"runtimes": ["arion-grpc"], "coordinator_key": service.home.key.public_key.hex()},
+    )
     join(home, "localhost", service.pair, str(service.home.registry.invite("north")))
     service.home.registry.approve("north")
     assert collect(home, 5).certificate
@@ -95,6 +99,7 @@ def unreachable(home: Path) -> None:
         (change("node.toml", base_model="nowhere"), "base model", "Copy the federation's base"),
         (change(CONSENT_FILE, runtimes=["simulate"]), "consent", "clause runtimes"),
         (change(CONSENT_FILE, expires="2020-01-01"), "consent", "new consent signed off"),
+        (change(CONSENT_FILE, coordinator_key="ab" * 32), "consent", "that this node joined"),
         (remove(CONSENT_FILE), "consent", "consent.toml"),
         (open_to_all, "files", "chmod 600"),
         (forked, "histories", "officer"),
