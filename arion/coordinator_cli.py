@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ from arion.logs import LogFormat, LogFormatOption, set_up_logs
 from arion.options import Json
 from coordinator.service.database import check_database_url
 from coordinator.service.home import ServiceHome, make_settings
-from coordinator.service.probe import is_serving
+from coordinator.service.probe import State, state_of, state_words
 from coordinator.service.serve import Service
 from coordinator.service.status import service_status
 from coordinator.service.succession import take_over
@@ -98,11 +99,12 @@ def status_command(home: Home, *, as_json: Json = False) -> None:
     """
     with user_errors(), closing(ServiceHome.open(home)) as opened:
         found = service_status(opened)
+        words = state_words(opened, State(found["state"]))
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
     typer.echo(f"{found['federation']}  {found['fingerprint']}")
-    typer.echo("serving" if found["is_serving"] else "not serving: arion coordinator serve HOME")
+    typer.echo(words)
     typer.echo(
         f"{found['database']}, schema {found['schema']}; payloads {found['payload_bytes']:,} "
         f"bytes, free on the disk {found['disk_free_bytes']:,}"
@@ -117,17 +119,29 @@ def health_command(home: Home) -> None:
     Example: arion coordinator health srv
     """
     with user_errors(), closing(ServiceHome.open(home)) as opened:
-        serving = is_serving(opened)
-    typer.echo("serving" if serving else "not serving")
-    raise typer.Exit(0 if serving else 1)
+        state = state_of(opened)
+        typer.echo(state_words(opened, state))
+    raise typer.Exit(0 if state is State.SERVING else 1)
 
 
 def print_members(rows: list[dict[str, Any]]) -> None:
     """Print members, one a line."""
     for row in rows:
-        typer.echo(f"{row['name']:<24} {row['role']:<9} {row['status']:<8} {row['fingerprint']}")
+        who = f"{row['name']:<24} {row['role']:<9} {row['status']:<8} {row['fingerprint']}"
+        typer.echo(f"{who}  {_seen_words(row['seen'])}")
     if not rows:
         typer.echo("no members yet: arion node invite NAME --coordinator HOME")
+
+
+def _seen_words(seen: float | None) -> str:
+    """When a member last listened."""
+    if seen is None:
+        return "never seen"
+    ago = max(0.0, time.time() - seen)
+    units = ((86_400, "days"), (3_600, "hours"), (60, "minutes"))
+    return next(
+        (f"seen {ago / size:.0f} {unit} ago" for size, unit in units if ago >= size), "here"
+    )
 
 
 async def _serve(home: ServiceHome) -> None:

@@ -114,7 +114,8 @@ class DatabaseError(OSError):
         self.is_full = full
         super().__init__(
             f"Expected a database that answers and keeps what it is given, got: {said}. Start the "
-            "database or mend its disk, then try again: what was acknowledged before is there.",
+            "database or mend its disk, then try again: what was acknowledged before is there. A "
+            "damaged one is restored from a backup.",
         )
 
 

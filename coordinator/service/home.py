@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from cryptography.hazmat.primitives.serialization import Encoding
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from sqlalchemy import Engine
 
 from coordinator.errors import RunError
@@ -72,6 +72,13 @@ class ServiceSettings(BaseModel):
             if not _HOST.fullmatch(host):
                 raise ValueError(f"expected a name or an address that can be dialled, got {host!r}")
         return hosts
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> "ServiceSettings":
+        ports = [port for port in (self.port, self.enrolment_port, self.metrics_port) if port]
+        if len(set(ports)) < len(ports):
+            raise ValueError(f"expected a port for each of its doors, got {ports}")
+        return self
 
     @field_validator("database")
     @classmethod

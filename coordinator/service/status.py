@@ -8,7 +8,7 @@ from cryptography import x509
 from coordinator.service import schema
 from coordinator.service.home import ServiceHome
 from coordinator.service.members import Member
-from coordinator.service.probe import is_serving
+from coordinator.service.probe import State, state_of
 from privacy.identity import fingerprint
 
 
@@ -32,11 +32,12 @@ def member_rows(home: ServiceHome) -> list[dict[str, Any]]:
 
 def service_status(home: ServiceHome) -> dict[str, Any]:
     """What is shown of a service as a whole; no private value is in it."""
-    blobs = home.mailbox.blobs
+    blobs, state = home.mailbox.blobs, state_of(home)
     return {
         "federation": home.settings.federation,
         "fingerprint": fingerprint(home.key.public_key),
-        "is_serving": is_serving(home),
+        "is_serving": state is State.SERVING,
+        "state": str(state),
         "database": home.engine.dialect.name,
         "schema": schema.newest(),
         "authority_expires": _iso(home.authority.certificate.not_valid_after_utc),

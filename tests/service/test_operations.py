@@ -23,7 +23,8 @@ from arion.logs import JsonLines, TextLines
 from client.membership import collect, join
 from client.transport import Credentials, Link, LinkRefused
 from coordinator.service.home import ServiceHome
-from coordinator.service.probe import is_serving
+from coordinator.service.limits import Limits
+from coordinator.service.probe import State, state_of, state_words
 from tests.service.conftest import with_settings
 from tests.service.members import channel_of, enrol
 from tests.service.running import RunningService
@@ -86,11 +87,26 @@ def test_health_is_that_of_database_and_disk(service: RunningService) -> None:
 def test_health_is_asked_from_the_command_line(service: RunningService) -> None:
     """As a container's health check does: exit code 0 while it serves, 1 once it does not."""
     home = with_settings(service.home, enrolment_port=service.ports.enrolment)
-    assert is_serving(home)
+    assert state_of(home) is State.SERVING
     service.stop_serving()
-    assert not is_serving(home, timeout_s=1.0)
+    assert state_of(home, timeout_s=1.0) is State.DOWN
     result = CliRunner().invoke(app, ["coordinator", "health", str(service.home.path)])
-    assert (result.exit_code, result.output) == (1, "not serving\n")
+    again = f"not serving: arion coordinator serve {service.home.path}\n"
+    assert (result.exit_code, result.output) == (1, again)
+
+
+def test_a_service_in_trouble_is_not_taken_for_one_that_is_down(service_home: ServiceHome) -> None:
+    """Who then starts another would have two."""
+    limits = Limits(reserve_bytes=1 << 62)
+    running = RunningService(with_settings(service_home, limits=limits))
+    home = with_settings(running.home, enrolment_port=running.ports.enrolment)
+    try:
+        assert state_of(home) is State.IN_TROUBLE
+        assert "Free the disk" in state_words(home, State.IN_TROUBLE)
+        calm = with_settings(home, limits=Limits())
+        assert "its log says why" in state_words(calm, State.IN_TROUBLE)
+    finally:
+        running.stop()
 
 
 def test_metrics_count_without_naming_anyone(service: RunningService, tmp_path: Path) -> None:

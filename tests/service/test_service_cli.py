@@ -101,6 +101,7 @@ def test_an_institution_joins_over_two_processes(tmp_path: Path) -> None:
             "port: Input should be less than 65536, got 99999. Correct this option",
         ),
         (["--host", "local host"], "that can be dialled, got 'local host'"),
+        (["--port", "7444"], "a port for each of its doors, got [7444, 7444]"),
     ],
 )
 def test_an_option_that_no_home_can_have(options: list[str], says: str, tmp_path: Path) -> None:
