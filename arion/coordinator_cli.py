@@ -146,8 +146,8 @@ def _seen_words(seen: float | None) -> str:
 
 async def _serve(home: ServiceHome) -> None:
     service = Service(home)
-    await service.start()
-    try:
+    try:  # also where Ctrl-C comes while it starts
+        await service.start()
         await service.wait()
     finally:
         await service.stop()

@@ -119,6 +119,7 @@ class Service:
         callers = Callers(home.registry, settings.limits)
         streams = Exchange(callers, home.registry, home.mailbox, arrivals, settings.limits)
         exchange, enrolment = self._exchange(callers, streams), self._enrolment()
+        self._servers = [exchange, enrolment]
         ports = Ports(
             self._bind(exchange, settings.port, members_only=True),
             self._bind(enrolment, settings.enrolment_port, members_only=False),
@@ -126,7 +127,6 @@ class Service:
         if settings.metrics_port is not None:
             with self._free("127.0.0.1", settings.metrics_port):
                 ports.metrics = self._open.enter_context(self.metrics.serve(settings.metrics_port))
-        self._servers = [exchange, enrolment]
         for server in self._servers:
             await server.start()
         jobs = (arrivals.watch(), self.health.watch(), streams.watch_streams())
