@@ -2,6 +2,7 @@
 
 import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,10 @@ import pytest
 from tests.faults.registry import FAULTS
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("privacy.md", "threat_model.md", "architecture.md", "secure_aggregation.md", "service.md")
+PAGES = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
 NODE_ID = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
-NAME = re.compile(r"`(?:tests/[\w/]+\.py)?(?:::)?(test_\w+)`")
-FILE = re.compile(r"`(tests/[\w/]+\.py)[`:]")
+NAME = re.compile(r"`(test_\w+)`")
+PLACE = re.compile(r"`(?:(tests/[\w/]+\.py)|(test_\w+\.py))?(?:::(test_\w+))?`")
 
 
 def names_in(path: Path) -> set[str]:
@@ -44,10 +45,21 @@ def test_every_named_test_exists() -> None:
     assert missing == []
 
 
+def places_in(text: str) -> Iterator[tuple[Path, str]]:
+    """The tests that a page names, "" for a whole file; shortened, they lie where the last did."""
+    last = ROOT
+    for file, beside, name in PLACE.findall(text):
+        last = ROOT / file if file else last.with_name(beside) if beside else last
+        if file or beside or name:
+            yield last, name
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_what_the_pages_name_exists(name: str) -> None:
-    """Pages shorten node ids, so that here a name may lie in any file."""
+    """A name alone may lie in any file."""
     known = set().union(*(names_in(path) for path in ROOT.glob("tests/**/test_*.py")))
     text = page(name)
-    assert [file for file in FILE.findall(text) if not (ROOT / file).exists()] == []
     assert [test for test in NAME.findall(text) if test not in known] == []
+    for file, test in places_in(text):
+        assert file.is_file(), file
+        assert not test or test in names_in(file), f"{file}::{test}"

@@ -222,6 +222,18 @@ def test_a_run_that_is_cancelled_while_nobody_drives_it(institutions: Make) -> N
     assert there.asked == []
 
 
+def test_ctrl_c_says_how_to_go_on(institutions: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(self: RunDriver) -> None:
+        raise KeyboardInterrupt
+
+    there = institutions()
+    there.order("small")
+    monkeypatch.setattr(RunDriver, "run", interrupted)
+    stopped = there.command("resume", "small")
+    assert stopped.exit_code == 130
+    assert "arion run resume small --coordinator ../" in stopped.stderr
+
+
 @pytest.mark.parametrize("call", ["_finish", "_tell_closed"])
 def test_a_driver_that_was_killed_after_the_last_round_ends_the_run(
     institutions: Make, call: str

@@ -175,6 +175,16 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(
     assert "Traceback" not in done.stderr
 
 
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(self: Simulation) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Simulation, "run", interrupted)
+    done = CliRunner().invoke(app, ["simulate", "--out", str(tmp_path / "out")])
+    assert done.exit_code == 130
+    assert f"arion simulate --resume --out {tmp_path / 'out'}" in done.stderr
+
+
 def test_a_folder_that_is_not_empty_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious").write_text("data")
