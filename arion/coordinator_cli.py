@@ -109,7 +109,7 @@ def status_command(home: Home, *, as_json: Json = False) -> None:
         f"{found['database']}, schema {found['schema']}; payloads {found['payload_bytes']:,} "
         f"bytes, free on the disk {found['disk_free_bytes']:,}"
     )
-    print_members(found["members"])
+    print_members(found["members"], found["invitations"])
 
 
 @coordinator_app.command("health")
@@ -124,12 +124,14 @@ def health_command(home: Home) -> None:
     raise typer.Exit(0 if state is State.SERVING else 1)
 
 
-def print_members(rows: list[dict[str, Any]]) -> None:
-    """Print members, one a line."""
+def print_members(rows: list[dict[str, Any]], invited: list[dict[str, str]]) -> None:
+    """Print members and open invitations, one a line."""
     for row in rows:
         who = f"{row['name']:<24} {row['role']:<9} {row['status']:<8} {row['fingerprint']}"
         typer.echo(f"{who}  {_seen_words(row['seen'])}")
-    if not rows:
+    for row in invited:
+        typer.echo(f"{row['name']:<24} {row['role']:<9} invited  until {row['expires']}")
+    if not rows and not invited:
         typer.echo("no members yet: arion node invite NAME --coordinator HOME")
 
 

@@ -20,7 +20,7 @@ NODE_PARTS = {
         "arion.node_members_cli:rotate_command",
     ),
     "revoke": Part(
-        "Refuse a member from its next call on. For the operator.",
+        "Refuse a member from its next call on, and withdraw open invitations. For the operator.",
         "arion.node_members_cli:revoke_command",
     ),
     "join": Part(

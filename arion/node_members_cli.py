@@ -14,7 +14,7 @@ from client.config import IDENTITY_FILE
 from client.membership import MembershipFile, rotate
 from coordinator.service.approvals import Approval, sign_approval
 from coordinator.service.home import ServiceHome
-from coordinator.service.status import member_rows
+from coordinator.service.status import invitation_rows, member_rows
 from privacy.identity import IdentityKey, fingerprint
 
 Coordinator = Annotated[Path, typer.Option(help="The coordinator's home, on its machine.")]
@@ -36,11 +36,11 @@ def list_command(*, coordinator: Coordinator, as_json: Json = False) -> None:
     Example: arion node list --coordinator srv
     """
     with user_errors(), closing(ServiceHome.open(coordinator)) as home:
-        rows = member_rows(home)
+        rows, invited = member_rows(home), invitation_rows(home)
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
     else:
-        print_members(rows)
+        print_members(rows, invited)
 
 
 def approve_command(
@@ -94,13 +94,16 @@ def rotate_command(
 
 
 def revoke_command(name: Name, *, coordinator: Coordinator) -> None:
-    """Refuse a member from its next call on. For the operator.
+    """Refuse a member from its next call on, and withdraw open invitations. For the operator.
 
     Example: arion node revoke st-mary --coordinator srv
     """
     with user_errors(), closing(ServiceHome.open(coordinator)) as home:
-        home.registry.revoke(name)
-        typer.echo(f"{name} is refused from its next call on")
+        withdrawn = home.registry.revoke(name)
+        if withdrawn:
+            typer.echo(f"{withdrawn} open invitations of {name} were withdrawn")
+        if any(member.name == name for member in home.registry.members()):
+            typer.echo(f"{name} is refused from its next call on")
 
 
 def _approval(operator: Path | None, home: ServiceHome, waiting: Any) -> Approval | None:

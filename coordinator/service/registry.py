@@ -13,6 +13,7 @@ from sqlalchemy.exc import IntegrityError
 from coordinator.service.approvals import Approval, ApprovalError, note_approval
 from coordinator.service.bindings import RegistryError, check_join, check_renewal
 from coordinator.service.database import INVITATIONS, MEMBERS, transaction
+from coordinator.service.invitations import open_invitations, withdraw
 from coordinator.service.members import (
     LATELY_S,
     Member,
@@ -182,11 +183,27 @@ class Registry:
                 update_row(connection, name, status="active", certificate=certificate)
             return to_member(find_row(connection, name))
 
-    def revoke(self, name: str) -> None:
-        """Refuse a member from its next call on; RegistryError where there is none."""
+    def revoke(self, name: str) -> int:
+        """Refuse a member from its next call on, and withdraw the open invitations of its name.
+
+        Returns:
+            How many invitations were withdrawn.
+
+        Raises:
+            RegistryError: neither a member nor an open invitation has that name.
+
+        """
         with transaction(self._engine) as connection:
-            known_row(connection, name)
-            update_row(connection, name, status="revoked")
+            withdrawn = withdraw(connection, name)
+            if not withdrawn or find_row(connection, name) is not None:
+                known_row(connection, name)
+                update_row(connection, name, status="revoked")
+        return withdrawn
+
+    def invitations(self) -> list[tuple[str, str, float]]:
+        """Return the open invitations as (name, role, when it expires), sorted."""
+        with transaction(self._engine, only_reads=True) as connection:
+            return open_invitations(connection, self._clock())
 
     def rotate(self, name: str) -> None:
         """Refuse a member's certificates of before now until it has renewed.

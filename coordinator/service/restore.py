@@ -19,7 +19,6 @@ from coordinator.service.backup import copy_rows
 from coordinator.service.blobs import Blobs
 from coordinator.service.database import (
     DATABASE_FILE,
-    INVITATIONS,
     open_database,
     open_sqlite,
     transaction,
@@ -30,6 +29,7 @@ from coordinator.service.home import (
     load_service_settings,
     open_blobs,
 )
+from coordinator.service.invitations import withdraw
 from coordinator.shared import leave_epochs
 from privacy.ledger.files import naming, replace_durably, sync_directory
 
@@ -110,9 +110,7 @@ def _prepare(folder: Path) -> int:
     try:
         schema.migrate(engine)
         with transaction(engine) as connection:
-            return connection.execute(
-                INVITATIONS.delete().where(INVITATIONS.c.used.is_(None))
-            ).rowcount
+            return withdraw(connection)
     finally:
         engine.dispose()
 

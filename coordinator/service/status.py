@@ -1,6 +1,6 @@
 """What an operator sees of a service: members, what waits, what the disk holds, what expires."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from cryptography import x509
@@ -30,6 +30,14 @@ def member_rows(home: ServiceHome) -> list[dict[str, Any]]:
     ]
 
 
+def invitation_rows(home: ServiceHome) -> list[dict[str, str]]:
+    """What is shown of invitations that nobody used yet."""
+    return [
+        {"name": name, "role": role, "expires": _iso(datetime.fromtimestamp(expires, UTC))}
+        for name, role, expires in home.registry.invitations()
+    ]
+
+
 def service_status(home: ServiceHome) -> dict[str, Any]:
     """What is shown of a service as a whole; no private value is in it."""
     blobs, state = home.mailbox.blobs, state_of(home)
@@ -44,6 +52,7 @@ def service_status(home: ServiceHome) -> dict[str, Any]:
         "payload_bytes": blobs.kept_bytes(),
         "disk_free_bytes": blobs.free_bytes(),
         "members": member_rows(home),
+        "invitations": invitation_rows(home),
     }
 
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from coordinator import locks
 from coordinator.errors import RunError
-from coordinator.service.database import INVITATIONS, open_database, transaction
+from coordinator.service.database import open_database, transaction
 from coordinator.service.home import load_service_settings
+from coordinator.service.invitations import withdraw
 from coordinator.service.pki import Authority
 from coordinator.service.serve import LOCK_FILE
 from coordinator.shared import MEMBERS_FOLDER
@@ -40,8 +41,7 @@ def replace_authority(home: Path) -> int:
         engine = open_database(home, settings.database)
         try:
             with transaction(engine) as connection:
-                open_ = INVITATIONS.delete().where(INVITATIONS.c.used.is_(None))
-                dropped = int(connection.execute(open_).rowcount)
+                dropped = withdraw(connection)
             Authority.create(home, settings.federation)
         finally:
             engine.dispose()

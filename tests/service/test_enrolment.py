@@ -8,7 +8,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from typer.testing import CliRunner
 
+from arion.cli import app
 from client.agent import Agent
 from client.config import NodeError
 from client.membership import MEMBERSHIP_FILE, MembershipFile, collect, join
@@ -131,6 +133,28 @@ def test_names_and_roles_are_checked_and_approval_comes_once(service_home: Servi
         registry.approve("north")
     with pytest.raises(RegistryError, match="Expected a member"):
         registry.revoke("north")
+
+
+@on_both
+def test_an_invitation_is_listed_and_withdrawn(service: RunningService, tmp_path: Path) -> None:
+    registry = service.home.registry
+    token = str(registry.invite("north"))
+    registry.invite("south", "auditor")
+    assert [(name, role) for name, role, _ in registry.invitations()] == [
+        ("north", "node"),
+        ("south", "auditor"),
+    ]
+    listed = CliRunner().invoke(app, ["node", "list", "--coordinator", str(service.home.path)])
+    assert "invited  until 20" in listed.output
+    assert registry.revoke("north") == 1
+    with pytest.raises(NodeError, match="an invitation that is valid"):
+        join(tmp_path / "north", "localhost", service.pair, token)
+    assert [name for name, _, _ in registry.invitations()] == ["south"]
+    enrol(service, tmp_path / "west", "west").close()
+    registry.invite("west")
+    assert registry.revoke("west") == 1
+    assert [(m.name, m.status) for m in registry.members()] == [("west", "revoked")]
+    assert registry.revoke("west") == 0
 
 
 @pytest.mark.parametrize("text", ["", "arion1.abc", "arion2.a.b", "arion1.####.####"])
