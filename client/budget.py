@@ -166,8 +166,8 @@ class NodeBooks:
         if run is None:
             self._write("run-reserved", wanted)
             return wanted
-        if run.reserved.basis is None:  # an earlier version wrote none
-            wanted = wanted.model_copy(update={"basis": None})
+        # who is pinned may change meanwhile, earlier versions wrote no basis: the charge counts
+        wanted = wanted.model_copy(update={"basis": run.reserved.basis})
         if run.reserved != wanted:
             raise PlanRefused(
                 PlanCode.WRONG_EVENT,

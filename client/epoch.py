@@ -26,6 +26,7 @@ HELD_EPOCHS = 8
 _TMPFS = Path("/dev/shm")  # noqa: S108  (memory, not a shared temporary folder on a disk)
 # In a folder per home: where it is, whose epochs these are, and a file per epoch.
 _HOME, _COORDINATOR, _KEYS = "home", "coordinator", ".keys"
+_PART = ".part"
 _NUMBER_BYTES = 8
 
 
@@ -191,7 +192,7 @@ class EpochKeeper:
         newest = max(self._held, default=0)
         if number in self._left or number <= newest - HELD_EPOCHS:
             raise RosterError(
-                f"Expected an epoch after {max(newest, *self._left)}, got {number}, which was "
+                f"Expected an epoch after {max(newest, 0, *self._left)}, got {number}, which was "
                 "left. The coordinator must open a new epoch."
             )
 
@@ -211,7 +212,7 @@ class EpochKeeper:
         if self._folder is None:
             return
         path = self._folder / f"{epoch.number:020d}{_KEYS}"
-        part = path.with_suffix(".part")
+        part = path.with_suffix(_PART)
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
             write_all(descriptor, epoch.number.to_bytes(_NUMBER_BYTES, "big"))
@@ -247,12 +248,19 @@ def _tmpfs_folder(home: Path, public_key: bytes) -> Path | None:
 
 
 def _leave_others(folder: Path, coordinator: str) -> None:
-    """Delete the keys of an earlier coordinator's epochs, whose numbers are not this one's."""
+    """Delete the keys of an earlier coordinator's epochs, whose numbers are not this one's.
+
+    What a process left that died while it wrote goes too.
+    """
+    for part in folder.glob("*" + _PART):
+        part.unlink(missing_ok=True)
     path = folder / _COORDINATOR
     if path.exists() and path.read_text() != coordinator:
         for keys in folder.glob("*" + _KEYS):
             keys.unlink(missing_ok=True)
-    path.write_text(coordinator)
+    part = path.with_suffix(_PART)
+    part.write_text(coordinator)
+    part.replace(path)
 
 
 def _has_home(folder: Path, taken: str) -> bool:

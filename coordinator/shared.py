@@ -4,6 +4,7 @@ Runs are processes of their own. Each takes turns with the others: the ledger ha
 heads are shown to the members in its order, and no two runs open an epoch of one number.
 """
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,7 @@ EPOCHS_FILE = "epochs"
 RESTORED_FILE = "RESTORED"
 """Holds a head that this coordinator signed and its ledger lacks; gone once the ledger has it."""
 _TURN = ".turn"
-_FAR = 1_000_000  # epochs that nobody opens between a backup and its use; numbers go to 2^53
+_NS_IN_MS = 1_000_000  # nobody opens an epoch in each millisecond
 
 
 class SharedLedger:
@@ -113,11 +114,11 @@ class SharedLedger:
 def leave_epochs(home: Path) -> None:
     """Go on far beyond the epochs that may have been opened since this copy of a home was made.
 
-    Members refuse an epoch before one that they were in.
+    Members refuse an epoch that they left. By the clock, so that a copy which is used twice does
+    not come to the same numbers again; they go to 2^53.
     """
     path = home / EPOCHS_FILE
-    if path.exists():
-        replace_durably(path, f"{_count(path) + _FAR}\n".encode())
+    replace_durably(path, f"{max(_count(path), time.time_ns() // _NS_IN_MS)}\n".encode())
 
 
 def next_epoch(home: Path) -> int:

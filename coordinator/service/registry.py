@@ -298,11 +298,15 @@ class Registry:
                 f"Expected the identity key by which {invited.name!r} joined before, got another. "
                 "Join from that node's home, or have the operator invite under another name.",
             )
+        if known is not None and known.role != invited.role:
+            raise RegistryError(
+                "name-taken",
+                f"Expected the role in which {invited.name!r} joined before, {known.role}, got "
+                f"{invited.role}. Have the operator invite under another name.",
+            )
         request = {"csr": csr, "csr_digest": hashlib.sha256(csr).digest()}
-        if known is not None:  # its last certificate tells that it was approved before, as the same
-            last = known.certificate if known.role == invited.role else b""
-            new = {"status": "pending", "role": invited.role, "certificate": last}
-            update_row(connection, invited.name, **new, **request)
+        if known is not None:  # its last certificate stays: it tells that it was approved before
+            update_row(connection, invited.name, status="pending", **request)
             return
         new = {"name": invited.name, "role": invited.role, "identity_key": identity_key}
         connection.execute(

@@ -8,6 +8,7 @@ import pytest
 import client.epoch
 from client.epoch import EpochKeeper
 from privacy.identity import IdentityKey
+from privacy.secagg.keys import RosterError
 from tests.secagg.conftest import MemoryStore
 
 ONE, OTHER = "01" * 32, "02" * 32  # coordinators
@@ -71,6 +72,27 @@ def test_another_coordinator_counts_its_own_epochs(memory: Path, tmp_path: Path)
     assert second.enter("f", 1).keys.to_bytes() != first.keys.to_bytes()
     again = keeper(tmp_path / "home", identity, OTHER)
     assert again.enter("f", 1).keys.to_bytes() == second.enter("f", 1).keys.to_bytes()
+
+
+def test_an_epoch_that_is_too_old_for_a_process_that_started_again(
+    memory: Path, tmp_path: Path
+) -> None:
+    identity = IdentityKey.generate()
+    keeper(tmp_path / "home", identity).enter("f", 30)
+    again = keeper(tmp_path / "home", identity)
+    with pytest.raises(RosterError, match="an epoch after 30, got 2"):
+        again.enter("f", 2)
+
+
+def test_what_a_dying_process_left_half_written_is_deleted(memory: Path, tmp_path: Path) -> None:
+    identity = IdentityKey.generate()
+    first = keeper(tmp_path / "home", identity)
+    first.enter("f", 3)
+    part = first.files[0].with_suffix(".part")
+    part.write_bytes(b"secrets")
+    again = keeper(tmp_path / "home", identity)
+    assert not part.exists()
+    assert again.files == first.files
 
 
 def test_keys_of_a_version_that_named_no_coordinator_stay(memory: Path, tmp_path: Path) -> None:

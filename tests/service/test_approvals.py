@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from arion.cli import app
+from client.config import NodeError
 from client.membership import MembershipFile, collect, join
 from coordinator.service.approvals import ApprovalError, sign_approval
 from coordinator.service.home import ServiceHome
@@ -67,21 +68,23 @@ def test_two_operators_approve_and_one_does_not(
 def test_one_operator_alone_lets_nobody_in(
     joined: Callable[[str, str], Path], service_home: ServiceHome, tmp_path: Path
 ) -> None:
-    """By revoking the other, by waiting until it joins again, or by another role for a member."""
+    """By revoking the other, by waiting until it joins again, or by another role for either."""
     homes = {name: joined(name, "operator") for name in ("anna", "bert")}
     for name in homes:
         approve(service_home, name)
     puppet = joined("puppet", "node")
     for home in homes.values():
         approve(service_home, "puppet", home)
-    (puppet / "membership.json").unlink()
-    joined("puppet", "operator")
-    assert "waits for another" in approve(service_home, "puppet", homes["anna"])
+    for home, role in ((puppet, "operator"), (homes["bert"], "node")):
+        membership = (home / "membership.json").read_bytes()
+        (home / "membership.json").unlink()
+        with pytest.raises(NodeError, match="Expected the role in which"):
+            joined(home.name, role)
+        (home / "membership.json").write_bytes(membership)
     joined("carl", "operator")
     service_home.registry.revoke("bert")
-    for name in ("puppet", "carl"):
-        assert "sets approvals to 1" in approve(service_home, name)
-        assert "sets approvals to 1" in approve(service_home, name, homes["anna"])
+    assert "sets approvals to 1" in approve(service_home, "carl")
+    assert "sets approvals to 1" in approve(service_home, "carl", homes["anna"])
     (homes["bert"] / "membership.json").unlink()
     joined("bert", "operator")
     assert "sets approvals to 1" in approve(service_home, "carl", homes["anna"])
