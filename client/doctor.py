@@ -4,7 +4,6 @@ Nothing is changed and nothing is sent but a greeting and one call that asks for
 said of data is a count, for whoever sits at the node.
 """
 
-import math
 import os
 import re
 import shutil
@@ -16,18 +15,17 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from client.config import CONSENT_FILE, IDENTITY_FILE, NodeConfig, load_node_config
+from client.config import CONSENT_FILE, IDENTITY_FILE, load_node_config
 from client.histories import FORK_FILE, RESTORED_FILE
 from client.home_checks import check_coordinator, check_identity, check_unit, weight_bytes
+from client.home_memory import available_memory, training_bytes
 from client.membership import MEMBERSHIP_FILE, Membership, MembershipFile
 from client.proxy import link_to, proxy_of
 from client.training_records import training_records
 from client.transport import Credentials, LinkLost, LinkRefused
 from models.device import Device
-from models.folders import is_ours, shape_of
-from models.footprint import most_bytes, node_bytes
-from models.formats.shards import read_headers
-from models.training_settings import Recipe
+from models.folders import is_ours
+from models.foreign.folder import check_foreign
 from privacy.consent import load_consent
 from privacy.enrolment import OLDEST_PROTOCOL, PROTOCOL
 from privacy.identity import IdentityKey
@@ -36,7 +34,6 @@ RUNTIME = "arion-grpc"
 _OK, _WARNING, _FAILURE = "ok", "warning", "failure"
 _SKEW_WARNING_S, _SKEW_FAILURE_S = 30.0, 240.0  # certificates begin five minutes in the past
 _LEAST_FREE, _LITTLE_FREE = 256 << 20, 2 << 30
-_USUAL_LENGTH = 128  # tokens of a sequence, where no run has said how many
 _CONNECT_S = 5.0
 
 
@@ -148,14 +145,17 @@ def _data(home: Path) -> Finding:
 
 
 def _base_model(home: Path) -> Finding:
-    size = weight_bytes(load_node_config(home))
+    config = load_node_config(home)
+    size = weight_bytes(config)
+    if not is_ours(config.base_model):
+        check_foreign(config.base_model)
     return Finding("base model", _OK, f"{size:,} bytes of weights")
 
 
 def _memory(home: Path) -> Finding:
     config = load_node_config(home)
-    adapters, whole = _training_bytes(config)
-    free, words = _available_memory(), f"up to about {adapters / 1e9:.1f} GB"
+    adapters, whole = training_bytes(config)
+    free, words = available_memory(), f"up to about {adapters / 1e9:.1f} GB"
     if whole is not None:
         words = f"about {adapters / 1e9:.1f} GB with adapters, {whole / 1e9:.1f} GB in full"
     if config.device is Device.CUDA:
@@ -284,26 +284,3 @@ _TLS = (
 
 def _addresses(membership: Membership) -> tuple[str, str]:
     return membership.address, membership.enrolment_address
-
-
-def _training_bytes(config: NodeConfig) -> tuple[int, int | None]:
-    """Bytes that training takes with adapters, and in full; None of a class that cannot.
-
-    What a GPU needs of its own memory does not count.
-    """
-    chunk = 1 if config.device is Device.CUDA else config.chunk_sequences
-    if not is_ours(config.base_model):
-        headers = read_headers(config.base_model).values()
-        return most_bytes(sum(math.prod(each.shape) for each in headers)), None
-    model = shape_of(config.base_model)
-    length = max(2, min(_USUAL_LENGTH, model.max_positions))
-    adapters, whole = (Recipe(kind=kind, sequence_length=length) for kind in ("lora", "full"))
-    return node_bytes(model, adapters, chunk), node_bytes(model, whole, chunk)
-
-
-def _available_memory() -> int:
-    """Bytes that the system can give, as Linux says."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.foreign.model import ForeignModel, Source
-from models.foreign.network import build_network
+from models.foreign.network import build_network, check_class
 from models.foreign.trial import UnfitError, frozen_layers
 from models.formats.files import CheckpointError, inside, read_object, whole_folder
 from models.formats.shards import Stored, check_finite, read_headers, read_tensors
@@ -73,6 +73,18 @@ def save_foreign(model: ForeignModel, folder: Path) -> None:
         for path in sorted({stored.path for stored in headers.values()}):
             own = {name: stored for name, stored in headers.items() if stored.path == path}
             _write_merged(own, part / path.name, merged)
+
+
+def check_foreign(folder: Path) -> None:
+    """Refuse a folder that `open_foreign` refuses for what it is, without reading its weights.
+
+    Raises:
+        CheckpointError: as `open_foreign`: quantised, an adapter, not of a causal language model.
+
+    """
+    description = read_object(inside(folder, "config.json"))
+    _check_plain(folder, description)
+    check_class(description)
 
 
 def _check_plain(folder: Path, description: Mapping[str, Any]) -> None:

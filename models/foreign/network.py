@@ -51,6 +51,16 @@ def build_network(description: Mapping[str, Any], tensors: Mapping[str, Tensor])
     return model
 
 
+def check_class(description: Mapping[str, Any]) -> None:
+    """Refuse what transformers knows no causal language model for.
+
+    Raises:
+        CheckpointError: there is none, or transformers is not installed.
+
+    """
+    _find_classes(_transformers(description.get("model_type")), description)
+
+
 def _transformers(model_type: object) -> Any:
     """Import it late: it is heavy, and only models of other classes need it."""
     try:

@@ -11,6 +11,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import client.doctor
@@ -121,6 +123,27 @@ def test_what_is_wrong_is_found(
     assert f"FAIL  {check}: " in result.stdout
 
 
+@pytest.mark.parametrize(
+    ("description", "says"),
+    [
+        ({"quantization_config": {"quant_method": "awq"}}, "got quantised ones"),
+        ({"architectures": ["BertModel"], "model_type": "bert"}, "a causal language model"),
+    ],
+)
+def test_a_base_that_no_run_can_train(
+    node: Path, tmp_path: Path, description: dict[str, Any], says: str
+) -> None:
+    pytest.importorskip("transformers")
+    base = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", **description}
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text(json.dumps(base))
+    weights = {"transformer.wte.weight": torch.zeros(4, 4)}
+    save_file(weights, tmp_path / "base" / "model.safetensors")
+    change("node.toml", base_model=str(tmp_path / "base"))(node)
+    found = troubles(node)["base model"]
+    assert (found.level, says in found.says) == ("failure", True)
+
+
 def test_what_several_checks_need_is_said_once(node: Path) -> None:
     (node / "node.toml").unlink()
     found = troubles(node)
@@ -202,7 +225,7 @@ def test_a_coordinator_of_version_1_is_too_old(version_1: None, node: Path) -> N
 
 
 def test_little_memory_and_a_full_disk(node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client.doctor, "_available_memory", lambda: 1)
+    monkeypatch.setattr(client.doctor, "available_memory", lambda: 1)
     for free, level in ((1 << 30, "warning"), (1 << 20, "failure")):
         usage = SimpleNamespace(disk_usage=lambda path, free=free: SimpleNamespace(free=free))
         monkeypatch.setattr(client.doctor, "shutil", usage)
