@@ -187,9 +187,9 @@ def test_another_data_set_has_a_budget_of_its_own(first: Hands) -> None:
     report = first.federation.verified()["north"]
     assert report.epsilon_micro == max(r["epsilon_micro"] for r in reserved)
     assert report.delta_1e15 == max(r["delta_1e15"] for r in reserved)
-    assert refusal(first, "b-again") == (PlanCode.OVER_BUDGET, "epsilon")
+    assert refusal(first, "b-again") == (PlanCode.OVER_BUDGET, "delta")
     take_up(first, "a", range(10))
-    assert refusal(first, "a-again") == (PlanCode.OVER_BUDGET, "epsilon")
+    assert refusal(first, "a-again") == (PlanCode.OVER_BUDGET, "delta")
 
 
 def test_units_of_the_first_are_left_out_of_the_second(first: Hands) -> None:
@@ -238,7 +238,7 @@ def test_without_the_clause_runs_add_up(hands: Hands) -> None:
     take_up(hands, "a", range(10), keep_data_sets_apart=False)
     hands.release("north", hands.plan())
     take_up(hands, "b", range(10, 20), keep_data_sets_apart=False)
-    assert refusal(hands, "b") == (PlanCode.OVER_BUDGET, "epsilon")
+    assert refusal(hands, "b") == (PlanCode.OVER_BUDGET, "delta")
     assert not (hands.federation.homes.nodes["north"] / UNIT_KEYS_FILE).exists()
 
 
@@ -247,7 +247,7 @@ def test_a_run_from_before_the_clause_counts_for_everyone(hands: Hands) -> None:
     take_up(hands, "a", range(10), keep_data_sets_apart=False)
     hands.release("north", hands.plan())
     take_up(hands, "b", range(10, 20))
-    assert refusal(hands, "b") == (PlanCode.OVER_BUDGET, "epsilon")
+    assert refusal(hands, "b") == (PlanCode.OVER_BUDGET, "delta")
 
 
 @pytest.mark.parametrize("loss", ["removed", "new", "older"])
@@ -266,7 +266,7 @@ def test_a_register_that_is_not_the_ledgers_stops_the_node(first: Hands, loss: s
         first.reopen("north")
     # Without it the clause can only be withdrawn, and the next run is added to the largest.
     change(first, CONSENT_FILE, keep_data_sets_apart=False)
-    assert refusal(first, "c") == (PlanCode.OVER_BUDGET, "epsilon")
+    assert refusal(first, "c") == (PlanCode.OVER_BUDGET, "delta")
 
 
 def test_a_run_that_began_apart_does_not_go_on_otherwise(first: Hands) -> None:
@@ -302,7 +302,7 @@ def test_a_module_is_charged_beside_the_largest(first: Hands) -> None:
     home = first.federation.homes.nodes["north"]
     with pytest.raises(PlanRefused) as caught:
         train_experts(home, order, ["ward knee left mild scan " * 20], runtime="simulate")
-    assert (caught.value.code, caught.value.clause) == (PlanCode.OVER_BUDGET, "epsilon")
+    assert (caught.value.code, caught.value.clause) == (PlanCode.OVER_BUDGET, "delta")
     assert "over the data's life" in str(caught.value)
 
 

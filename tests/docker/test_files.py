@@ -145,15 +145,15 @@ def commands() -> Iterator[str]:
         *UNITS,
     ):
         text = re.sub(r'[][",]', " ", path.read_text())
-        yield from re.findall(r"(?:\barion|CMD|args:) +((?:coordinator|node) +[a-z]+)\b", text)
+        yield from re.findall(r"(?:\barion|CMD|args:) +((?:coordinator|node) +[a-z-]+)\b", text)
 
 
 def documented() -> Iterator[str]:
     """Every command of ours that the pages on running it name."""
     for page in ("deploy.md", "service.md"):
         text = (ROOT / "docs" / page).read_text()
-        yield from re.findall(r"\barion ((?:auditor|coordinator|node|run) [a-z]+)\b", text)
-        yield from re.findall(r"--rm(?: --no-deps)? [a-z]+ ((?:coordinator|node) [a-z]+)\b", text)
+        yield from re.findall(r"\barion ((?:auditor|coordinator|node|run) [a-z-]+)\b", text)
+        yield from re.findall(r"--rm(?: --no-deps)? [a-z]+ ((?:coordinator|node) [a-z-]+)\b", text)
 
 
 @pytest.mark.parametrize(
