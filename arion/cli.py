@@ -1,5 +1,10 @@
 """The command `arion`: one front door, composed of the parts."""
 
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
 from arion.memory import keep_freed_memory
 from arion.parts import Part, group_of
 
@@ -32,7 +37,28 @@ PARTS = {
         "arion.simulate_cli:simulate_command",
     ),
 }
-app = group_of(PARTS, help="Federated learning of sparse language models on private text.")
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(version("arion-federated"))
+        raise typer.Exit
+
+
+def _options(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """What the front door itself is asked."""
+
+
+app = group_of(
+    PARTS, _options, help="Federated learning of sparse language models on private text."
+)
 
 
 def main() -> None:

@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import typer
+from pydantic import ValidationError
 from safetensors import SafetensorError
+
+from models.faults import first_fault
 
 _OF_A_PATH = {
     errno.ENOENT: "got none. Check the path.",
@@ -30,6 +33,8 @@ def user_errors() -> Iterator[None]:
 
 def _line(error: Exception) -> str:
     """What was expected, what came, and what to do; our own errors say all of it themselves."""
+    if isinstance(error, ValidationError):  # whose own words show what was given, and a web page
+        return f"{first_fault(error, 'what was given')}. Correct it."
     said = " ".join(str(error).split())
     number = error.errno if isinstance(error, OSError) else None
     if isinstance(error, OSError) and number in _OF_A_PATH and error.filename is not None:

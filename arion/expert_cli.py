@@ -137,6 +137,11 @@ def compose_command(
                 "Correct --without."
             )
         chosen = [name for name in (owner or there) if name not in set(without or ())]
+        if not chosen:
+            raise OwnedError(
+                f"Expected an owner whose experts are taken, of {', '.join(there) or 'nobody'}, "
+                "got none that --owner and --without leave. Correct them."
+            )
         model = compose_folder(folder, out, chosen, experts_per_token)
         told = {"folder": str(out), "owners": sorted(chosen), "experts": model.config.experts}
         tell(told, as_json)

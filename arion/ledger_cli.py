@@ -95,6 +95,11 @@ def show_command(directory: Folder, as_json: Json = False) -> None:
             str(path.parent.relative_to(directory)): _read_entries(path)
             for path in sorted(directory.rglob(ENTRIES_FILE))
         }
+        if not ledgers:
+            raise LedgerError(
+                f"Expected a ledger ({ENTRIES_FILE}) below {directory}, got none. Give the folder "
+                "of a node, of a coordinator or of a whole run."
+            )
     if as_json:
         typer.echo(json.dumps(ledgers, indent=2))
         return

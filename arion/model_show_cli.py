@@ -13,6 +13,7 @@ from arion.options import Json
 from models.config import preset_names
 from models.counts import weight_bytes
 
+_GB_FROM = 1e8  # bytes from which they are said in GB
 _PIPED_WIDTH = 120
 
 
@@ -69,7 +70,7 @@ def _print_facts(facts: ModelFacts) -> None:
         ("parameters", f"{counts.total:,}"),
         ("active per token", f"{counts.active:,} ({counts.active / counts.total:.0%})"),
         ("of both, embeddings", f"{counts.embedding:,}{' (tied)' * config.tie_embeddings}"),
-        ("memory of weights", ", ".join(f"{kind} {size / 1e9:.2f} GB" for kind, size in memory)),
+        ("memory of weights", ", ".join(f"{kind} {_size(size)}" for kind, size in memory)),
         ("experts per layer", f"{config.experts} ({owners}), {config.experts_per_token} per token"),
         ("layers x hidden", f"{config.layers} x {config.hidden_size}"),
         ("heads", f"{config.heads} of width {config.head_dim}, {config.kv_heads} key/value"),
@@ -86,7 +87,11 @@ def _on_disk(facts: ModelFacts) -> str:
     if stored is None:
         return "nothing: a preset is a shape"
     types = ", ".join(stored.types)
-    return f"{stored.family}, {types}, {stored.file_bytes / 1e9:.3f} GB in {stored.files} file(s)"
+    return f"{stored.family}, {types}, {_size(stored.file_bytes)} in {stored.files} file(s)"
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= _GB_FROM else f"{count / 1e6:.2f} MB"
 
 
 def _console() -> Console:

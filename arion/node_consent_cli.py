@@ -176,7 +176,7 @@ def _fields(data: Path) -> DataConfig:
 def _proxy_alone(home: Path) -> dict[str, str]:
     """The proxy of a node.toml that holds nothing else: of a node that joined through one."""
     try:
-        found = tomllib.loads((home / NODE_FILE).read_text(encoding="utf-8"))
+        found = tomllib.loads((home / NODE_FILE).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError):
         return {}
     return {"proxy": str(found["proxy"])} if found.keys() == {"proxy"} else {}

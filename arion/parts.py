@@ -4,7 +4,7 @@ torch and what trains with it take seconds to load and 250 MB, which a list of c
 coordinator's service have no use for.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, ClassVar
@@ -44,17 +44,22 @@ class Part:
         return group
 
 
-def group_of(parts: Mapping[str, Part], **options: Any) -> typer.Typer:
+def group_of(
+    parts: Mapping[str, Part],
+    callback: Callable[..., None] | None = None,
+    **options: Any,
+) -> typer.Typer:
     """Return a group of parts.
 
     Args:
         parts: by name, in the order of the list.
+        callback: has the group's own options.
         options: of the Typer app.
 
     """
     kind = type("PartsGroup", (_PartsGroup,), {"parts": parts})
     group = typer.Typer(cls=kind, no_args_is_help=True, pretty_exceptions_enable=False, **options)
-    group.callback()(_nothing)
+    group.callback()(callback or _nothing)
     return group
 
 

@@ -6,6 +6,7 @@ A run that was stopped goes on from there; the work folder goes when the model f
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from arion.institutions import read_public
+from client.home_memory import available_memory
 from models.checkpoint import save_model
-from models.config import preset
+from models.config import ModelConfig, preset
+from models.counts import parameter_counts
 from models.decoder import Decoder
 from models.durable import put, sync
 from models.parallel import ALONE, World, unsharded
@@ -31,6 +34,7 @@ _TOKENIZER_DOCUMENTS = 2_500
 _STREAM = "stream.safetensors"
 _ORDER = "order.json"
 _SNAPSHOT = "snapshot.safetensors"
+_BYTES_WHOLE, _BYTES_TRAINED = 4, 16  # of a number: as it is made, and with gradient and moments
 
 Progress = Callable[[int, int, float], None]
 
@@ -94,6 +98,8 @@ def pretrain(
 
     """
     config = preset(order.preset)
+    if world.device.type == "cpu":
+        _check_memory(config, order.preset, world)
     work = folder.with_name(folder.name + ".unfinished")
     if world.is_first:
         _prepare(order, folder, work)
@@ -129,6 +135,20 @@ def at_most(settings: WarmUp, tokens: int, passes: int = 1) -> WarmUp:
     """
     most = max(1, passes * tokens // (settings.batch * settings.sequence_length))
     return settings.model_copy(update={"steps": min(settings.steps, most)})
+
+
+def _check_memory(config: ModelConfig, name: str, world: World) -> None:
+    """Refuse a shape whose weights, gradients and moments this machine cannot hold, before all."""
+    counts = parameter_counts(config)
+    numbers = counts.total - counts.embedding  # which a small tokenizer leaves little of
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes that share this machine
+    each = max(_BYTES_WHOLE * numbers, _BYTES_TRAINED * numbers // world.size)
+    if each * here > available_memory():
+        raise PretrainingError(
+            f"Expected {each * here / 1e9:.0f} GB of free memory for {numbers:,} parameters of "
+            f"{name}, their gradients and AdamW's moments, got {available_memory() / 1e9:.0f} GB. "
+            "Choose a smaller preset, or share the training among machines (torchrun)."
+        )
 
 
 def _prepare(order: Pretraining, folder: Path, work: Path) -> None:

@@ -78,7 +78,7 @@ def _declaration(folder: Path) -> _Declaration:
             "write name, source and licence there; private text takes no part in a variant."
         )
     try:
-        return _Declaration.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        return _Declaration.model_validate(tomllib.loads(path.read_text(encoding="utf-8-sig")))
     except (ValidationError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         first = error.errors()[0] if isinstance(error, ValidationError) else None
         said = f"{first['loc'][0]}: {first['msg']}" if first else str(error)

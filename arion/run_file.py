@@ -235,7 +235,7 @@ def _refusal(
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise RunFileError(
             f"Expected a run file at {path}, got no such file. Check the path."

@@ -95,7 +95,7 @@ def load_node_config(home: Path) -> NodeConfig:
     """
     path = home / NODE_FILE
     try:
-        config = NodeConfig(**tomllib.loads(path.read_text(encoding="utf-8")))
+        config = NodeConfig(**tomllib.loads(path.read_text(encoding="utf-8-sig")))
     except ValidationError as error:
         raise NodeError(
             f"{path}: {first_fault(error, 'node', NodeConfig)}. Correct this key."

@@ -116,7 +116,7 @@ def load_config(path: Path) -> DataConfig:
 
     """
     try:
-        return DataConfig(**tomllib.loads(path.read_text(encoding="utf-8")))
+        return DataConfig(**tomllib.loads(path.read_text(encoding="utf-8-sig")))
     except ValidationError as error:
         raise DataError(
             f"{path.name}: {first_fault(error, 'template', DataConfig)}. Correct this key."

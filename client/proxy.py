@@ -58,7 +58,7 @@ def check_proxy(url: str) -> str:
 def _of_node(home: Path) -> str | None:
     """`proxy` of node.toml, which need not be there yet; its other keys are read elsewhere."""
     try:
-        found = tomllib.loads((home / NODE_FILE).read_text(encoding="utf-8")).get("proxy")
+        found = tomllib.loads((home / NODE_FILE).read_text(encoding="utf-8-sig")).get("proxy")
     except (OSError, ValueError):
         return None
     return None if found is None else str(found)

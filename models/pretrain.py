@@ -130,7 +130,7 @@ def _finite(loss: Tensor, step: int) -> float:
     if not math.isfinite(float(loss)):
         raise ValueError(
             f"Expected a finite warm-up loss, got {float(loss)} at step {step + 1}. "
-            "Lower warm_up.learning_rate."
+            "Lower the learning rate: --learning-rate, or model.warm_up.learning_rate of a run."
         )
     return float(loss)
 

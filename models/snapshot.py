@@ -71,7 +71,7 @@ class Snapshot:
                     raise SnapshotError(
                         f"Expected a snapshot of a run with these settings and this text at "
                         f"{self.path}, got another run's. Give the settings it began with, or "
-                        "delete its folder to begin anew."
+                        "delete it to begin anew."
                     )
                 _fill(run, file, int(facts["step"]))
                 return int(facts["step"])

@@ -24,6 +24,7 @@ from pydantic import (
 
 from models.faults import meant
 from privacy.canonical import canonical_bytes, sha256_hex
+from privacy.dp.plan import SMALLEST_DELTA
 from privacy.secagg.parameters import LARGEST_COMPLETE, LARGEST_SPARSE, smallest_roster
 from privacy.units import INSTITUTION, RECORD
 
@@ -154,6 +155,14 @@ class Consent(BaseModel):
             )
 
     def _check_numbers(self) -> None:
+        share = self.delta * self.epsilon_per_run / self.epsilon
+        if self.accountant == "schedule" and share < SMALLEST_DELTA:
+            raise ConsentError(
+                "delta",
+                f"Expected delta * epsilon_per_run / epsilon, the delta of one run, of at least "
+                f"{SMALLEST_DELTA:g}, below which no accountant here bounds epsilon, got "
+                f"{share:.3g}. Raise delta, or epsilon_per_run for fewer runs.",
+            )
         if self.epsilon_per_run > self.epsilon:
             raise ConsentError(
                 "epsilon_per_run",
@@ -259,7 +268,7 @@ def load_consent(path: Path) -> Consent:
 
     """
     try:
-        clauses = tomllib.loads(path.read_text(encoding="utf-8"))
+        clauses = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConsentError(
             "(file)", f"Expected a readable {path.name}, got {error.strerror}. Check the path."

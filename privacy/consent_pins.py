@@ -69,7 +69,7 @@ def read_clauses(path: Path) -> dict[str, Any]:
 
 def _read(path: Path) -> tuple[str, dict[str, Any]]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         return text, tomllib.loads(text)
     except (OSError, ValueError) as error:
         raise ConsentError(

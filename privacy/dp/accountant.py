@@ -23,7 +23,7 @@ from privacy.dp.events import event_json
 from privacy.dp.lattice_bounds import lattice_slack, sampler_tail
 from privacy.dp.loss_distribution import LossOverflowError, pld_epsilon
 from privacy.dp.noise_search import smallest_fitting
-from privacy.dp.plan import MOST_SURVIVORS, PrivateStep
+from privacy.dp.plan import MOST_SURVIVORS, SMALLEST_DELTA, PrivateStep
 from privacy.dp.releases import AccountantError, count_releases
 
 __all__ = [
@@ -37,7 +37,6 @@ __all__ = [
     "epsilon_microunits",
 ]
 
-_SMALLEST_DELTA = 1e-10
 _TAIL_SHARE = 1e-6
 
 
@@ -223,8 +222,8 @@ def _epsilon(
     noise_in_lattice_units: float,
 ) -> float:
     """`epsilon` at a given discretisation, or at the finest that fits (None)."""
-    if not _SMALLEST_DELTA <= delta < 1:
-        raise AccountantError(f"Expected delta in [{_SMALLEST_DELTA}, 1), got {delta!r}.")
+    if not SMALLEST_DELTA <= delta < 1:
+        raise AccountantError(f"Expected delta in [{SMALLEST_DELTA}, 1), got {delta!r}.")
     written = json.dumps(event_json(event), sort_keys=True)
     releases = count_releases(event)
     if vector_length == 0 or releases == 0:

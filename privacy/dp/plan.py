@@ -28,6 +28,9 @@ CLIPPING_SLACK = 1.001
 SMALLEST_CLIPPING_NORM = 1e-9
 """Lower limit of C: squares of fp32 gradients that C is compared with do not vanish above it."""
 
+SMALLEST_DELTA = 1e-10
+"""Below, the accountant's Fourier transforms, in float64, lose their precision."""
+
 LARGEST_COHORT = 64
 """Sums of up to this many members fit the ring of a run without noise (which allows 50)."""
 

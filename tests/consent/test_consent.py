@@ -1,10 +1,13 @@
 """Consents: every clause checked, every error named after its clause, every promise in words."""
 
+import json
 from datetime import date
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from arion.cli import app
 from privacy.consent import Consent, ConsentError, load_consent
 from privacy.consent_words import explain
 from privacy.identity import fingerprint
@@ -70,6 +73,10 @@ BAD = {
     "epsilon not a number": ({"epsilon": "nan"}, "'epsilon': Input should be a finite number"),
     "epsilon as text": ({"epsilon": '"8"'}, "'epsilon': Input should be a valid number"),
     "delta too large": ({"delta": "0.01"}, "'delta': Input should be less than 0.001"),
+    "delta too small for a run": (
+        {"delta": "1e-10"},
+        "'delta': Expected delta * epsilon_per_run / epsilon, the delta of one run, of at least",
+    ),
     "run above life": ({"epsilon_per_run": "9"}, "'epsilon_per_run': Expected at most epsilon = 8"),
     "collusion below run": (
         {"epsilon_if_all_others_collude": "1"},
@@ -125,6 +132,25 @@ BAD = {
     ),
     "not TOML": ({"unit": "patient"}, "'(file)': Expected TOML in consent.toml"),
 }
+
+
+def test_a_file_that_an_editor_marked_is_read(tmp_path: Path) -> None:
+    """Windows' editors begin UTF-8 with a mark."""
+    plain = consent_of(tmp_path)
+    path = tmp_path / "consent.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load_consent(path) == plain
+
+
+def test_an_explanation_says_that_a_consent_has_expired(tmp_path: Path) -> None:
+    for expires, is_said in (("2020-01-01", True), ("2999-01-01", False)):
+        consent = consent_of(tmp_path, expires=expires)
+        words = ["privacy", "consent", "explain", str(tmp_path / "consent.toml")]
+        shown = CliRunner().invoke(app, words)
+        assert ("it has expired, on 2020-01-01" in shown.output) == is_said
+        told = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
+        assert told["digest"] == consent.digest()
+        assert "\n".join(told["sentences"]) in shown.output
 
 
 @pytest.mark.parametrize("case", BAD)

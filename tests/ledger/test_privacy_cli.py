@@ -110,6 +110,7 @@ def test_a_bad_consent_is_refused_by_its_clause(tmp_path: Path) -> None:
     [
         (("ledger", "verify", "absent"), "Expected a folder, got absent"),
         (("ledger", "show", "absent"), "Expected a folder, got absent"),
+        (("ledger", "show", "."), "below ., got none"),
         (("consent", "explain", "absent.toml"), "Expected a readable absent.toml"),
         (("ledger", "verify", "."), "Expected pinned keys in pins.json"),
     ],

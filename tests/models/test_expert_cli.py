@@ -168,6 +168,10 @@ def test_from_modules_to_a_model_and_back(place: Path, tmp_path: Path) -> None:
     one = expert("compose", folder, "--without", "court", "--out", tmp_path / "one", "--json",
                  "--experts-per-token", 2)  # fmt: skip
     assert json.loads(one.stdout)["owners"] == ["clinic"]
+    none = expert("compose", folder, "--owner", "court", "--without", "court", "--out",
+                  tmp_path / "none")  # fmt: skip
+    assert (none.exit_code, "that --owner and --without leave" in none.stderr) == (2, True)
+    assert not (tmp_path / "none").exists()
     gone = expert("withdraw", folder, "court", "--json")
     assert json.loads(gone.stdout) == {
         "withdrawn": "court",

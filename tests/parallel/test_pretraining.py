@@ -39,6 +39,14 @@ OPTIONS = ("--batch", "4", "--sequence-length", "16", "--steps", "6")
 SETTINGS = WarmUp(batch=4, sequence_length=16, steps=6)
 
 
+def test_a_shape_that_no_memory_here_holds_is_refused_before_all(tmp_path: Path) -> None:
+    """The system would end the process, or another one, minutes later."""
+    order = Pretraining("arion-1.2-30b", (tmp_path / "none",), SETTINGS, seed=0)
+    with pytest.raises(PretrainingError, match="GB of free memory"):
+        pretrain(order, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.fixture(scope="module")
 def public(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("public") / "texts.jsonl"

@@ -4,6 +4,7 @@ import inspect
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 from typer.testing import CliRunner
@@ -80,6 +81,20 @@ def test_every_part_has_help(group: str, name: str, part: Part) -> None:
 def test_a_list_says_of_a_part_what_it_says_itself(group: str, name: str, part: Part) -> None:
     own = inspect.cleandoc(part.load(name).help or "").split("\n\n")[0]
     assert part.help == " ".join(own.split())
+
+
+def test_the_version_is_the_packages() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.output) == (0, version("arion-federated") + "\n")
+
+
+def test_a_value_that_a_schema_refuses_is_said_in_our_words() -> None:
+    words = "privacy epsilon --noise-multiplier 1 --sampling 1.5 --rounds 10 --delta 1e-5"
+    result = CliRunner().invoke(app, words.split())
+    assert result.exit_code == 2
+    assert "sampling_probability" in result.stderr
+    assert "pydantic" not in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 def test_the_front_door_lists_its_parts() -> None:
