@@ -24,7 +24,7 @@ from protos.round_messages import HeadOffer
 
 FORK_FILE = "FORK"
 RESTORED_FILE = "RESTORED"
-_SHOWN = 12
+_EARLIER, _SHOWN = "earlier-", 12
 _LOG = logging.getLogger("arion.node")
 
 
@@ -165,21 +165,36 @@ class Histories:
 def _set_aside(path: Path, coordinator_key: bytes) -> None:
     """Keep a head that an earlier coordinator signed as evidence, and begin anew with this one's.
 
-    Only the institution's officer can bring that about, by pinning another key.
+    Only the institution's officer can bring that about, by pinning another key. Who is pinned once
+    more is held to the newest head of its own that was set aside.
     """
-    if not path.exists():
-        return
-    signed = parse_signed_line(path.read_bytes().removesuffix(b"\n"))
-    try:
-        verify_head(coordinator_key, signed)
-    except SignatureError:
-        earlier = hashlib.sha256(signed.payload).hexdigest()[:_SHOWN]
-        path.replace(path.with_name(f"{COORDINATOR}.earlier-{earlier}.json"))
+    if path.exists():
+        signed = parse_signed_line(path.read_bytes().removesuffix(b"\n"))
+        if _size(signed, coordinator_key) is not None:
+            return
+        digest = hashlib.sha256(signed.payload).hexdigest()[:_SHOWN]
+        earlier = path.with_name(f"{COORDINATOR}.{_EARLIER}{digest}.json")
+        path.replace(earlier)
         _LOG.warning(
             "the consent pins another coordinator than the one whose ledger was followed: its "
             "newest head is kept as %s",
-            f"{COORDINATOR}.earlier-{earlier}.json",
+            earlier.name,
         )
+    kept: list[tuple[int, Path]] = []
+    for each in path.parent.glob(f"{COORDINATOR}.{_EARLIER}*.json"):
+        size = _size(parse_signed_line(each.read_bytes().removesuffix(b"\n")), coordinator_key)
+        if size is not None:
+            kept.append((size, each))
+    if kept:
+        max(kept)[1].replace(path)
+
+
+def _size(signed: Signed, coordinator_key: bytes) -> int | None:
+    """How many entries a head covers; None where another key signed it."""
+    try:
+        return verify_head(coordinator_key, signed).size
+    except SignatureError:
+        return None
 
 
 def _refusal(code: PlanCode, whose: str, file: str) -> PlanRefused:

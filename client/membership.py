@@ -145,6 +145,7 @@ def join(home: Path, host: str, ports: tuple[int, int], token: str) -> Membershi
     """
     try:
         invitation = Invitation.parse(token)
+        invitation.verify_whole()
     except EnrolmentError as error:
         raise NodeError(str(error)) from error
     make_directory(home)

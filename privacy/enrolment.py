@@ -12,7 +12,7 @@ import secrets
 from dataclasses import dataclass, field
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
@@ -30,6 +30,7 @@ BLAKE3_PAYLOADS = 3
 _PREFIX = "arion1"
 _SECRET_BYTES = 32
 _PARTS = 3
+_ALTERED = "Expected a whole invitation, got one with missing or altered characters. Copy it again."
 
 
 class EnrolmentError(ValueError):
@@ -73,16 +74,25 @@ class Invitation:
             secret, authority = (
                 base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)) for part in parts[1:]
             )
-            certificate = x509.load_der_x509_certificate(authority)
-            certificate.verify_directly_issued_by(certificate)  # TLS does not ask that of a root
-        except (ValueError, TypeError, InvalidSignature, binascii.Error) as error:
-            raise EnrolmentError(
-                "Expected a whole invitation, got one with missing or altered characters. Copy "
-                "it again."
-            ) from error
+            x509.load_der_x509_certificate(authority)
+        except (ValueError, binascii.Error) as error:
+            raise EnrolmentError(_ALTERED) from error
         if len(secret) != _SECRET_BYTES:
             raise EnrolmentError("Expected a secret of 32 bytes in the invitation, got another.")
         return cls(secret, authority)
+
+    def verify_whole(self) -> None:
+        """Check the authority's signature of itself, which TLS does not ask of a root.
+
+        Raises:
+            EnrolmentError: characters were altered on the way.
+
+        """
+        certificate = x509.load_der_x509_certificate(self.authority)
+        try:
+            certificate.verify_directly_issued_by(certificate)
+        except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm) as error:
+            raise EnrolmentError(_ALTERED) from error
 
     def __str__(self) -> str:
         """The text that is handed over."""

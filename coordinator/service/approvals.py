@@ -16,6 +16,7 @@ from privacy.identity import IdentityKey, SignatureError, Signed, verify_signed
 
 _DOMAIN = "approve"
 OPERATOR = "operator"
+_TWO_OPERATORS = b"two operators"  # stands for a request's digest in a row that marks them
 
 
 class ApprovalError(ValueError):
@@ -61,10 +62,9 @@ def note_approval(
     """Keep an operator's approval of who waits; return how many are still missing.
 
     The first two operators are approved without signatures, as there is nobody yet who could give
-    them; nobody else is before there are two. Operators that were revoked, or wait again, count as
-    those two: else one could revoke the other and let in a third alone. An operator that was
-    approved before and comes back, with the same identity, needs as many of the others as there
-    are.
+    them; nobody else is before there are two, and nobody ever after, whatever became of them: else
+    one could revoke the other and let in a third alone. An operator that was approved before, was
+    not revoked and comes back with the same identity needs as many of the others as there are.
 
     Args:
         connection: of a transaction.
@@ -77,10 +77,9 @@ def note_approval(
         ApprovalError: no signature of an active operator other than who waits, or too few of them.
 
     """
-    query = select(MEMBERS).where(MEMBERS.c.role == OPERATOR)
-    others = [row for row in connection.execute(query) if row.name != waiting.name]
-    operators = {row.name: row for row in others if row.status == "active"}
-    needed = _needed(waiting, len(operators), sum(bool(row.certificate) for row in others))
+    query = select(MEMBERS).where(MEMBERS.c.role == OPERATOR, MEMBERS.c.status == "active")
+    operators = {row.name: row for row in connection.execute(query) if row.name != waiting.name}
+    needed = _needed(waiting, len(operators), is_founded=is_founded(connection, now))
     if not needed:
         return 0
     if approval is None or approval.operator not in operators:
@@ -111,16 +110,33 @@ def note_approval(
     return max(0, needed - len(counted))
 
 
-def _needed(waiting: Any, active: int, ever: int) -> int:
-    """Return how many operators must sign, of so many active ones and of those there ever were."""
+def is_founded(connection: Connection, now: float) -> bool:
+    """Tell whether there ever were two operators; once it was told, for good.
+
+    It must be asked before anything that makes them fewer.
+    """
+    marker = select(APPROVALS).where(APPROVALS.c.csr_digest == _TWO_OPERATORS)
+    if connection.execute(marker).first() is not None:
+        return True
+    query = select(MEMBERS).where(MEMBERS.c.role == OPERATOR)
+    ever = [row for row in connection.execute(query) if row.status != "pending" or row.certificate]
+    if len(ever) < 2:
+        return False
+    marked = {"csr_digest": _TWO_OPERATORS, "operator": "", "signature": b"", "given": now}
+    connection.execute(APPROVALS.insert().values(**marked))
+    return True
+
+
+def _needed(waiting: Any, active: int, *, is_founded: bool) -> int:
+    """Return how many operators must sign, of so many active ones."""
+    if waiting.role == OPERATOR and not is_founded:
+        return 0
     if waiting.role == OPERATOR and waiting.certificate:  # it was one before
         return min(2, active)
-    if waiting.role == OPERATOR and ever < 2:
-        return 0
     if active < 2:
         remedy = (
             "Invite and approve operators first: arion node invite NAME --role operator."
-            if ever < 2
+            if not is_founded
             else "Have one that left join again; where none can, whoever has this machine sets "
             "approvals to 1 in service.json, approves a new one, and sets it back."
         )

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from sqlalchemy import Engine, select
 from sqlalchemy.exc import IntegrityError
 
-from coordinator.service.approvals import Approval, ApprovalError, note_approval
+from coordinator.service.approvals import Approval, ApprovalError, is_founded, note_approval
 from coordinator.service.bindings import RegistryError, check_join, check_renewal
 from coordinator.service.database import INVITATIONS, MEMBERS, transaction
 from coordinator.service.invitations import open_invitations, withdraw
@@ -194,6 +194,7 @@ class Registry:
 
         """
         with transaction(self._engine) as connection:
+            is_founded(connection, self._clock())
             withdrawn = withdraw(connection, name)
             if not withdrawn or find_row(connection, name) is not None:
                 known_row(connection, name)
@@ -305,8 +306,10 @@ class Registry:
                 f"{invited.role}. Have the operator invite under another name.",
             )
         request = {"csr": csr, "csr_digest": hashlib.sha256(csr).digest()}
-        if known is not None:  # its last certificate stays: it tells that it was approved before
-            update_row(connection, invited.name, status="pending", **request)
+        if known is not None:
+            # its last certificate tells that it was approved before, and not revoked since
+            last = b"" if known.status == "revoked" else known.certificate
+            update_row(connection, invited.name, status="pending", certificate=last, **request)
             return
         new = {"name": invited.name, "role": invited.role, "identity_key": identity_key}
         connection.execute(

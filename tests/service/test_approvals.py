@@ -87,9 +87,23 @@ def test_one_operator_alone_lets_nobody_in(
     assert "sets approvals to 1" in approve(service_home, "carl", homes["anna"])
     (homes["bert"] / "membership.json").unlink()
     joined("bert", "operator")
-    assert "sets approvals to 1" in approve(service_home, "carl", homes["anna"])
+    for name in ("bert", "carl"):  # who was revoked comes back as anybody else
+        assert "sets approvals to 1" in approve(service_home, name)
+        assert "sets approvals to 1" in approve(service_home, name, homes["anna"])
+
+
+def test_an_operator_that_comes_back_is_let_in_by_the_other(
+    joined: Callable[[str, str], Path], service_home: ServiceHome
+) -> None:
+    """Two of them would else be locked out whenever one was away for longer than a day."""
+    homes = {name: joined(name, "operator") for name in ("anna", "bert")}
+    for name in homes:
+        approve(service_home, name)
+    (homes["bert"] / "membership.json").unlink()
+    joined("bert", "operator")
     assert "--operator HOME" in approve(service_home, "bert")
-    assert "may connect" in approve(service_home, "bert", homes["anna"])  # he was one before
+    assert "may connect" in approve(service_home, "bert", homes["anna"])
+    joined("carl", "operator")
     assert "waits for another" in approve(service_home, "carl", homes["anna"])
     assert "may connect" in approve(service_home, "carl", homes["bert"])
 

@@ -76,7 +76,9 @@ def test_a_restored_home_is_the_one_that_was_saved(filled: ServiceHome, tmp_path
     assert not (filled.path / "backup.part").exists()
     result = restore(file, home, PASSPHRASE, None)
     assert result.dropped == 1
-    assert at(home) == at(filled.path)
+    found = at(home)
+    del found["epochs"]  # it goes on where no epoch after the backup was: test_succession.py
+    assert found == at(filled.path)
     again = ServiceHome.open(home)
     assert again.key.public_key == filled.key.public_key
     assert again.authority.pem == filled.authority.pem

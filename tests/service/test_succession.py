@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from arion.cli import app
 from client.config import CONSENT_FILE
 from client.histories import FORK_FILE, RESTORED_FILE
 from client.membership import MEMBERSHIP_FILE, MembershipFile, collect, join
+from client.node import Node
 from client.transport import Link, LinkLost
 from coordinator.errors import RestoredLedgerError, RunError
 from coordinator.service.backup import back_up
@@ -19,6 +21,7 @@ from coordinator.service.home import ServiceHome
 from coordinator.service.pki import Authority, PkiError
 from coordinator.service.restore import restore
 from privacy.consent import load_consent
+from privacy.ledger.head import verify_head
 from tests.service.institutions import Institutions, Make
 from tests.service.running import RunningService
 from tests.small_federation import FEDERATION, NAMES
@@ -140,6 +143,11 @@ def test_a_coordinator_whose_signing_key_was_stolen(
         assert len(list(home.glob("coordinator.earlier-*.json"))) == 1
         assert not (home / FORK_FILE).exists()
         assert not (home / RESTORED_FILE).exists()
+        there.consent(name, coordinator_key=old_key)  # should an officer pin the old one again
+        client.app.close_nodes()
+        with closing(Node(home, "arion-grpc")) as node:
+            assert node.held_head() is not None
+            verify_head(bytes.fromhex(old_key), node.held_head())
     assert [body["run"] for body in there.bodies("coordinator", "run-opened")] == ["second"]
 
 
