@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,7 +61,7 @@ class _Account:
         left = 0 if epsilon is None else max(0, round(consent.epsilon * EPSILON_UNITS) - epsilon)
         left_delta = max(0, round(consent.delta * DELTA_UNITS) - delta)
         runs_by_delta = left_delta // max(1, round(run_delta(consent) * DELTA_UNITS))
-        full = round(consent.epsilon_per_run * EPSILON_UNITS)
+        full = max(1, round(consent.epsilon_per_run * EPSILON_UNITS))
         return {
             "spent_epsilon": None if epsilon is None else epsilon / EPSILON_UNITS,
             "spent_delta": delta / DELTA_UNITS,
@@ -68,6 +69,7 @@ class _Account:
             "left_delta": left_delta / DELTA_UNITS,
             "next_run_at_most": min(left, full) / EPSILON_UNITS if runs_by_delta else 0.0,
             "full_runs_left": min(left // full, runs_by_delta),
+            "expired": consent.expires < date.today(),
         }
 
 
@@ -108,6 +110,12 @@ def _account(home: Path) -> _Account:
             f"Expected books that add up in {ledger}, got: {findings.failures[0]}. Run "
             "`arion privacy ledger verify` on them."
         )
+    if others := sorted({run.unit for run in findings.runs} - {consent.unit}):
+        raise LedgerError(
+            f"Expected books in {ledger} by the unit of {CONSENT_FILE}, {consent.unit!r}, got runs "
+            f"charged for {', '.join(map(repr, others))}. The node takes part in nothing until "
+            "they agree."
+        )
     state = findings.filter or _unspent_filter(consent)
     is_other = consent.accountant != "filter" or (findings.filter is None and findings.runs)
     if state is not None and (is_other or state.opened != filter_budget(consent)):
@@ -147,6 +155,9 @@ def _print_account(account: _Account) -> None:
         f"spent epsilon {figure} of {told['epsilon']:g}, "
         f"delta {told['spent_delta']:.3g} of {told['delta']:g}; left {left}"
     )
+    if told["expired"]:
+        typer.echo(f"no further run fits: the consent ended on {account.consent.expires}")
+        return
     if told["left_epsilon"] and not told["next_run_at_most"]:
         typer.echo("no further run fits: too little is left of delta, of which each takes a share")
         return

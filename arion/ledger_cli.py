@@ -169,6 +169,9 @@ def _print_verdict(
         for note in (*report.notes, *_plain_notes(report)):
             typer.echo(f"note {report.name}: {note}")
     _print_pins(pins, pins_path, shown_here)
+    missing = sorted(set(pins) - {report.name for report in reports})
+    if missing and len(reports) > 1:
+        typer.echo(f"pinned, and no ledger of theirs is here: {', '.join(missing)}")
     bad = sum(not report.is_ok for report in reports)
     total = f"{len(reports)} ledger" + ("s" if len(reports) > 1 else "")
     typer.echo(f"{bad} of {total} do not hold." if bad else f"{total} checked: all hold.")

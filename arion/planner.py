@@ -6,6 +6,8 @@ coordinates of a release. The figures are those that a node recomputes and charg
 
 import math
 from dataclasses import dataclass
+from datetime import date
+from fractions import Fraction
 from pathlib import Path
 
 import torch
@@ -159,7 +161,8 @@ class Verdict:
 
     Attributes:
         refused: the clauses that would not, in words.
-        runs_in_life: such runs that the life's budget holds, each charged whole.
+        runs_in_life: such runs that the life's budget holds, each charged whole; of delta each
+            takes the share that a run of `epsilon_per_run` would.
         releases_by_filter: such releases that a Rényi filter on the life's budget holds; to
             compare with, where the consent's accountant is the schedule.
         accountant: the consent's.
@@ -175,11 +178,12 @@ class Verdict:
 _Check = tuple[str, bool, str]
 
 
-def consider(outlook: Outlook, consent: Consent) -> Verdict:
+def consider(outlook: Outlook, consent: Consent, today: date | None = None) -> Verdict:
     """Compare an outlook with a consent's clauses; the node decides by the same clauses.
 
     Epsilon is computed anew at the delta that the consent gives a run.
     """
+    today = today or date.today()
     step = outlook.step
     charged = _epsilon(
         step, step.releases, run_delta(consent), outlook.vector_length, outlook.cohort
@@ -190,7 +194,13 @@ def consider(outlook: Outlook, consent: Consent) -> Verdict:
         else _schedule_checks(outlook, consent, charged)
     )
     checks: tuple[_Check, ...] = (
+        ("expires", today <= consent.expires, f"today is {today}"),
         ("unit", step.unit == consent.unit, f"the run's unit is {step.unit!r}"),
+        (
+            "members",
+            outlook.cohort.members == len(consent.members),
+            f"the run has {outlook.cohort.members} members, and it pins {len(consent.members)}",
+        ),
         (
             "smallest_cohort",
             outlook.cohort.n_min >= consent.smallest_cohort,
@@ -209,11 +219,12 @@ def consider(outlook: Outlook, consent: Consent) -> Verdict:
         *by_accountant,
     )
     refused = tuple(
-        f"{clause} = {getattr(consent, clause)}: {got}"
+        got if clause == "members" else f"{clause} = {getattr(consent, clause)}: {got}"
         for clause, holds, got in checks
         if not holds
     )
-    runs = int(consent.epsilon / charged) if charged else 0
+    by_delta = int(Fraction(consent.epsilon) / Fraction(consent.epsilon_per_run))
+    runs = min(int(consent.epsilon / charged), by_delta) if charged else 0
     return Verdict(refused, runs, releases_by_filter(outlook, consent), consent.accountant)
 
 
@@ -225,7 +236,7 @@ def _schedule_checks(outlook: Outlook, consent: Consent, charged: float) -> tupl
         (
             "epsilon_per_run",
             charged <= consent.epsilon_per_run,
-            f"the run costs {at_most(charged)}",
+            f"the run costs {at_most(charged)} at a run's delta of {run_delta(consent):.3g}",
         ),
         (
             "epsilon_if_all_others_collude",

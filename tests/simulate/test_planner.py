@@ -4,6 +4,7 @@ import json
 import math
 import re
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,10 @@ RUN = RunFile.model_validate(
 @pytest.fixture(scope="module")
 def outlook() -> Outlook:
     return plan_run(RUN, nodes=5, units_per_node=200, unit="patient", target=0.1)
+
+
+def pins(count: int) -> dict[str, str]:
+    return {f"member-{number}": f"{number:064x}" for number in range(2, count + 2)}
 
 
 def consent_with(**changes: object) -> Consent:
@@ -108,7 +113,8 @@ def test_noise_to_signal_is_that_of_the_sum(outlook: Outlook) -> None:
 
 def test_a_fitting_consent_agrees(outlook: Outlook) -> None:
     verdict = consider(outlook, consent_with())
-    assert (verdict.refused, verdict.runs_in_life) == ((), 3)
+    # epsilon would hold three, but each takes the share of delta of a run of epsilon_per_run
+    assert (verdict.refused, verdict.runs_in_life) == ((), 2)
 
 
 def test_a_filter_holds_what_it_admits_and_no_more(outlook: Outlook) -> None:
@@ -150,9 +156,22 @@ def test_the_clause_that_would_refuse_is_named(
 
 def test_a_random_graph_wants_a_clause_of_its_own(outlook: Outlook) -> None:
     wide = replace(outlook, cohort=Cohort(60, 54, 6))
-    (reason,) = consider(wide, consent_with()).refused
+    (reason,) = consider(wide, consent_with(members=pins(50))).refused[1:]
     assert reason == "sparse_graph = False: a sum is over a random graph of 60 members"
-    assert consider(wide, consent_with(sparse_graph=True)).refused == ()
+    allows = consent_with(members=pins(60), sparse_graph=True)
+    assert consider(wide, allows).refused == ()
+
+
+def test_a_run_of_others_than_the_consent_pins(outlook: Outlook) -> None:
+    (reason,) = consider(outlook, consent_with(members=pins(4))).refused
+    assert reason == "the run has 5 members, and it pins 4"
+
+
+def test_a_consent_that_has_expired(outlook: Outlook) -> None:
+    consent = consent_with(expires="2026-01-02")
+    assert consider(outlook, consent, date(2026, 1, 2)).refused == ()
+    (reason,) = consider(outlook, consent, date(2026, 1, 3)).refused
+    assert reason == "expires = 2026-01-02: today is 2026-01-03"
 
 
 def test_a_run_without_noise_has_no_outlook() -> None:
@@ -199,7 +218,7 @@ def test_a_run_for_institutions_is_planned_by_its_members(tmp_path: Path) -> Non
     found = plan_run(run, nodes=40, units_per_node=1, unit="institution", target=1.0)
     assert (found.step.sampling_probability, found.step.expected_batch) == (1.0, 40.0)
     assert consider(found, consent_with()).refused[0].startswith("unit = patient")
-    assert not consider(found, consent_with(unit="institution")).refused
+    assert not consider(found, consent_with(unit="institution", members=pins(40))).refused
     with pytest.raises(RunFileError, match="--units-per-node 1"):
         plan_run(run, nodes=40, units_per_node=200, unit="institution", target=1.0)
     path = tmp_path / "run.toml"
