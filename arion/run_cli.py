@@ -28,7 +28,7 @@ RUN_PARTS = {
         "arion.run_watch_cli:watch_command",
     ),
     "model": Part(
-        "Write a finished run's model, adapters merged, as a plain model folder.",
+        "Write a run's model, adapters merged, as a plain model folder.",
         "arion.run_drive_cli:model_command",
     ),
 }

@@ -134,13 +134,16 @@ def model_command(
     coordinator: Coordinator,
     out: Annotated[Path, typer.Option(help="Folder to write.")],
 ) -> None:
-    """Write a finished run's model, adapters merged, as a plain model folder.
+    """Write a run's model, adapters merged, as a plain model folder.
+
+    Of a run that was cancelled, the model after the rounds that it made.
 
     Example: arion run model first --coordinator srv --out models/first
     """
     with user_errors(), closing(ServiceHome.open(coordinator)) as service:
-        export_model(service, name, out)
-    typer.echo(f"the model of {name} is in {out}")
+        status = export_model(service, name, out)
+    made = "" if status.state == "finished" else f", after {status.round} of {status.rounds} rounds"
+    typer.echo(f"the model of {name}{made} is in {out}")
 
 
 def _read(path: Path, units: list[str] | None, unit: str | None, base: str | None) -> RunFile:

@@ -37,14 +37,20 @@ def run_federation(homes: Homes, observer: Observer, *, drop: float = 0.0, seed:
         client.app.close_nodes()
 
 
-def final_vector(home: Path) -> torch.Tensor:
-    """The trainable parameters that the run in a home hands out after its last round, fp32 [D]."""
+def final_vector(home: Path, rounds: int | None = None) -> torch.Tensor:
+    """The trainable parameters that the run in a home hands out, fp32 [D].
+
+    Args:
+        home: of a run that is over.
+        rounds: that were recorded; None is all that it was to make.
+
+    """
     store = RunStore(home)
     try:
-        state = store.load_state(load_settings(home).rounds)
+        state = store.load_state(load_settings(home).rounds if rounds is None else rounds)
     finally:
         store.close()
-    assert state is not None, "the run came to its end"
+    assert state is not None, "the run made so many rounds"
     return state.average_D
 
 

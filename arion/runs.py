@@ -123,27 +123,31 @@ def cancel(service: ServiceHome, name: str, observer: Observer) -> RunStatus:
     return status_of(home) if is_driven(home) else carry_on(service, name, observer)
 
 
-def export_model(service: ServiceHome, name: str, folder: Path) -> None:
-    """Write a finished run's model, adapters merged, as a plain model folder.
+def export_model(service: ServiceHome, name: str, folder: Path) -> RunStatus:
+    """Write a run's model, adapters merged, as a plain model folder; return where the run stands.
+
+    Of a run that was cancelled: after the rounds that it made.
 
     Raises:
-        RunError: there is no such run, it is not finished, or the folder exists.
+        RunError: there is no such run, it is not over or made no round, or the folder exists.
 
     """
     home = find(service, name)
     status = status_of(home)
-    if status.state != "finished":
+    if not (status.is_over and status.round):
         raise RunError(
-            f"Expected a run that is finished, got {name!r}: {status.state}, {status.round} of "
-            f"{status.rounds} rounds. Watch it: arion run watch. Go on with it: arion run resume."
+            f"Expected a run that is finished, or was cancelled after a round, got {name!r}: "
+            f"{status.state}, {status.round} of {status.rounds} rounds. Watch it: arion run watch. "
+            "Go on with it: arion run resume. Where it cannot go on: arion run cancel."
         )
     if folder.exists():
         raise RunError(f"Expected a folder that does not exist, got {folder}. Choose another.")
     settings = load_settings(home)
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    write_merged_model(settings.base_model, settings.recipe, final_vector(home), part)
+    write_merged_model(settings.base_model, settings.recipe, final_vector(home, status.round), part)
     put(part, folder)
+    return status
 
 
 def _plan(home: Path) -> dict[str, Any]:

@@ -268,12 +268,18 @@ class RunDriver:
         self._tell_closed()
 
     def _end_early(self, abort: SecAggAbort) -> None:
-        """Abort what is under way, and tell the nodes that the run makes no more releases."""
+        """Abort what is under way, and tell the nodes that the run makes no more releases.
+
+        The model of the rounds that were made is handed out: it is paid for.
+        """
         last = self._store.last_attempt()
         if last is None:
             return  # no node has heard of it
         if last.phase in (Phase.UPLOADING, Phase.SURVIVORS):
             self._abort(last, abort)
+        if self.state.step:
+            self._write(self.state.average_D)
+            self._records.released(self._digest)
         self._tell_closed()
 
     def _tell_closed(self) -> None:

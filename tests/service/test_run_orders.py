@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from arion.run_status import RunStatus, status_of
+from arion.run_federation import final_vector
+from arion.run_status import RunStatus, find, status_of
 from arion.runs import cancel, carry_on
 from arion.toml_file import write_toml
 from coordinator.attempts import Attempt, Phase
@@ -209,7 +211,7 @@ def test_a_run_that_is_cancelled_while_it_waits(institutions: Make) -> None:
     there.verified()
     assert there.command("resume", "small").exit_code == 1
     assert (there.status()["state"], there.status()["waiting"]) == ("cancelled", None)
-    assert "Expected a run that is finished" in there.command("model", "small", "--out", "x").stderr
+    assert "cancelled after a round" in there.command("model", "small", "--out", "x").stderr
 
 
 def test_a_run_that_is_cancelled_while_nobody_drives_it(institutions: Make) -> None:
@@ -263,7 +265,9 @@ def test_a_run_whose_rounds_are_made_ends_without_a_member_that_left(institution
     there.verified()
 
 
-def test_a_driver_that_was_killed_while_it_cancelled_tells_the_nodes(institutions: Make) -> None:
+def test_a_driver_that_was_killed_while_it_cancelled_tells_the_nodes(
+    institutions: Make, make_federation: Callable[..., SmallFederation], tmp_path: Path
+) -> None:
     there = institutions(EXACT, rounds=2)
     there.start(*NAMES)
     with dying(RunDriver, "_round", call=2):
@@ -275,6 +279,20 @@ def test_a_driver_that_was_killed_while_it_cancelled_tells_the_nodes(institution
     assert "after 1 of 2 rounds" in there.command("cancel", "small").output
     assert [body["run"] for body in there.bodies("north", "run-closed")] == ["small"]
     assert there.status()["state"] == "cancelled"
+    assert len(there.bodies("coordinator", "release")) == 1
+    there.verified()
+    told = there.command("model", "small", "--out", str(tmp_path / "model"))
+    assert "the model of small, after 1 of 2 rounds is in" in told.output
+    one = make_federation(EXACT, rounds=2)
+    with dying(RunDriver, "_round", call=2):
+        one.run()
+    store = RunStore(one.homes.coordinator)
+    expected = store.load_state(1)
+    store.close()
+    assert expected is not None
+    torch.testing.assert_close(
+        final_vector(find(there.service.home, "small"), 1), expected.average_D
+    )
 
 
 def test_to_look_at_a_run_changes_nothing_in_its_store(institutions: Make, tmp_path: Path) -> None:
