@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from arion.audit_canaries import share_of_confidence
 from arion.audit_parts import Wanted
 from arion.audit_report import audit_json, tpr_words, write_page
 from arion.audit_secrets import plant
@@ -82,6 +83,7 @@ def audit_command(  # noqa: PLR0917  (its options are its interface)
         units_per_node=units_per_node,
     )
     with user_errors():
+        share_of_confidence(confidence, 1)
         _check_folders(out, html)
         progress = make_progress()
         try:
@@ -124,6 +126,11 @@ def plant_command(
     Example: arion privacy plant data/hospital-a --out canaries/ --count 1000 --coins
     """
     with user_errors():
+        if data.is_dir() and out.resolve().is_relative_to(data.resolve()):
+            raise ValueError(
+                f"Expected a folder outside of the shard {data}, got {out}: who trains on the list "
+                "of secrets learns all of them. Choose another --out."
+            )
         records, listing = plant(
             layout_of(data), out, count=count, repeats=repeats, entropy=Entropy(seed), coins=coins
         )

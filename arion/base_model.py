@@ -6,6 +6,7 @@ from pathlib import Path
 
 from arion.pretraining import Pretraining, Progress, pretrain
 from arion.run_file import ModelSection, RunFileError
+from models.config import preset
 from models.folders import open_model
 
 _SNAPSHOT_STEPS = 200
@@ -41,6 +42,7 @@ def prepare_base(
         shutil.copytree(given, part)
         part.rename(folder)
         return
+    preset(section.base)  # refuse what is neither before it is asked for text
     if not public:
         raise RunFileError(
             "Expected public text for the tokenizer and the warm-up, got none. Name files or "

@@ -156,6 +156,8 @@ def test_a_mistake_is_one_line(
 
 def test_secrets_are_planted_beside_a_shard(records, tmp_path: Path) -> None:
     shard = records["members"].read_bytes()
+    inside = cli("plant", records["members"].parent, "--out", records["members"].parent / "x")
+    assert (inside[0], "outside of the shard" in inside[1]) == (2, True)
     arguments = ("plant", records["members"], "--out", tmp_path / "canaries", "--count", 5)
     code, _ = cli(*arguments, "--repeats", 3)
     assert code == 0

@@ -158,6 +158,7 @@ def test_kill_9_and_resume_give_the_undisturbed_model(
         (["--unseen", "nobody"], "Expected unseen institutions among"),
         (["bad.toml"], "Expected a readable TOML file"),
         (["unknown.toml"], "trainingg"),
+        (["--model", "gpt2"], "or a model folder on disk, got 'gpt2'"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_code_2(
