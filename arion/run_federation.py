@@ -8,8 +8,8 @@ import client.app
 import coordinator.app
 from arion.federation import Homes
 from arion.local_grid import DropOuts, LocalGrid, run_server_app
+from coordinator.attempts import Phase, read_attempts
 from coordinator.outcome import Observer, observing
-from coordinator.settings import load_settings
 from coordinator.store import RunStore
 from models.folders import open_model, write_model
 from models.language_model import LanguageModel
@@ -37,17 +37,22 @@ def run_federation(homes: Homes, observer: Observer, *, drop: float = 0.0, seed:
         client.app.close_nodes()
 
 
+def rounds_made(home: Path) -> int:
+    """How many rounds of the run in a home were recorded."""
+    return sum(attempt.phase == Phase.RECORDED for attempt in read_attempts(home))
+
+
 def final_vector(home: Path, rounds: int | None = None) -> torch.Tensor:
     """The trainable parameters that the run in a home hands out, fp32 [D].
 
     Args:
         home: of a run that is over.
-        rounds: that were recorded; None is all that it was to make.
+        rounds: that were recorded; None looks.
 
     """
     store = RunStore(home)
     try:
-        state = store.load_state(load_settings(home).rounds if rounds is None else rounds)
+        state = store.load_state(rounds_made(home) if rounds is None else rounds)
     finally:
         store.close()
     assert state is not None, "the run made so many rounds"

@@ -41,7 +41,8 @@ class RunStatus:
 
     Attributes:
         state: "submitted" (never begun), "running", "stopped" (may be resumed, also where only its
-            end is to be told), "cancelling", "cancelled" or "finished".
+            end is to be told), "cancelling", "cancelled" or "finished", with fewer rounds where the
+            schedule was used up before the last.
         round: rounds recorded.
         rounds: rounds in all.
         members: names of those that are pinned, sorted.
@@ -114,12 +115,11 @@ def status_now(service: ServiceHome, home: Path) -> RunStatus:
 
 
 def _state(home: Path, attempts: tuple[Attempt, ...], *, is_finished: bool) -> str:
-    driven = is_driven(home)
-    is_over = is_closed(home) and not driven
-    if is_finished and is_over:
-        return "finished"
-    if Cancellation(home).is_asked:
-        return "cancelled" if is_over else "cancelling"
+    driven, is_cancelled = is_driven(home), Cancellation(home).is_asked
+    if is_closed(home) and not driven:
+        return "cancelled" if is_cancelled and not is_finished else "finished"
+    if is_cancelled:
+        return "cancelling"
     if driven:
         return "running"
     return "stopped" if attempts or (home / STOPPED_FILE).exists() else "submitted"

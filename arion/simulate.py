@@ -16,7 +16,12 @@ from arion.mechanism import budget_of, choose_cohort, choose_recipe, choose_step
 from arion.preflight import check_liveness
 from arion.progress import Progress
 from arion.report import write_report
-from arion.run_federation import final_vector, run_federation, write_merged_model
+from arion.run_federation import (
+    final_vector,
+    rounds_made,
+    run_federation,
+    write_merged_model,
+)
 from arion.run_file import RunFile
 from arion.summary import FEDERATED, Finished, summarise
 from arion.synthetic import write_synthetic
@@ -176,8 +181,9 @@ class Simulation:
     def _report(self, corpus: Corpus, homes: Homes, evaluator: Evaluator) -> dict[str, Any]:
         """Evaluate the model, write it, and put the report together."""
         started = time.monotonic()
-        settings = load_settings(homes.coordinator)
-        final = final_vector(homes.coordinator)
+        made = rounds_made(homes.coordinator)  # fewer where the schedule was used up
+        settings = load_settings(homes.coordinator).model_copy(update={"rounds": made})
+        final = final_vector(homes.coordinator, made)
         limit = self.run_file.data.evaluate_records
         arm = FEDERATED[settings.step.is_private]
         model = write_merged_model(self.base, settings.recipe, final, self.out / "model")

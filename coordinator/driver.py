@@ -18,9 +18,10 @@ from coordinator.attempt import AttemptReport, AttemptRunner, Floats
 from coordinator.attempts import Attempt, Phase
 from coordinator.cancellation import Cancellation
 from coordinator.channel import Channel, Traffic
+from coordinator.driver_lock import is_closed
 from coordinator.epoch import EpochLost
 from coordinator.epochs import Epochs
-from coordinator.errors import RestoredLedgerError, RunError
+from coordinator.errors import RestoredLedgerError, RunError, SpentError
 from coordinator.member_heads import MemberHeads
 from coordinator.outcome import outcome_of, tell_observer
 from coordinator.planning import check_reachable, make_plan
@@ -57,7 +58,7 @@ class RunDriver:
     """
 
     def __init__(self, home: Path, channel: Channel) -> None:
-        self.settings = load_settings(home)
+        self.settings, self._is_over = load_settings(home), is_closed(home)
         shared = self.settings.coordinator
         self._key = IdentityKey.load(shared / IDENTITY_FILE)
         self.cancellation = Cancellation(home)
@@ -86,11 +87,15 @@ class RunDriver:
     def run(self) -> OptimiserState:
         """Carry the run to its end and return the last state.
 
+        A run whose schedule is used up, as attempts were aborted, ends with the rounds it made.
+
         Raises:
             RunError: the run cannot go on: members are missing, or refuse; the message says who.
             RestoredLedgerError: the ledger is older than a head that a member holds.
 
         """
+        if self._is_over:
+            return self.state
         self._take_up()
         try:
             while self.state.step < self.settings.rounds:
@@ -101,6 +106,13 @@ class RunDriver:
             if abort.code != AbortCode.CANCELLED:
                 raise
             self._end_early(abort)
+        except SpentError as error:
+            if not self.state.step:
+                raise
+            made, wanted = self.state.step, self.settings.rounds
+            _LOG.warning("the run ends after %d of %d rounds: %s", made, wanted, error)
+            self.cancellation.ignore()
+            self._finish()
         else:
             self._finish()
         self._store.note_closed()
@@ -157,7 +169,7 @@ class RunDriver:
             self._epochs.leave_after(runner.report)
             if abort.code == AbortCode.CANCELLED:
                 raise
-            check_reachable(runner.report, plan)
+            check_reachable(runner.report, plan, len(self._store.attempts()))
             return
         near_edge = self._apply(sum_D, attempt, plan)
         started = time.monotonic()
@@ -175,7 +187,8 @@ class RunDriver:
                 return last
             made = last.attempt
         if made == LARGEST_ATTEMPT:
-            raise RunError(
+            is_spent = len(self._store.attempts()) > self.settings.step.releases
+            raise (SpentError if is_spent else RunError)(
                 f"Expected round {number} to succeed within {LARGEST_ATTEMPT} attempts, got all "
                 "of them aborted. The log says who and why; a new run reserves a new schedule."
             )

@@ -17,6 +17,10 @@ class MissingMembersError(RunError):
     """Too few pinned members answered; those that did refused nothing."""
 
 
+class SpentError(RunError):
+    """The members' schedule holds no release for another attempt."""
+
+
 class RefusedError(RunError):
     """A member refuses to enter an epoch.
 

@@ -1,12 +1,12 @@
 """The plan of an attempt, and whether another one could succeed."""
 
 from coordinator.attempt import AttemptReport
-from coordinator.errors import RunError
+from coordinator.errors import RunError, SpentError
 from coordinator.members import Members
 from coordinator.settings import RunSettings
 from models.language_model import LanguageModel
 from models.vector import trainable_layout
-from privacy.rounds import RoundPlan
+from privacy.rounds import PlanCode, RoundPlan
 from privacy.secagg.header import RefusalCode
 from privacy.secagg.parameters import (
     LARGEST_COMPLETE,
@@ -100,10 +100,21 @@ def least_answers(settings: RunSettings, size: int) -> int:
     return settings.groups * (least - 1) + 1
 
 
-def check_reachable(report: AttemptReport, plan: RoundPlan) -> None:
+def check_reachable(report: AttemptReport, plan: RoundPlan, attempts: int) -> None:
     """Stop where refusals alone keep a sum from n_min or its quorum: attempts cost budget.
 
     A member that lacks the epoch does not count: the next attempt has a new one.
+
+    Args:
+        report: of the attempt.
+        plan: of it.
+        attempts: that the run made so far, this one among them.
+
+    Raises:
+        SpentError: each refuses for its budget, and more attempts were made than the schedule has
+            releases: an aborted one used a release up.
+        RunError: any other refusals.
+
     """
     lasting = {
         name: detail
@@ -115,7 +126,9 @@ def check_reachable(report: AttemptReport, plan: RoundPlan) -> None:
     if len(plan.cohort) - len(lasting) >= least:
         return
     reasons = "; ".join(f"{name}: {detail}" for name, detail in sorted(lasting.items()))
-    raise RunError(
+    codes = {report.refusals[name][0] for name in lasting}
+    spent = codes == {PlanCode.OVER_BUDGET} and attempts > plan.step.releases
+    raise (SpentError if spent else RunError)(
         f"Expected at least {least} members to take part, got refusals of "
         f"{len(lasting)} of {len(plan.cohort)}: {reasons}"
     )

@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import client.app
 import client.epoch
+from arion.run_federation import final_vector
+from arion.run_status import status_of
 from client.node import Node
 from client.outbox import Outbox
 from coordinator.attempt import AttemptRunner
@@ -156,6 +159,28 @@ def test_lost_epoch_keys(
     for name in NAMES:
         assert len(federation.bodies(name, "release-debited")) == charged
     check(federation, attempts=4)
+
+
+def test_a_schedule_that_is_used_up_ends_the_run_with_the_rounds_it_made(
+    make_federation: Callable[..., SmallFederation],
+) -> None:
+    """Three releases for three rounds: one is lost, and the third round has none."""
+    federation = make_federation({"releases": ROUNDS})
+    crash(federation, *POINTS["uploads collected"], "after")
+    lose_keys(federation, "north")
+    assert federation.run().step == 2
+    aborted = [body["code"] for body in federation.bodies("coordinator", "round-aborted")]
+    assert aborted == ["epoch-lost", "below-n-min"]
+    assert len(federation.bodies("coordinator", "release")) == 1
+    for name in NAMES:
+        assert len(federation.bodies(name, "release-debited")) == ROUNDS
+        assert len(federation.bodies(name, "run-closed")) == 1
+    federation.verified()
+    again = federation.run()  # it is over
+    assert again.step == 2
+    assert len(federation.bodies("coordinator", "release")) == 1
+    assert status_of(federation.homes.coordinator).state == "finished"
+    assert torch.equal(final_vector(federation.homes.coordinator), again.average_D)
 
 
 def test_keys_lost_between_rounds_cost_nothing(
