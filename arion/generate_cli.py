@@ -188,7 +188,10 @@ def _prompts(given: Sequence[str], file: Path | None) -> tuple[str, ...]:
 
 
 def _read_prompts(file: Path) -> tuple[str, ...]:
-    lines = file.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"Expected UTF-8 in {file}, got other bytes. Save it as UTF-8.") from error
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not numbered:
         raise ValueError(f"Expected prompts in {file}, got an empty file. Write one per line.")

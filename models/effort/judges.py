@@ -3,7 +3,7 @@
 import json
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 
@@ -47,6 +47,7 @@ class Check:
     command: tuple[str, ...]
     timeout_s: float = 10.0
     most: int = 8
+    _known: dict[tuple[str, str], bool] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.command:
@@ -55,13 +56,16 @@ class Check:
             raise CheckError(f"Expected a timeout above 0 s, got {self.timeout_s}. Raise it.")
 
     def scores(self, prompt: str, answers: Sequence[str]) -> list[float]:
-        """See `Judge.scores`: 1 where the program exits with 0.
+        """See `Judge.scores`: 1 where the program exits with 0; it is run once for each answer.
 
         Raises:
             CheckError: the program cannot be started.
 
         """
-        return [float(self._passes(prompt, answer)) for answer in answers]
+        for answer in answers:
+            if (prompt, answer) not in self._known:
+                self._known[prompt, answer] = self._passes(prompt, answer)
+        return [float(self._known[prompt, answer]) for answer in answers]
 
     def gain(self, scores: Sequence[float]) -> float:
         """Return the chance that the next draw passes after so many failures: 1 / (failures + 2).

@@ -68,6 +68,8 @@ def write_onnx(
         location=DATA_FILE,
         size_threshold=1024,
     )
+    if (folder / DATA_FILE).exists():  # written for its owner alone; who has the graph has these
+        (folder / DATA_FILE).chmod((folder / ONNX_FILE).stat().st_mode)
 
 
 def onnx_bytes(config: ModelConfig, kind: OnnxFormat) -> int:

@@ -219,7 +219,13 @@ def verify_artefact(folder: Path) -> Passport:
     """
     passport = read_passport(folder)
     found = {path.name for path in folder.iterdir()} - {PASSPORT, ATTESTATION}
-    if surplus := sorted(found - passport.files.keys()):
+    surplus = sorted(found - passport.files.keys())
+    if surplus and (missing := sorted(passport.files.keys() - found)):
+        raise VariantError(
+            f"Expected {', '.join(missing)}, which {PASSPORT} names, got {', '.join(surplus)} in "
+            "its place. Give it its name again."
+        )
+    if surplus:
         raise VariantError(
             f"Expected only the files that {PASSPORT} names, got {', '.join(surplus)} too. Remove "
             "what was added."

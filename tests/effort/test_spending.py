@@ -1,8 +1,10 @@
 """Who gets the next draw: against closed forms and all allocations of small cases."""
 
 import itertools
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -86,6 +88,17 @@ def test_a_budget_is_never_exceeded_and_holds_one_draw_each() -> None:
     assert max(len(e.draws) for e in chosen) - min(len(e.draws) for e in chosen) <= 1
     with pytest.raises(ValueError, match="budget of at least 15, one answer to each prompt, got 9"):
         spend(["a", "b", "c"], sampler, Known(), Effort(budget=9), 5)
+
+
+def test_a_check_is_run_once_for_each_answer(tmp_path: Path) -> None:
+    """Answers are scored anew with each that is drawn: eight would cost 36 runs."""
+    ran = tmp_path / "ran"
+    program = f"open({str(ran)!r}, 'a').write('x'); raise SystemExit(1)"
+    check = Check((sys.executable, "-c", program))
+    answers = [f"answer {number}" for number in range(8)]
+    for count in range(1, 9):
+        assert check.scores("prompt", answers[:count]) == [0.0] * count
+    assert ran.read_text() == "x" * 8
 
 
 def test_a_check_is_asked_by_exit_code_and_time() -> None:

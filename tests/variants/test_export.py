@@ -123,6 +123,7 @@ def passport_says(folder: Path, old: str, new: str) -> None:
         (lambda f: flip(f / "MODEL_CARD.md"), "MODEL_CARD.md as variant.json"),
         (lambda f: (f / "model.gguf").unlink(), "Expected model.gguf in"),
         (lambda f: (f / "extra.py").write_text("x"), "only the files that variant.json names"),
+        (lambda f: (f / "model.gguf").rename(f / "m.gguf"), "Give it its name again"),
         (lambda f: (f / "variant.json").unlink(), "Expected variant.json in"),
         (lambda f: (f / "variant.json").write_text("{}"), "Expected a passport at"),
         (lambda f: (f / "variant.intoto.json").unlink(), "Expected a signature"),
