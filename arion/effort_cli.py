@@ -18,6 +18,7 @@ from models.effort.verifier import load_verifier
 from models.generate import Settings, generate, prompt_ids
 from models.tokenizer import Tokenizer
 
+_MOST_DRAWS = 1000
 _AUTO = "auto"
 
 
@@ -71,6 +72,11 @@ class EffortOptions:
             return None
         if self.effort is None or not self.effort.isdecimal():
             raise ValueError(f"Expected --effort auto or a number, got {self.effort}. Correct it.")
+        if int(self.effort) > _MOST_DRAWS:
+            raise ValueError(
+                f"Expected at most {_MOST_DRAWS} answers to each prompt with --effort, got "
+                f"{self.effort}. Give fewer, or auto with --token-budget."
+            )
         return int(self.effort)
 
     def _refuse_alone(self) -> None:

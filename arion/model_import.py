@@ -102,6 +102,7 @@ def import_model(
         "dtype": dtype,
         "function_kept": exact and (growth is None or growth.noise == 0),
         "largest_difference": difference,
+        "tokenizer_tokens": tokenizer.vocab_size,
         **_described(model),
     }
 
@@ -110,6 +111,7 @@ def _described(model: Decoder) -> dict[str, object]:
     counts = parameter_counts(model.config)
     return {
         "written_as": written_as(model).model_type,
+        "vocabulary": model.config.vocab_size,
         "parameters": counts.total,
         "active_parameters": counts.active,
         "experts": model.config.experts,

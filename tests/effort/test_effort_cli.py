@@ -103,6 +103,7 @@ def test_a_trained_verifier_chooses(folder: Path, tmp_path: Path) -> None:
     [
         (["--effort", "auto"], "Expected --verifier or --check"),
         (["--effort", "many", "--check", "true"], "Expected --effort auto or a number"),
+        (["--effort", "9999", "--check", "true"], "Expected at most 1000 answers"),
         (["--effort", "0", "--check", "true"], "Expected at least 1 draw"),
         (["--check", "true"], "Expected --effort with --check"),
         (["--token-budget", "9"], "Expected --effort with --token-budget"),

@@ -97,6 +97,16 @@ def test_import_keeps_the_function_and_says_what_it_did(tmp_path: Path) -> None:
     torch.testing.assert_close(model(token_BT), theirs(token_BT).logits, rtol=0, atol=1e-5)
     text = invoke("import", tmp_path / "in", "--out", tmp_path / "again").stdout
     assert f"{done['parameters']:,} parameters" in text
+    tokens, vocabulary = done["tokenizer_tokens"], done["vocabulary"]
+    assert (tokens, vocabulary) == (
+        load_model(tmp_path / "in")[1].vocab_size,
+        theirs.config.vocab_size,
+    )
+    assert ("WARNING: the tokenizer has" in text) == (tokens < 0.9 * vocabulary)
+    large = {"vocab_size": 2 * vocabulary}
+    make_folder(tmp_path / "large", "llama", **large)
+    told = invoke("import", tmp_path / "large", "--out", tmp_path / "third").stdout
+    assert "WARNING: the tokenizer has" in told
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "llama"])
