@@ -179,7 +179,7 @@ DOCTORED: dict[str, tuple[Callable[[State], State], str]] = {
     "an opening is missing": (lambda state: without(state, RunOpened), "was opened 0 times"),
     "another model": (lambda state: with_run(state, digest="0" * 64), "holds model 000000000000"),
     "a model handed out early": (
-        lambda state: with_run(state, state="cancelled"), "not handed out once",
+        lambda state: with_run(state, state="stopped"), "not handed out once",
     ),
     "a release without a debit": (signed_without_debit, "did not charge it"),
     "a release debited twice": (debited_twice, "more than once"),
