@@ -41,6 +41,7 @@ class _Account:
             "accountant": self.consent.accountant,
             "epsilon": self.consent.epsilon,
             "delta": self.consent.delta,
+            "expired": self.consent.expires < date.today(),
         }
         left = self._left() if self.filter is None else self._left_by_filter(self.filter)
         return {**told, **left, "runs": [asdict(run) for run in self.runs]}
@@ -69,7 +70,6 @@ class _Account:
             "left_delta": left_delta / DELTA_UNITS,
             "next_run_at_most": min(left, full) / EPSILON_UNITS if runs_by_delta else 0.0,
             "full_runs_left": min(left // full, runs_by_delta),
-            "expired": consent.expires < date.today(),
         }
 
 
@@ -147,7 +147,13 @@ def _print_account(account: _Account) -> None:
     Console().print(table)
     if account.filter is not None:
         _print_filter(told)
-        return
+    else:
+        _print_schedule(told)
+    if told["expired"]:
+        typer.echo(f"no further run fits: the consent ended on {account.consent.expires}")
+
+
+def _print_schedule(told: dict[str, Any]) -> None:
     spent = told["spent_epsilon"]
     figure = "unbounded" if spent is None else at_most(spent)
     left = at_least(told["left_epsilon"])
@@ -156,7 +162,6 @@ def _print_account(account: _Account) -> None:
         f"delta {told['spent_delta']:.3g} of {told['delta']:g}; left {left}"
     )
     if told["expired"]:
-        typer.echo(f"no further run fits: the consent ended on {account.consent.expires}")
         return
     if told["left_epsilon"] and not told["next_run_at_most"]:
         typer.echo("no further run fits: too little is left of delta, of which each takes a share")
@@ -173,5 +178,5 @@ def _print_filter(told: dict[str, Any]) -> None:
         f"{at_most(100 * told['spent_share'])} %, left {at_least(100 * told['left_share'])} %"
     )
     left = told["releases_left"]
-    if left is not None:
+    if left is not None and not told["expired"]:
         typer.echo(f"{left} more releases like the last one fit in the data's life")

@@ -140,7 +140,7 @@ def _seen_words(seen: float | None) -> str:
     if seen is None:
         return "never seen"
     ago = max(0.0, time.time() - seen)
-    units = ((86_400, "days"), (3_600, "hours"), (60, "minutes"))
+    units = ((86_400, "d"), (3_600, "h"), (60, "min"))
     return next(
         (f"seen {ago / size:.0f} {unit} ago" for size, unit in units if ago >= size), "here"
     )

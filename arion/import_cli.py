@@ -11,7 +11,6 @@ from arion.model_import import DTYPES, Growth, check_places, import_model
 from arion.options import Json
 from arion.progress import make_progress
 
-_FEW = 0.9
 _PER_TOKEN = 2
 
 
@@ -99,11 +98,10 @@ def _told(done: dict[str, object]) -> str:
             f"logits differ from the dense model's by {done['largest_difference']:.1e} of their "
             "standard deviation at most"
         )
-    tokens, vocabulary = int(str(done["tokenizer_tokens"])), int(str(done["vocabulary"]))
-    if tokens < _FEW * vocabulary:  # published ones round a vocabulary up, by a few hundredths
+    if done["tokenizer_is_small"]:
         lines.append(
-            f"WARNING: the tokenizer has {tokens:,} of the model's {vocabulary:,} tokens. Does it "
-            "belong to the model?"
+            f"WARNING: the tokenizer has {done['tokenizer_tokens']:,} of the model's "
+            f"{done['vocabulary']:,} tokens. Does it belong to the model?"
         )
     if not done["function_kept"]:
         lines.append("The function was changed, by noise or by rounding.")

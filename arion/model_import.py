@@ -14,6 +14,7 @@ from models.upcycle import upcycle
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _COMPARED_TOKENS = 32
+_FEW = 0.9  # published ones round a vocabulary up, by a few hundredths
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ def import_model(
         What was done, for people and programs. `function_kept`: logits before training are the
         source's, up to rounding of sums. `largest_difference`: between the logits before and after
         growing, relative to their standard deviation, on random tokens; None where nothing grew.
+        `tokenizer_is_small`: it has so few of the vocabulary's tokens that it may be another
+        model's.
 
     Raises:
         ValueError: a folder that cannot be read, or a growth that it does not allow.
@@ -103,6 +106,7 @@ def import_model(
         "function_kept": exact and (growth is None or growth.noise == 0),
         "largest_difference": difference,
         "tokenizer_tokens": tokenizer.vocab_size,
+        "tokenizer_is_small": tokenizer.vocab_size < _FEW * model.config.vocab_size,
         **_described(model),
     }
 

@@ -161,8 +161,8 @@ class Verdict:
 
     Attributes:
         refused: the clauses that would not, in words.
-        runs_in_life: such runs that the life's budget holds, each charged whole; of delta each
-            takes the share that a run of `epsilon_per_run` would.
+        runs_in_life: such runs that the life's budget holds, each charged whole; under a schedule
+            each takes of delta the share that a run of `epsilon_per_run` would.
         releases_by_filter: such releases that a Rényi filter on the life's budget holds; to
             compare with, where the consent's accountant is the schedule.
         accountant: the consent's.
@@ -223,9 +223,15 @@ def consider(outlook: Outlook, consent: Consent, today: date | None = None) -> V
         for clause, holds, got in checks
         if not holds
     )
+    held = releases_by_filter(outlook, consent)
+    return Verdict(refused, _runs_in_life(consent, step, charged, held), held, consent.accountant)
+
+
+def _runs_in_life(consent: Consent, step: PrivateStep, charged: float, by_filter: int) -> int:
+    if consent.accountant == "filter":
+        return by_filter // step.releases
     by_delta = int(Fraction(consent.epsilon) / Fraction(consent.epsilon_per_run))
-    runs = min(int(consent.epsilon / charged), by_delta) if charged else 0
-    return Verdict(refused, runs, releases_by_filter(outlook, consent), consent.accountant)
+    return min(int(consent.epsilon / charged), by_delta) if charged else 0
 
 
 def _schedule_checks(outlook: Outlook, consent: Consent, charged: float) -> tuple[_Check, ...]:

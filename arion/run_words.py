@@ -42,6 +42,8 @@ def status_line(status: RunStatus) -> str:
     """A run in one line, for people."""
     stopped = status.reason or f"go on with arion run resume {status.name} --coordinator HOME"
     reason = f"  {stopped}" if status.state == "stopped" else ""
+    if status.state == "finished" and status.round < status.rounds:
+        reason = "  its schedule was used up"
     reason = f"  {waiting_words(status.waiting)}" if status.waiting else reason
     return f"{status.name:<24} {status.state:<10} {status.round}/{status.rounds} rounds{reason}"
 

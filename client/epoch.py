@@ -255,9 +255,11 @@ def _leave_others(folder: Path, coordinator: str) -> None:
     for part in folder.glob("*" + _PART):
         part.unlink(missing_ok=True)
     path = folder / _COORDINATOR
-    if path.exists() and path.read_text() != coordinator:
-        for keys in folder.glob("*" + _KEYS):
-            keys.unlink(missing_ok=True)
+    known = path.read_text() if path.exists() else None
+    if known == coordinator:
+        return
+    for keys in () if known is None else folder.glob("*" + _KEYS):
+        keys.unlink(missing_ok=True)
     part = path.with_suffix(_PART)
     part.write_text(coordinator)
     part.replace(path)

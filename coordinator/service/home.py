@@ -26,9 +26,9 @@ from privacy.identity import IdentityKey
 from privacy.ledger.files import make_directory, replace_durably
 
 SERVICE_FILE = "service.json"
-_HOST = re.compile(r"(\*\.)?\w([\w.-]*\w)?|[0-9A-Fa-f:.]+", re.ASCII)
 IDENTITY_FILE = "identity.key"
 BLOBS_FOLDER = "blobs"
+_HOST = re.compile(r"(\*\.)?\w([\w.-]*\w)?|[0-9A-Fa-f:.]+", re.ASCII)
 
 
 class ServiceSettings(BaseModel):

@@ -68,7 +68,7 @@ def write_onnx(
         location=DATA_FILE,
         size_threshold=1024,
     )
-    if (folder / DATA_FILE).exists():  # written for its owner alone; who has the graph has these
+    if (folder / DATA_FILE).exists():  # the library shuts it; who may read the graph may read it
         (folder / DATA_FILE).chmod((folder / ONNX_FILE).stat().st_mode)
 
 

@@ -57,20 +57,29 @@ class FederationJoined(Body):
     noise: Noise
 
 
-class ScheduleBasis(Body):
-    """What a schedule's epsilon depends on beside its event; see `privacy.dp.accountant.epsilon`.
+class Basis(Body):
+    """What a charge depends on beside its event.
 
     Attributes:
         vector_length: coordinates of a release.
         contributors: upper bound on the members in one sum.
         noise_in_lattice_units: s.
-        is_sparse: whether 2^-40 of delta is for a random graph or a committee that fails.
 
     """
 
     vector_length: Positive
     contributors: Positive
     noise_in_lattice_units: float = Field(ge=3, le=1024)
+
+
+class ScheduleBasis(Basis):
+    """What a schedule's epsilon is computed from; see `privacy.dp.accountant.epsilon`.
+
+    Attributes:
+        is_sparse: whether 2^-40 of delta is for a random graph or a committee that fails.
+
+    """
+
     is_sparse: bool = False
 
 
@@ -124,20 +133,14 @@ class FilterOpened(Body):
     data_set: Text
 
 
-class FilterBasis(Body):
-    """What a release's charge depends on beside its event; see `privacy.dp.rdp_filter.charge_of`.
+class FilterBasis(Basis):
+    """What a release's charge is computed from; see `privacy.dp.rdp_filter.charge_of`.
 
     Attributes:
-        vector_length: coordinates of the release.
-        contributors: members of the federation, of whom each cohort is a part.
-        noise_in_lattice_units: s.
         honest_survivors: h.
 
     """
 
-    vector_length: Positive
-    contributors: Positive
-    noise_in_lattice_units: float = Field(ge=3, le=1024)
     honest_survivors: Positive
 
 

@@ -18,6 +18,7 @@ from privacy.canonical import canonical_bytes, sha256_hex
 from privacy.identity import IdentityKey, Signed
 from privacy.rounds import PlanCode, PlanRefused, run_cost, sign_plan
 from privacy.secagg.header import SecAggRefused
+from privacy.secagg.parameters import quorum_for
 from protos.round_messages import UploadRequest
 from tests.client.refusals import ask, refused, rewrite_consent
 from tests.small_federation import FEDERATION, NO_NOISE, RUN
@@ -244,6 +245,22 @@ def test_a_mechanism_that_changes_within_a_run(hands: Hands, step: dict[str, Any
     hands.release("north", hands.plan())
     other = hands.plan(2, step=step)
     refused(hands, PlanCode.WRONG_EVENT, lambda: hands.release("north", other), sealed=1)
+
+
+@pytest.mark.parametrize("first", [0, 2], ids=["more members", "fewer members"])
+def test_a_run_keeps_its_reservation_where_others_are_pinned(hands: Hands, first: int) -> None:
+    """Who else may be in a sum changes the charge of a run; what was charged stays."""
+    members = dict(hands.nodes["north"].consent.members)
+    strangers = {f"away-{n}": IdentityKey.generate().public_key.hex() for n in range(2)}
+    for number, more in ((1, first), (2, 2 - first)):
+        named = dict(list(strangers.items())[:more])
+        rewrite_consent(hands, members={**members, **named})
+        quorum = quorum_for(len(members) + more, 1)
+        hands.release("north", hands.plan(number, quorum=quorum))
+    (reserved,) = hands.federation.bodies("north", "run-reserved")
+    assert reserved["basis"]["contributors"] == len(members) + first
+    assert len(hands.federation.bodies("north", "release-debited")) == 2
+    assert hands.federation.verified()["north"].is_ok
 
 
 def test_a_schedule_that_is_used_up(take: Callable[..., Hands]) -> None:

@@ -74,6 +74,7 @@ NOT_SHOWN = {
     "privacy.attestation._Envelope": "read within an attestation",
     "privacy.attestation._Frozen": "a base",
     "privacy.attestation._Signature": "read within an attestation",
+    "privacy.ledger.entries.Basis": "a base",
     "privacy.attestation._Statement": "read within an attestation",
     "privacy.attestation._Subject": "read within an attestation",
     "privacy.ledger.entries.Body": "a base",

@@ -20,6 +20,7 @@ import client.app
 import client.epoch
 from arion.run_federation import final_vector
 from arion.run_status import status_of
+from arion.run_words import status_line
 from client.node import Node
 from client.outbox import Outbox
 from coordinator.attempt import AttemptRunner
@@ -179,7 +180,9 @@ def test_a_schedule_that_is_used_up_ends_the_run_with_the_rounds_it_made(
     again = federation.run()  # it is over
     assert again.step == 2
     assert len(federation.bodies("coordinator", "release")) == 1
-    assert status_of(federation.homes.coordinator).state == "finished"
+    status = status_of(federation.homes.coordinator)
+    assert status.state == "finished"
+    assert "finished   2/3 rounds  its schedule was used up" in status_line(status)
     assert torch.equal(final_vector(federation.homes.coordinator), again.average_D)
 
 

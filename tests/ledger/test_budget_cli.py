@@ -73,6 +73,30 @@ def test_a_delta_that_is_used_up_leaves_no_run(tmp_path: Path, make: Any) -> Non
     assert "too little is left of delta" in budget(home).output
 
 
+@pytest.mark.parametrize("accountant", ["home", "filtered"])
+def test_under_a_consent_that_ended_no_run_fits(
+    request: pytest.FixtureRequest, accountant: str
+) -> None:
+    place = request.getfixturevalue(accountant)
+    assert not json.loads(budget(place, "--json").output)[0]["expired"]
+    path = place / "consent.toml"
+    path.write_text(path.read_text().replace("2030-12-31", "2020-01-01"))
+    (account,) = json.loads(budget(place, "--json").output)
+    assert account["expired"]
+    out = budget(place).output
+    assert "no further run fits: the consent ended on 2020-01-01" in out
+    assert "fit in the data's life" not in out
+    assert "a next run may cost" not in out
+
+
+def test_books_of_another_unit_are_one_line(home: Path) -> None:
+    path = home / "consent.toml"
+    path.write_text(path.read_text().replace('unit = "patient"', 'unit = "ward"'))
+    result = budget(home)
+    assert result.exit_code == 2
+    assert "'ward', got runs charged for 'patient'" in result.output
+
+
 def test_people_read_the_same(home: Path) -> None:
     out = budget(home.parent).output
     assert "hospital-a: notes, unit patient" in out

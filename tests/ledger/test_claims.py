@@ -49,6 +49,16 @@ NODE_CHEATS: dict[str, tuple[Callable[[Make], list[Any]], str]] = {
         lambda m: [m.joined(), m.reserved(basis=basis(10**7))],
         "and its schedule costs",
     ),
+    "fewer contributors": (
+        lambda m: [
+            m.joined(),
+            m.reserved(
+                basis=basis(10**7),
+                epsilon_micro=cost(m.reserved()[1]["delta_1e15"], basis(10**7, contributors=1)),
+            ),
+        ],
+        "and its schedule costs",
+    ),
     "nothing for a sparse graph": (
         lambda m: [
             m.joined(),

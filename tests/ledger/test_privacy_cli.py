@@ -33,6 +33,13 @@ def test_honest_ledgers_verify_against_the_keys_beside_them(federation: Path, pi
         assert fingerprint(pin.key) in result.output
 
 
+def test_a_ledger_that_is_not_there_is_named(federation: Path, pins: Pins) -> None:
+    assert "no ledger of theirs" not in run("ledger", "verify", federation).output
+    (federation / "pins.json").write_bytes(pins_bytes({**pins, "hospital-z": pins["hospital-a"]}))
+    result = run("ledger", "verify", federation)
+    assert "pinned, and no ledger of theirs is here: hospital-z" in result.output
+
+
 def test_keys_from_elsewhere_need_no_warning(
     federation: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

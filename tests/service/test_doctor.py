@@ -6,6 +6,7 @@ import shutil
 import tomllib
 from collections.abc import Callable
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,15 +18,17 @@ from typer.testing import CliRunner
 
 import client.doctor
 import client.transport
+import coordinator.service.pki
 from arion.cli import app
 from arion.toml_file import write_toml
+from client.agent import Agent
 from client.config import CONSENT_FILE
 from client.doctor import RUNTIME, Finding, examine
 from client.membership import MEMBERSHIP_FILE, collect, join
 from client.node import Node
 from coordinator.service.enrolment import Enrolment
 from protos.arion.v1 import service_pb2_grpc as rpc
-from tests.service.conftest import RunningService
+from tests.service.running import RunningService
 from tests.small_federation import SmallFederation
 
 NAMES = (
@@ -144,6 +147,12 @@ def test_a_base_that_no_run_can_train(
     assert (found.level, says in found.says) == ("failure", True)
 
 
+@pytest.fixture
+def never_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else an agent would serve until somebody stops it."""
+    monkeypatch.setattr(Agent, "run", lambda self: pytest.fail("it serves"))
+
+
 def test_what_several_checks_need_is_said_once(node: Path) -> None:
     (node / "node.toml").unlink()
     found = troubles(node)
@@ -164,23 +173,19 @@ def test_what_several_checks_need_is_said_once(node: Path) -> None:
     ],
 )
 def test_a_node_that_cannot_serve_says_so_at_once(
-    node: Path, spoil: Callable[[Path], None], says: str, caplog: pytest.LogCaptureFixture
+    node: Path, spoil: Callable[[Path], None], says: str, never_serves: None
 ) -> None:
     spoil(node)
     result = CliRunner().invoke(app, ["node", "run", str(node)])
     assert result.exit_code == 2, result.output
     assert says in result.stderr
-    assert "listening" not in caplog.text
 
 
-def test_a_second_agent_of_a_home_says_so_at_once(
-    node: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_second_agent_of_a_home_says_so_at_once(node: Path, never_serves: None) -> None:
     with closing(Node(node, RUNTIME)):
         result = CliRunner().invoke(app, ["node", "run", str(node)])
     assert result.exit_code == 2, result.output
     assert "Stop the other process" in result.stderr
-    assert "listening" not in caplog.text
 
 
 def test_a_revoked_node_learns_it(service: RunningService, node: Path) -> None:
@@ -205,6 +210,23 @@ def test_clocks_that_disagree(
     if level != "ok":
         side = "behind" if skew_s > 0 else "ahead of"
         assert f"{abs(skew_s)} s {side}" in levels["clock and version"].says
+
+
+def test_a_certificate_of_the_future_is_a_matter_of_clocks(
+    node: Path, service: RunningService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.stop_serving()
+    monkeypatch.setattr(coordinator.service.pki, "_CLOCK_SKEW", timedelta(days=-1))
+    ahead = RunningService(service.home)
+    try:
+        places = {"address": ahead.address, "enrolment_address": f"localhost:{ahead.pair[1]}"}
+        path = node / MEMBERSHIP_FILE
+        path.write_text(json.dumps(json.loads(path.read_text()) | places))
+        found = troubles(node)["clock and version"]
+    finally:
+        ahead.stop()
+    assert found.level == "failure"
+    assert "this machine's clock" in found.says
 
 
 def test_versions_that_are_too_far_apart(node: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from arion.cli import app
+from arion.coordinator_cli import print_members
 
 ARION = [sys.executable, "-c", "from arion.cli import main; main()"]
 
@@ -91,6 +92,25 @@ def test_an_institution_joins_over_two_processes(tmp_path: Path) -> None:
     assert [(row["name"], row["status"]) for row in status["members"]] == [("north", "active")]
     assert status["fingerprint"] in output
     assert os.stat(tmp_path / "node" / "identity.key").st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize(
+    ("ago_s", "says"),
+    [
+        (None, "never seen"),
+        (-3, "here"),
+        (59, "here"),
+        (61, "seen 1 min ago"),
+        (7_300, "seen 2 h ago"),
+        (200_000, "seen 2 d ago"),
+    ],
+)
+def test_the_list_says_when_a_member_was_seen(
+    ago_s: float | None, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"name": "north", "role": "node", "status": "active", "fingerprint": "arion:0"}
+    print_members([row | {"seen": None if ago_s is None else time.time() - ago_s}], [])
+    assert capsys.readouterr().out.endswith(f"arion:0  {says}\n")
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,9 @@ def test_a_filter_holds_what_it_admits_and_no_more(outlook: Outlook) -> None:
 
 def test_a_consent_with_a_filter_is_held_against_the_filter(outlook: Outlook) -> None:
     wide = {"accountant": "filter", "epsilon_per_run": 9.5}
-    assert consider(outlook, consent_with(**wide)).refused == ()
+    agreed = consider(outlook, consent_with(**wide))
+    assert agreed.refused == ()
+    assert agreed.runs_in_life == agreed.releases_by_filter // 4 > 1  # of epsilon 9.5 each
     (reason,) = consider(outlook, consent_with(**{**wide, "epsilon_per_run": 0.8})).refused
     assert reason.startswith("epsilon_per_run = 0.8: the filter holds 0 of the run's 4 releases")
 

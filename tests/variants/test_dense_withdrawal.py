@@ -27,6 +27,7 @@ from models.variants.extras import VariantError
 from models.variants.index import artefact_path, read_index
 from models.variants.parent import open_parent
 from models.variants.registry import passport_of
+from privacy.identity import fingerprint
 from tests.variants.artefacts import KEY, model, public, unmeasured
 from tests.variants.artefacts import order as court_order
 from tests.variants.models import TEXTS, decoder, tokenizer
@@ -83,12 +84,23 @@ def ground(tmp_path_factory: pytest.TempPathFactory, _unmeasured: None) -> Path:
         assert result.exit_code == 0, result.stderr
         result = model("registry", "add", folder / "registry", folder / name)
         assert result.exit_code == 0, result.stderr
+        assert f"Signed by {fingerprint(KEY.public_key)}" in result.stderr
     return folder
 
 
 @pytest.fixture
 def here(ground: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(ground, tmp_path / "here"))
+
+
+def test_who_signed_is_said_where_nobody_said_who_must_have(here: Path) -> None:
+    digest = read_index(here / "registry").artefacts[0].digest
+    signer = fingerprint(KEY.public_key)
+    for named, says in ((), True), (("--signer", signer), False):
+        given = ("registry", "fetch", here / "registry", digest, "--out", here / f"out{len(named)}")
+        result = model(*given, *named)
+        assert result.exit_code == 0, result.stderr
+        assert (f"Signed by {signer}" in result.stderr) == says
 
 
 def order(here: Path, **changes: Any) -> WithdrawalOrder:

@@ -10,7 +10,7 @@ from models.decoder import Decoder
 from models.variants.compare import compare, sample_rows
 from models.variants.extras import VariantError
 from models.variants.kinds import KINDS, files_of
-from models.variants.onnx_file import ONNX_FILE, read_initialisers, read_onnx, write_onnx
+from models.variants.onnx_file import DATA_FILE, ONNX_FILE, read_initialisers, read_onnx, write_onnx
 from models.variants.onnx_runtime import OnnxRuntime
 from models.variants.onnx_tensors import (
     SCALES,
@@ -45,6 +45,13 @@ def test_fp32_file_computes_the_parents_logits(shape: str, tmp_path: Path) -> No
             expected = model(torch.tensor([ids]))[0]
         assert (runtime.logits(ids) - expected).abs().max() < 1e-4
     runtime.close()
+
+
+def test_who_may_read_the_graph_may_read_its_weights(tmp_path: Path) -> None:
+    graph = made(decoder("qwen3"), tmp_path / "a", "f32")
+    modes = {path.name: path.stat().st_mode for path in graph.parent.glob("model.onnx*")}
+    assert set(modes) == {ONNX_FILE, DATA_FILE}
+    assert len(set(modes.values())) == 1
 
 
 @pytest.mark.parametrize("tied", [True, False])
