@@ -24,6 +24,7 @@ from arion.run_words import status_line
 from client.node import Node
 from client.outbox import Outbox
 from coordinator.attempt import AttemptRunner
+from coordinator.driver import RunDriver
 from coordinator.epochs import OPENINGS
 from coordinator.member_heads import MemberHeads
 from coordinator.records import RunRecords
@@ -163,7 +164,7 @@ def test_lost_epoch_keys(
 
 
 def test_a_schedule_that_is_used_up_ends_the_run_with_the_rounds_it_made(
-    make_federation: Callable[..., SmallFederation],
+    make_federation: Callable[..., SmallFederation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three releases for three rounds: one is lost, and the third round has none."""
     federation = make_federation({"releases": ROUNDS})
@@ -177,6 +178,7 @@ def test_a_schedule_that_is_used_up_ends_the_run_with_the_rounds_it_made(
         assert len(federation.bodies(name, "release-debited")) == ROUNDS
         assert len(federation.bodies(name, "run-closed")) == 1
     federation.verified()
+    monkeypatch.setattr(RunDriver, "_take_up", lambda _: pytest.fail("it goes on"))
     again = federation.run()  # it is over
     assert again.step == 2
     assert len(federation.bodies("coordinator", "release")) == 1

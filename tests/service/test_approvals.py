@@ -92,6 +92,20 @@ def test_one_operator_alone_lets_nobody_in(
         assert "sets approvals to 1" in approve(service_home, name, homes["anna"])
 
 
+def test_that_there_were_two_is_known_however_soon_one_left(
+    joined: Callable[[str, str], Path], service_home: ServiceHome
+) -> None:
+    """Nobody was approved while there were two, and of who was revoked no certificate is left."""
+    homes = {name: joined(name, "operator") for name in ("anna", "bert")}
+    for name in homes:
+        approve(service_home, name)
+    service_home.registry.revoke("bert")
+    (homes["bert"] / "membership.json").unlink()
+    joined("bert", "operator")
+    for signer in (None, homes["anna"]):
+        assert "sets approvals to 1" in approve(service_home, "bert", signer)
+
+
 def test_an_operator_that_comes_back_is_let_in_by_the_other(
     joined: Callable[[str, str], Path], service_home: ServiceHome
 ) -> None:
