@@ -56,7 +56,7 @@ class Outbox:
         """
         body = upload.to_bytes()
         head = len(body).to_bytes(_LENGTH_BYTES, "big") + body
-        replace_durably(self._path(plan_digest), head, words)
+        replace_durably(self._path(plan_digest), head, words, is_cached=False)
         return SealedUpload(upload, words.toreadonly(), _digest(head, words))
 
     def load(self, plan_digest: bytes, debited: str) -> SealedUpload | None:

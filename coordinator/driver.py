@@ -235,9 +235,10 @@ class RunDriver:
             noise_variance=release_variance(plan.step, len(attempt.survivors)),
             in_place=True,  # the old one is on the disk
         )
-        with ThreadPoolExecutor(1) as disk:  # it and the digest take as long as one another
+        with ThreadPoolExecutor(1) as disk:  # it and the rest take as long as one another
             saved = disk.submit(self._store.save_state, self.state)
             self._write(self.state.vector_D)
+            self._store.drop_states(self.state.step)
             saved.result()
         attempt = replace(attempt, phase=Phase.APPLIED)
         self._store.save(attempt)

@@ -26,7 +26,6 @@ CREATE TABLE IF NOT EXISTS attempts (
     PRIMARY KEY (round, attempt)
 ) STRICT;
 """
-_KEPT_STATES = 2
 _EPOCH_FILE = "epoch.json"
 _LOG = logging.getLogger("arion.coordinator")
 
@@ -113,13 +112,18 @@ class RunStore:
             replace_durably(self._closed, b"")
 
     def save_state(self, state: OptimiserState) -> None:
-        """Write parameters and moments after a round; older ones but the last are deleted.
+        """Write parameters and moments after a round.
 
-        None is written over, though that took half the time: a backup gives it a second name.
+        No older ones are written over, though that took half the time: a backup gives them a
+        second name.
         """
-        replace_durably(self._path(state.step), *state.parts())
-        for path in sorted(self._states.glob("*.safetensors"))[:-_KEPT_STATES]:
-            path.unlink()
+        replace_durably(self._path(state.step), *state.parts(), is_cached=False)
+
+    def drop_states(self, step: int) -> None:
+        """Delete what was written before the round that a round's state was made of."""
+        for path in self._states.glob("*.safetensors"):
+            if int(path.stem) < step - 1:
+                path.unlink()
 
     def load_state(self, step: int) -> OptimiserState | None:
         """Read parameters and moments after a round, or None."""

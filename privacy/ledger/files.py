@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from privacy.ledger.entries import LedgerError
+from privacy.ledger.uncached import open_uncached, write_uncached
 
 _OF_THE_PATH = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM}
 
@@ -201,12 +202,13 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def replace_durably(path: Path, *parts: bytes | memoryview) -> None:
+def replace_durably(path: Path, *parts: bytes | memoryview, is_cached: bool = True) -> None:
     """Replace a file as a whole: readers and crashes see the old bytes or the new.
 
     Args:
         path: the file; its folder exists.
-        parts: what it holds, one after the other; none is copied.
+        parts: what it holds, one after the other; none is copied as a whole.
+        is_cached: whether it is soon read; False for what is large, and read after a crash only.
 
     Raises:
         DiskError: the old bytes are there, or the new.
@@ -214,22 +216,26 @@ def replace_durably(path: Path, *parts: bytes | memoryview) -> None:
     """
     part = path.with_name(path.name + ".part")
     with naming(path):
-        write_durably(part, *parts)
+        write_durably(part, *parts, is_cached=is_cached)
         part.replace(path)
         sync_directory(path.parent)
 
 
-def write_durably(path: Path, *parts: bytes | memoryview) -> None:
+def write_durably(path: Path, *parts: bytes | memoryview, is_cached: bool = True) -> None:
     """Write a file's bytes to the disk; its name is durable once the folder is synced.
 
     Args:
-        path, parts: as `replace_durably`.
+        path, parts, is_cached: as `replace_durably`.
 
     """
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o600) if is_cached else open_uncached(path, flags, 0o600)
     try:
-        for data in parts:
-            write_all(descriptor, data)
+        if is_cached:
+            for data in parts:
+                write_all(descriptor, data)
+        else:
+            write_uncached(descriptor, parts)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
