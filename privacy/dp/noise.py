@@ -11,10 +11,10 @@ import math
 from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from privacy.dp.keystream import Keystream, derive_seeded_key
+from privacy.dp.vector_math import log, log1p_in_place, on_circles
 
 __all__ = [
     "GaussianSource",
@@ -92,11 +92,9 @@ def _fill(out: NDArray[np.float64], stream: Keystream) -> None:
     angle = words[pairs:].view(np.int64).astype(np.float64)
     angle += 0.5
     angle *= 2.0 * math.pi * _WORD
-    angle_tensor = torch.from_numpy(angle)
-    # SLEEF's vectorised sine and cosine in torch are three times as fast as numpy's.
-    np.multiply(radius, torch.cos(angle_tensor).numpy(), out=out[:pairs])
-    rest = len(out) - pairs
-    np.multiply(radius[:rest], torch.sin(angle_tensor).numpy()[:rest], out=out[pairs:])
+    cosines, sines = on_circles(radius, angle)
+    out[:pairs] = cosines
+    out[pairs:] = sines[: len(out) - pairs]
 
 
 def _radius(words: NDArray[np.uint64], stream: Keystream) -> NDArray[np.float64]:
@@ -107,9 +105,9 @@ def _radius(words: NDArray[np.uint64], stream: Keystream) -> NDArray[np.float64]
     distance += 0.5
     distance *= _WORD
     _refine(distance, head, stream)
-    logarithm = np.log(distance)
+    logarithm = log(distance)
     np.negative(distance, out=distance)
-    np.log1p(distance, out=distance)
+    log1p_in_place(distance)
     # Both logarithms everywhere, then a choice by bits: `where` calls log1p run by run.
     chosen, other = logarithm.view(np.int64), distance.view(np.int64)
     other ^= chosen

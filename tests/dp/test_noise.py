@@ -9,9 +9,10 @@ import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from scipy import stats
 
+from privacy.dp import vector_math
 from privacy.dp.keystream import Keystream, derive_seeded_key
 from privacy.dp.lattice_bounds import RADIAL_ERROR
-from privacy.dp.noise import SecureGaussian, SeededGaussian, _radius
+from privacy.dp.noise import SecureGaussian, SeededGaussian, _fill, _radius
 
 KEY = bytes(range(32))
 COUNT = 400_000
@@ -24,6 +25,12 @@ FROZEN = [
 ]
 
 
+@pytest.fixture(params=[True, False], ids=["numpy", "torch"])
+def functions(request, monkeypatch):
+    """Each processor takes one of both."""
+    monkeypatch.setattr(vector_math, "NUMPY_IS_FAST", request.param)
+
+
 def is_standard_normal(sample):
     """Kolmogorov-Smirnov, mean and variance, each at a significance of 1e-6."""
     n, limit = len(sample), stats.norm.isf(5e-7)
@@ -32,14 +39,14 @@ def is_standard_normal(sample):
     return stats.kstest(sample, "norm").pvalue > 1e-6 and max(mean, variance) < limit
 
 
-def test_known_answers():
+def test_known_answers(functions):
     # Frozen from this generator; the keystream itself is checked against the block cipher.
     block = Cipher(algorithms.AES(KEY), modes.ECB()).encryptor().update(bytes(16))
     assert Keystream(KEY).words(2).tobytes() == block
     np.testing.assert_allclose(SeededGaussian(KEY).normal(5), FROZEN, rtol=1e-12)
 
 
-def test_samples_follow_the_formula():
+def test_samples_follow_the_formula(functions):
     words = Keystream(KEY).words(4)
     u = [((int(w) & (2**63 - 1)) + 0.5) / 2**64 for w in words[:2]]
     u = [1 - v if int(w) >> 63 else v for v, w in zip(u, words[:2], strict=True)]
@@ -111,20 +118,46 @@ def test_refinement_takes_the_words_of_its_own_positions():
     np.testing.assert_allclose(radius, np.sqrt(-2 * np.array(expected)), rtol=1e-12)
 
 
-def test_the_error_of_samples_stays_within_the_stated_bound():
+def assert_exact(words, sample):
+    """Hold samples against 60 digits: radii's words, then the angles'; samples likewise."""
     mpmath = pytest.importorskip("mpmath")
-    words = Keystream(KEY).words(400)
-    sample = SeededGaussian(KEY).normal(400)
+    pairs = len(words) // 2
     with mpmath.workdps(60):
-        for i in range(200):
+        for i in range(pairs):
             head = mpmath.mpf(int(words[i]) & (2**63 - 1)) + mpmath.mpf("0.5")
             u = head / 2**64
             u = 1 - u if int(words[i]) >> 63 else u
             radius = mpmath.sqrt(-2 * mpmath.log(u))
-            angle = 2 * mpmath.pi * (int(words[200 + i].view(np.int64)) + mpmath.mpf("0.5")) / 2**64
+            turn = int(words[pairs + i].view(np.int64)) + mpmath.mpf("0.5")
+            angle = 2 * mpmath.pi * turn / 2**64
             error_x = mpmath.mpf(float(sample[i])) - radius * mpmath.cos(angle)
-            error_y = mpmath.mpf(float(sample[200 + i])) - radius * mpmath.sin(angle)
+            error_y = mpmath.mpf(float(sample[pairs + i])) - radius * mpmath.sin(angle)
             assert mpmath.hypot(error_x, error_y) < radius * RADIAL_ERROR / 2
+
+
+def test_the_error_of_samples_stays_within_the_stated_bound(functions):
+    assert_exact(Keystream(KEY).words(4000), SeededGaussian(KEY).normal(4000))
+
+
+def test_the_error_at_the_ends_and_quarters_of_a_turn(functions):
+    """Where a tangent is zero, one, or as large as it gets."""
+    near = (0, 1, 2, 3, 2**10, 2**12 + 1, 2**30)
+    turns = [(at + step) % 2**64 for at in range(0, 2**64, 2**61) for each in near
+             for step in (each, -each)]  # fmt: skip
+    words = np.array([2**62] * len(turns) + turns, dtype=np.uint64)
+    sample = np.empty(len(words))
+    _fill(sample, Scripted(*words))
+    assert_exact(words, sample)
+
+
+@pytest.mark.parametrize(
+    ("found", "is_fast"),
+    [({"tan": {"dd": {"current": "X86_V4"}}}, True),
+     ({"tan": {"dd": {"current": "baseline(X86_V2)"}}}, False), ({}, False)],
+)  # fmt: skip
+def test_numpys_functions_are_taken_where_they_are_vectors(monkeypatch, found, is_fast):
+    monkeypatch.setattr(np.lib.introspect, "opt_func_info", lambda **_: found)
+    assert vector_math._numpy_is_fast() is is_fast
 
 
 def test_streams_never_repeat():
