@@ -11,6 +11,8 @@ from pathlib import Path
 from threading import Lock
 from weakref import WeakValueDictionary
 
+from blake3 import blake3
+
 from coordinator.service.stores import FolderStore, Store
 from privacy.ledger.files import make_directory, naming, sync_directory, write_all
 from privacy.payloads import (
@@ -137,14 +139,15 @@ class Blobs:
         """
         part = self._part(upload)
         with self._turn:
-            self._end_writer(upload)
+            writer = self._end_writer(upload)
             if not part.exists():
                 if self.size(digest) is not None:
                     return
                 raise BlobError("Expected an upload's bytes first, got none. Send them again.")
             self._closing.add(upload)
         try:
-            if not is_payload_file(part, digest):
+            was_seen = writer is not None and writer.digest == digest
+            if not was_seen and not is_payload_file(part, digest):
                 part.unlink()
                 raise BlobError("Expected the bytes that the answer's head names, got others.")
             self._store.take(part, _name(digest))
@@ -185,11 +188,12 @@ class Blobs:
         self._store.delete(name)
         (self._parts / name).unlink(missing_ok=True)
 
-    def _end_writer(self, upload: str) -> None:
+    def _end_writer(self, upload: str) -> "Incoming | None":
         if upload in self._closing:
             raise UploadBusyError("Expected one answer to a message at a time, got two.")
         if writer := self._writers.pop(upload, None):
             writer.end()
+        return writer
 
     def _part(self, upload: str) -> Path:
         assert upload.isalnum(), "uploads are named by the mailbox"
@@ -202,11 +206,18 @@ def _name(digest: bytes) -> str:
 
 
 class Incoming:
-    """An upload that is being written; `close` flushes it."""
+    """An upload that is being written; `close` flushes it.
+
+    Attributes:
+        digest: BLAKE3 of the whole upload, once it is flushed, where this wrote all of it: whoever
+            holds this need not read the bytes again to name them.
+
+    """
 
     def __init__(self, path: Path, offset: int, total: int) -> None:
         self._path, self._left = path, total - offset
         self._turn, self._is_over = Lock(), False
+        self._hash, self.digest = None if offset else blake3(), b""
         with naming(path):
             opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
             self._file = os.fdopen(opened, "wb", buffering=0)  # closes itself when it is forgotten
@@ -228,6 +239,8 @@ class Incoming:
             if self._is_over:
                 raise BlobError("Expected the newest connection of this upload, got an older one.")
             write_all(self._file.fileno(), data)
+            if self._hash is not None:
+                self._hash.update(data)
 
     def end(self) -> None:
         """Let nothing more be written."""
@@ -246,5 +259,7 @@ class Incoming:
             try:
                 with naming(self._path):
                     os.fsync(self._file.fileno())
+                if self.is_whole and self._hash is not None:
+                    self.digest = self._hash.digest()
             finally:
                 self._file.close()

@@ -121,7 +121,8 @@ class Exchange(rpc.ExchangeServicer):
                 waiting = self._mailbox.is_waiting
                 if not await asyncio.to_thread(waiting, head.message, member.address):
                     return pb.AnswerReply(status="over")
-                await self._receive(head, parts, member.address)
+                # While it is held, the bytes need not be read again to be named.
+                _held = await self._receive(head, parts, member.address)
             answer = Post(
                 head.message,
                 member.address,
@@ -175,7 +176,7 @@ class Exchange(rpc.ExchangeServicer):
             )
         return found
 
-    async def _receive(self, head: Any, parts: Any, address: int) -> None:
+    async def _receive(self, head: Any, parts: Any, address: int) -> Incoming:
         end = asyncio.get_running_loop().time() + self._limits.transfer_s(head.payload_bytes)
         await asyncio.to_thread(self._check_room, head, address)
         incoming = await self._begin(head, end)
@@ -187,6 +188,7 @@ class Exchange(rpc.ExchangeServicer):
                 await asyncio.to_thread(incoming.write, part.data)
         finally:
             await asyncio.to_thread(incoming.close)
+        return incoming
 
     async def _begin(self, head: Any, end: float) -> Incoming:
         """Go on with an upload, once nobody checks what came of it."""

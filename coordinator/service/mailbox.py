@@ -72,11 +72,11 @@ class Mailbox:
                 lost = _forget(connection, run)
             if rows:
                 connection.execute(MESSAGES.insert(), rows)
-        self._delete(*lost)
         for question, row in zip(questions, rows, strict=True):
             if row["payload_bytes"]:  # another run may have deleted it before it was named
                 self.blobs.put(question.parcel[2], row["payload_digest"])
         self.doors.knock(SERVICE)
+        self._delete(*lost)  # nobody waits for that
         return [str(row["id"]) for row in rows]
 
     def _row(self, run: str, question: Question) -> dict[str, Any]:

@@ -131,6 +131,7 @@ def test_an_upload_that_is_being_checked_is_left_alone(
     blobs, tried = Blobs(tmp_path), list[str]()
     with closing(blobs.receive("a1", 0, len(MODEL))) as whole:
         whole.write(MODEL)
+    del whole
 
     def checked(path: Path, digest: bytes) -> bool:
         for act in (lambda: blobs.receive("a1", 7, len(MODEL)), lambda: blobs.keep("a1", digest)):
@@ -144,6 +145,81 @@ def test_an_upload_that_is_being_checked_is_left_alone(
     assert tried == ["a1", "a1"]
     assert blobs.read(DIGEST) == MODEL
     blobs.receive("a1", 0, 1).close()  # and no longer
+
+
+def came(blobs: Blobs, data: bytes, offset: int = 0) -> Incoming:
+    """The writer of an upload's rest, which is whole then."""
+    incoming = blobs.receive("a1", offset, len(MODEL))
+    for start in range(offset, len(data), CHUNK_BYTES):
+        incoming.write(data[start : start + CHUNK_BYTES])
+    incoming.close()
+    return incoming
+
+
+@pytest.mark.parametrize("offset", [0, 7])
+def test_what_was_hashed_as_it_came_is_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offset: int
+) -> None:
+    """Of an upload that went on, the beginning was not."""
+    read = list[Path]()
+
+    def checked(path: Path, digest: bytes) -> bool:
+        read.append(path)
+        return is_payload_file(path, digest)
+
+    monkeypatch.setattr("coordinator.service.blobs.is_payload_file", checked)
+    blobs = Blobs(tmp_path)
+    held = [came(blobs, MODEL[:offset], 0)] if offset else []
+    held.append(came(blobs, MODEL, offset))
+    blobs.keep("a1", DIGEST)
+    assert (read == []) == (offset == 0)
+    assert blobs.read(DIGEST) == MODEL
+
+
+def test_the_rest_of_an_upload_is_not_taken_for_all_of_it(tmp_path: Path) -> None:
+    blobs = Blobs(tmp_path)
+    with closing(blobs.receive("a1", 0, 7 + len(MODEL))) as first:
+        first.write(b"in front")
+    with closing(blobs.receive("a1", 7, 7 + len(MODEL))) as rest:
+        rest.write(MODEL)
+    assert rest.is_whole
+    with pytest.raises(BlobError, match="head names"):
+        blobs.keep("a1", DIGEST)
+
+
+def test_an_answer_is_hashed_as_it_comes(
+    service: RunningService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = enrol(service, tmp_path / "a")
+    (member,) = service.home.registry.members()
+    (message,) = service.home.mailbox.ask("r", [Question(member.address, "a", ("U", b"", b""))])
+    monkeypatch.setattr("coordinator.service.blobs.is_payload_file", lambda *_: False)
+    assert link.answer(message, "Done", b"", MODEL)
+    assert service.home.mailbox.blobs.read(DIGEST) == MODEL
+    link.close()
+
+
+@pytest.mark.parametrize("is_held", [True, False])
+def test_a_digest_is_that_of_what_came_last(tmp_path: Path, *, is_held: bool) -> None:
+    blobs = Blobs(tmp_path)
+    first = came(blobs, MODEL)
+    second = came(blobs, b"x" + MODEL[1:])
+    if not is_held:
+        del second
+    with pytest.raises(BlobError, match="head names"):
+        blobs.keep("a1", DIGEST)
+    assert first.digest == DIGEST
+    assert blobs.size(DIGEST) is None
+
+
+def test_what_is_not_whole_or_not_flushed_has_no_digest(tmp_path: Path) -> None:
+    blobs = Blobs(tmp_path)
+    assert came(blobs, MODEL[:-1]).digest == b""
+    open_yet = blobs.receive("a1", 0, len(MODEL))
+    open_yet.write(MODEL)
+    assert open_yet.digest == b""
+    open_yet.close()
+    assert open_yet.digest == DIGEST
 
 
 def test_two_answers_at_once_alter_no_payload_of_others(
