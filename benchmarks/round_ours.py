@@ -3,7 +3,8 @@
     python -m benchmarks.round_ours node HOME           a node whose training is a constant
     python -m benchmarks.round_ours drive HOME RUN      the driver; says when each round ended
 
-Nothing of the product is left out or altered but the training itself.
+Nothing of the product is left out or altered but the training itself. Nodes and driver compute in
+one thread each, for they share a machine's cores.
 """
 
 import json
