@@ -120,9 +120,9 @@ class RunStore:
         replace_durably(self._path(state.step), *state.parts(), is_cached=False)
 
     def drop_states(self, step: int) -> None:
-        """Delete what was written before the round that a round's state was made of."""
+        """Delete the states older than the one that a round's state was made of."""
         for path in self._states.glob("*.safetensors"):
-            if int(path.stem) < step - 1:
+            if path.stem.isdecimal() and int(path.stem) < step - 1:
                 path.unlink()
 
     def load_state(self, step: int) -> OptimiserState | None:

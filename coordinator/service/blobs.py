@@ -232,8 +232,7 @@ class Incoming:
             BlobError: more bytes than the head said, or another connection goes on with the upload.
 
         """
-        self._left -= len(data)
-        if self._left < 0:
+        if len(data) > self._left:
             raise BlobError("Expected no more bytes than the answer's head says, got more.")
         with self._turn, naming(self._path):
             if self._is_over:
@@ -241,6 +240,7 @@ class Incoming:
             write_all(self._file.fileno(), data)
             if self._hash is not None:
                 self._hash.update(data)
+            self._left -= len(data)  # a chunk that a full disk took in part makes nothing whole
 
     def end(self) -> None:
         """Let nothing more be written."""

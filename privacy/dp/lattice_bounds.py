@@ -10,7 +10,7 @@ from privacy.dp.plan import SMALLEST_LATTICE_NOISE
 
 RADIAL_ERROR = 2.0**-48
 """Distance of a pair from its exact counterpart, relative to its radius; derived in docs/privacy.md
-from errors of at most 4 ulp in log, log1p, tan, sin and cos (numpy and SLEEF state 4 and 1)."""
+from errors of at most 4 ulp in log, log1p, tan, sin and cos."""
 
 RADIUS_LIMIT = 19.0
 """Radius up to which RADIAL_ERROR holds: the uniform keeps 52 bits down to 2^-268 (19.2 sigma)."""

@@ -38,7 +38,7 @@ def log1p_in_place(x_P: Floats) -> None:
 
 
 def on_circles(radius_P: Floats, angle_P: Floats) -> tuple[Floats, Floats]:
-    """Return radius * cos(angle) and radius * sin(angle), in the angle's memory and other.
+    """Return radius * cos(angle) and radius * sin(angle); the angles may be overwritten.
 
     Args:
         radius_P: radii.

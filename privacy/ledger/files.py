@@ -208,7 +208,7 @@ def replace_durably(path: Path, *parts: bytes | memoryview, is_cached: bool = Tr
     Args:
         path: the file; its folder exists.
         parts: what it holds, one after the other; none is copied as a whole.
-        is_cached: whether it is soon read; False for what is large, and read after a crash only.
+        is_cached: whether it is soon read; False for what is large, and seldom read.
 
     Raises:
         DiskError: the old bytes are there, or the new.

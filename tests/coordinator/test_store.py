@@ -13,6 +13,7 @@ from models.optimiser import OptimiserState
 def test_beside_a_rounds_state_the_one_that_it_was_made_of_is_kept(tmp_path: Path) -> None:
     start = OptimiserState.start(torch.ones(3))
     with closing(RunStore(tmp_path)) as store:
+        (tmp_path / "states" / "000001 (copy).safetensors").touch()  # somebody's, and no harm
         for step in range(12):
             store.drop_states(step)  # before it is written, as a driver may
             store.save_state(replace(start, step=step))

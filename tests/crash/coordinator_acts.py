@@ -11,6 +11,7 @@ from coordinator.shared import next_epoch
 from coordinator.store import RunStore
 from models.optimiser import OptimiserState
 from privacy.identity import Signed
+from privacy.ledger import uncached
 from tests.crash.actors import acknowledge
 
 PLAN = Signed(b"{}", bytes(64))
@@ -51,7 +52,7 @@ class ClosePhase:
 
 
 def state_after(step: int) -> OptimiserState:
-    start = OptimiserState.start(torch.full((300,), float(step)))
+    start = OptimiserState.start(torch.full((5_000,), float(step)))
     return replace(start, step=step)
 
 
@@ -64,6 +65,7 @@ class PublishModel:
         store.close()
 
     def act(self, folder: Path, rests: Path) -> None:
+        uncached._ROOM_BYTES = 1 << 15  # a state passes the cache in two writes, and has a rest
         store = RunStore(folder)
         for step in (1, 2, 3):
             store.drop_states(step)  # the driver deletes while it writes

@@ -1,5 +1,6 @@
 """Writers of one payload or one upload that meet: nobody alters what another was told is kept."""
 
+import errno
 import os
 import queue
 import random
@@ -18,6 +19,7 @@ from client.transport import CHUNK_BYTES
 from coordinator.service.blobs import BlobError, Blobs, Incoming, UploadBusyError
 from coordinator.service.posts import Question
 from privacy.ledger import files
+from privacy.ledger.files import DiskError
 from privacy.payloads import is_payload_file, payload_digest
 from protos.arion.v1 import service_pb2 as pb
 from tests.service.members import enrol
@@ -174,6 +176,29 @@ def test_what_was_hashed_as_it_came_is_not_read_again(
     blobs.keep("a1", DIGEST)
     assert (read == []) == (offset == 0)
     assert blobs.read(DIGEST) == MODEL
+
+
+def test_a_chunk_that_came_in_part_makes_nothing_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else what came before it would name the file."""
+    blobs, written = Blobs(tmp_path), list[int]()
+
+    def full(descriptor: int, data: bytes) -> None:
+        written.append(os.write(descriptor, data if not written else data[:9]))
+        if written[1:]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("coordinator.service.blobs.write_all", full)
+    incoming = blobs.receive("a1", 0, 2 * len(MODEL))
+    incoming.write(MODEL)
+    with pytest.raises(DiskError):
+        incoming.write(MODEL)
+    incoming.close()
+    assert blobs.progress("a1") == len(MODEL) + 9
+    assert incoming.digest == b""
+    with pytest.raises(BlobError, match="head names"):
+        blobs.keep("a1", DIGEST)
 
 
 def test_the_rest_of_an_upload_is_not_taken_for_all_of_it(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_an_institution_joins_over_two_processes(tmp_path: Path) -> None:
     [
         (None, "never seen"),
         (-3, "here"),
-        (59, "here"),
+        (50, "here"),
         (61, "seen 1 min ago"),
         (7_300, "seen 2 h ago"),
         (200_000, "seen 2 d ago"),
