@@ -1,14 +1,19 @@
 """Sample files parse, and say what the program does without them."""
 
+import json
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from arion.run_file import RunFile, load_run_file
+from client.config import NodeConfig
 from client.data import load_config
+from client.data_config import UNIT_FIELDS, DataConfig
+from privacy.consent import Consent
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
@@ -61,3 +66,40 @@ def test_the_guide_names_every_key(key: str) -> None:
     heading = f"### [{section}]" if section else "### Top level"
     part = guide.split(heading + "\n")[1].split("\n##")[0]
     assert f"`{name}`" in part
+
+
+def rows(heading: str) -> dict[str, str]:
+    """Keys of a table of the institution's guide, with the defaults as they stand there."""
+    guide = (ROOT / "docs" / "institution.md").read_text(encoding="utf-8")
+    part = guide.split(f"## `{heading}`\n")[1].split("\n## ")[0]
+    cells = [line.split(" | ") for line in part.splitlines() if line.startswith("| `")]
+    return {cell[0].strip("|` "): cell[1] for cell in cells}
+
+
+def as_written(field: FieldInfo) -> str:
+    if field.is_required():
+        return "must be given"
+    return "none" if field.default is None else json.dumps(field.default)
+
+
+@pytest.mark.parametrize(
+    ("heading", "kind"),
+    [("data.toml", DataConfig), ("node.toml", NodeConfig), ("consent.toml", Consent)],
+)
+def test_the_institutions_guide_has_every_key_and_default(
+    heading: str, kind: type[BaseModel]
+) -> None:
+    assert rows(heading) == {name: as_written(f) for name, f in kind.model_fields.items()}
+
+
+def test_the_sample_of_the_institutions_guide_parses(tmp_path: Path) -> None:
+    guide = (ROOT / "docs" / "institution.md").read_text(encoding="utf-8")
+    part = guide.split("## `data.toml`\n")[1].split("\n## ")[0]
+    lines = [line.strip() for line in part.splitlines() if line.startswith("    ")]
+    (tmp_path / "data.toml").write_text("\n".join(lines), encoding="utf-8")
+    assert set(load_config(tmp_path / "data.toml").model_fields_set) == set(rows("data.toml"))
+
+
+@pytest.mark.parametrize("field", UNIT_FIELDS)
+def test_the_institutions_guide_names_the_fields_that_are_detected(field: str) -> None:
+    assert f"`{field}`" in (ROOT / "docs" / "institution.md").read_text(encoding="utf-8")
