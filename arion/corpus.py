@@ -12,7 +12,7 @@ from pathlib import Path
 from arion.federation import Share, common_unit, share_out
 from arion.institutions import Institution, find_institutions
 from arion.run_file import DataSection, RunFile, RunFileError
-from client.data import Record, Split, load_config, read_shard, split_records
+from client.data import Record, Split, load_config, split_records
 from client.training_records import own_part
 from models.tokenizer import Row, Tokenizer
 from privacy.units import INSTITUTION
@@ -45,7 +45,7 @@ class Corpus:
     @cached_property
     def unseen_records(self) -> Mapping[str, tuple[Record, ...]]:
         """All records of each unseen institution: none of them was trained on."""
-        return {i.name: read_shard(i.path, i.config) for i in self.unseen}
+        return {i.name: i.records() for i in self.unseen}
 
     def evaluation(self, part: str, limit: int) -> dict[str, tuple[Record, ...]]:
         """Records to evaluate on, by node and unseen institution.
@@ -62,9 +62,7 @@ class Corpus:
 
     def _split(self, share: Share) -> Split:
         institution = share.institution
-        records = own_part(
-            read_shard(institution.path, institution.config), share.part, share.parts
-        )
+        records = own_part(institution.records(), share.part, share.parts)
         split = split_records(
             records, heldout=self.section.heldout, validation=self.section.validation
         )

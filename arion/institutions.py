@@ -2,10 +2,18 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.data import DataConfig, detect_config, detect_layout, load_config, read_shard
+from client.data import (
+    DataConfig,
+    Record,
+    detect_config,
+    detect_layout,
+    load_config,
+    read_shard,
+)
 from client.shards import (
     CONFIG_NAME,
     SUFFIXES,
@@ -35,6 +43,16 @@ class Institution:
     label: str
     path: Path
     config: DataConfig
+
+    def records(self) -> tuple[Record, ...]:
+        """Read the shard.
+
+        Raises:
+            DataError: as `client.data.read_shard`; it names the institution.
+
+        """
+        with _naming(self.path):
+            return read_shard(self.path, self.config)
 
 
 def find_institutions(data_dir: Path, config: DataConfig | None = None) -> tuple[Institution, ...]:
@@ -84,12 +102,24 @@ def _entries(data_dir: Path) -> Iterator[Path]:
 
 
 def _institution(path: Path, config: DataConfig | None, common: DataConfig | None) -> Institution:
-    data_files(path)  # an empty folder or an unknown kind of file is refused here, not in a round
     suffix = data_suffix(path) if path.is_file() else None
     label = path.name.removesuffix(path.name[-len(suffix) :]) if suffix else path.name
-    own = own_config(path) if path.is_dir() else None
-    chosen = config or own or common or detect_config(path)
+    with _naming(path):
+        data_files(path)  # an empty folder or an unknown kind of file is refused here, not later
+        own = own_config(path) if path.is_dir() else None
+        chosen = config or own or common or detect_config(path)
     return Institution(_node_name(label), label, path, chosen)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Say in whose folder a file is: several institutions may have one of that name."""
+    try:
+        yield
+    except DataError as error:
+        if not path.is_dir():
+            raise
+        raise DataError(f"{path.name}: {error}") from error
 
 
 def own_config(folder: Path) -> DataConfig | None:

@@ -8,6 +8,7 @@ from arion.institutions import find_institutions, read_public
 from client.data import DataConfig, DataError, load_config
 
 ROW = {"text": "some text", "patient": "k1"}
+TEXT = DataConfig(text_fields=("text",))
 
 
 def test_subfolders_and_files_become_institutions(write_shard, tmp_path):
@@ -58,6 +59,21 @@ def test_an_entry_that_is_no_data_is_refused(write_shard, tmp_path, name, messag
     write_shard(name, b"x")
     with pytest.raises(DataError, match=message):
         find_institutions(tmp_path, DataConfig(text_fields=("text",)))
+
+
+@pytest.mark.parametrize(("config", "bad"), [(TEXT, b'{"text": 5}'), (None, b"no JSON")])
+def test_a_bad_line_is_said_to_be_in_whose_folder_it_is(write_shard, tmp_path, config, bad):
+    """Where it is read for detection, or once it is known what the fields mean."""
+    write_shard("east/notes.jsonl", ROW)
+    write_shard("west/notes.jsonl", b'{"text": "a note"}\n' + bad)
+    with pytest.raises(DataError, match=r"^west: notes\.jsonl:2: Expected "):
+        [institution.records() for institution in find_institutions(tmp_path, config)]
+
+
+def test_a_bad_line_of_a_file_names_it_once(write_shard, tmp_path):
+    write_shard("west.jsonl", {"text": 5})
+    with pytest.raises(DataError, match=r"^west\.jsonl:1: Expected "):
+        find_institutions(tmp_path, TEXT)[0].records()
 
 
 def test_a_link_out_of_the_folder_is_refused(write_shard, tmp_path):
