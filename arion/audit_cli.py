@@ -12,9 +12,9 @@ from arion.audit_parts import Wanted
 from arion.audit_report import audit_json, tpr_words, write_page
 from arion.audit_secrets import plant
 from arion.audit_target import audit_target, layout_of
-from arion.budget_cli import Members
 from arion.errors import user_errors
 from arion.options import Json
+from arion.plan_cli import Members
 from arion.progress import make_progress
 from client.entropy import Entropy
 from privacy.audit.one_run import AuditError

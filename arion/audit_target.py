@@ -21,10 +21,10 @@ from arion.audit_membership import MembershipAudit, Suspects
 from arion.audit_parts import Auditor, Wanted
 from arion.audit_secrets import SecretFinding
 from arion.audit_training import AuditedTraining
-from arion.budget_cli import members_of
 from arion.corpus import Corpus, open_corpus
 from arion.institutions import own_config
 from arion.mechanism import choose_recipe
+from arion.plan_cli import members_of
 from arion.planner import plan_run, unit_of
 from arion.progress import Progress
 from arion.run_file import RunFile, load_run_file

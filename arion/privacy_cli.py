@@ -7,7 +7,7 @@ PRIVACY_PARTS = {
     "consent": Part("What an institution agreed to.", "arion.consent_cli:consent_app"),
     "plan": Part(
         "Work out what a run costs and how noisy it is, before anyone consents. Reads no data.",
-        "arion.budget_cli:plan_command",
+        "arion.plan_cli:plan_command",
     ),
     "budget": Part(
         "Show what each data set's units were charged, what is left, and what a next run may cost.",

@@ -46,8 +46,13 @@ for words in (
 """
 CHARGES = """
 import sys
+from typer.testing import CliRunner
+from arion.cli import app
 from arion.ledger_cli import verify_command
 from privacy.dp.accountant import epsilon_after  # what a ledger with debits is checked by
+for words in ("calibrate --epsilon 8", "epsilon --noise-multiplier 1"):
+    words = f"privacy {words} --delta 1e-6 --rounds 10 --sampling 0.1"
+    assert CliRunner().invoke(app, words.split()).exit_code == 0, words
 print(sorted({"torch", "flwr", "matplotlib"} & set(sys.modules)))
 """
 GROUPS = {
