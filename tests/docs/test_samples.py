@@ -3,6 +3,7 @@
 import json
 import tomllib
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from pydantic.fields import FieldInfo
 from arion.run_file import RunFile, load_run_file
 from client.config import NodeConfig
 from client.data import load_config
-from client.data_config import UNIT_FIELDS, DataConfig
+from client.data_config import _LAYOUTS, UNIT_FIELDS, DataConfig
 from privacy.consent import Consent
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,6 +101,6 @@ def test_the_sample_of_the_institutions_guide_parses(tmp_path: Path) -> None:
     assert set(load_config(tmp_path / "data.toml").model_fields_set) == set(rows("data.toml"))
 
 
-@pytest.mark.parametrize("field", UNIT_FIELDS)
+@pytest.mark.parametrize("field", [*UNIT_FIELDS, *chain(*(names for names, _ in _LAYOUTS))])
 def test_the_institutions_guide_names_the_fields_that_are_detected(field: str) -> None:
     assert f"`{field}`" in (ROOT / "docs" / "institution.md").read_text(encoding="utf-8")
