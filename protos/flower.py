@@ -94,8 +94,10 @@ def parcel_of(records: RecordDict) -> tuple[str, bytes, bytes]:
         WireError: another record.
 
     """
-    record = records.config_records.get(_RECORD)
-    if record is None:
+    # Not by `config_records`: a look at it leaves a cycle, and the payload stays in memory until
+    # Python looks for cycles.
+    record = records.get(_RECORD)
+    if not isinstance(record, ConfigRecord):
         raise WireError(f"Expected a record {_RECORD!r}, got {sorted(records)}.")
     kind, body, payload = record.get("kind"), record.get("body"), record.get("payload")
     if not (isinstance(kind, str) and isinstance(body, bytes) and isinstance(payload, bytes)):

@@ -1,5 +1,7 @@
 """The messages around a round: one exact encoding each, and fields within their ranges."""
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -114,3 +116,16 @@ def test_messages_travel_as_flower_records() -> None:
     assert reply_from(to_records(refusal), HeadHeld) == refusal
     with pytest.raises(WireError, match="Expected one of"):
         from_records(to_records(parcel), HeadQuery)
+
+
+def test_a_payload_that_was_read_is_let_go_at_once() -> None:
+    """Not when Python next looks for cycles: rounds would hold the vectors of those before."""
+    gc.disable()
+    try:
+        records = to_records(Parcel(HeadHeld(SIGNED), b"payload"))
+        from_records(records, HeadHeld)
+        held = weakref.ref(records)
+        del records
+        assert held() is None
+    finally:
+        gc.enable()
