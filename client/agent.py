@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from client.arriving import Arriving
 from client.membership import Membership, MembershipFile, renew
 from client.proxy import link_to
 from client.transport import Link, LinkLost, LinkRefused
@@ -30,7 +31,7 @@ class Downloads:
 
     def __init__(self) -> None:
         self._digest, self._data = b"", b""
-        self._begun: list[bytes] = []
+        self._begun = Arriving()
 
     def get(self, link: Link, envelope: Any) -> bytes:
         """Return a message's payload, fetching what has not come yet.
@@ -41,7 +42,7 @@ class Downloads:
         """
         digest = bytes(envelope.payload_digest)
         if digest != self._digest:
-            self._digest, self._data, self._begun = digest, b"", []
+            self._digest, self._data, self._begun = digest, b"", Arriving()
         if not self._data:
             try:
                 self._data = link.fetch(digest, envelope.payload_bytes, self._begun)

@@ -11,8 +11,9 @@ from typing import Any
 
 import grpc
 
+from client.arriving import Arriving
 from privacy.enrolment import BLAKE3_PAYLOADS, NAME, OLDEST_PROTOCOL, PROTOCOL
-from privacy.payloads import is_payload, older_payload_digest, payload_digest
+from privacy.payloads import older_payload_digest, payload_digest
 from protos.arion.v1 import service_pb2 as pb
 from protos.arion.v1 import service_pb2_grpc as rpc
 from protos.wire import LARGEST_MESSAGE_BYTES
@@ -174,13 +175,12 @@ class Link:
             raise _outcome(error) from error
         raise LinkLost("Expected an open stream, got its end.")
 
-    def fetch(self, digest: bytes, size: int, begun: list[bytes]) -> bytes:
+    def fetch(self, digest: bytes, size: int, begun: Arriving) -> bytes:
         """Return a payload.
 
         Args:
             digest, size: as its message names it.
-            begun: chunks that came before the connection was lost; those that come are added, and
-                none is left at the end.
+            begun: what came of it before the connection was lost; what comes is added.
 
         Raises:
             LinkLost, LinkRefused: as every call; also where the bytes are not those named.
@@ -188,18 +188,16 @@ class Link:
         """
         if size > _LARGEST_PAYLOAD:
             raise LinkRefused("too-large", f"Expected a payload of a model's size, got {size}.")
-        came = sum(map(len, begun))
         try:
-            for chunk in self._exchange.Fetch(pb.FetchRequest(digest=digest, offset=came)):
-                begun.append(chunk.data)
-                came += len(chunk.data)
-                if came > size:
+            request = pb.FetchRequest(digest=digest, offset=begun.came)
+            for chunk in self._exchange.Fetch(request):
+                begun.add(chunk.data, size)
+                if begun.came > size:
                     break
         except grpc.RpcError as error:
             raise _outcome(error) from error
-        data = b"".join(begun)
-        begun.clear()
-        if len(data) != size or not is_payload(data, digest):
+        data = begun.whole(digest, size)
+        if data is None:
             raise LinkRefused(
                 "other-payload", f"Expected {size} bytes with the digest named, got others."
             )

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from client.agent import Downloads
+from client.arriving import Arriving
 from client.transport import CHUNK_BYTES, Link, LinkLost
 from tests.service.members import enrol, refused
 from tests.service.running import RunningService
@@ -18,12 +19,14 @@ def test_a_payload_that_arrives_altered_is_not_used(
     payload = bytes(3_000_000)
     mailbox.post("r", member.address, "train.upload", ("UploadRequest", b"", payload))
     envelope = next(link.listen(30))
-    assert link.fetch(envelope.payload_digest, envelope.payload_bytes, []) == payload
+    assert link.fetch(envelope.payload_digest, envelope.payload_bytes, Arriving()) == payload
     blob = service.home.path / "blobs" / envelope.payload_digest.hex()
     for altered in (payload[:-1] + b"x", payload[:-1], payload + b"x"):
         blob.write_bytes(altered)
-        refused("other-payload", lambda: link.fetch(envelope.payload_digest, len(payload), []))
-    refused("unknown-payload", lambda: link.fetch(bytes(32), 1, []))
+        refused(
+            "other-payload", lambda: link.fetch(envelope.payload_digest, len(payload), Arriving())
+        )
+    refused("unknown-payload", lambda: link.fetch(bytes(32), 1, Arriving()))
     link.close()
 
 
@@ -51,10 +54,11 @@ class Flaky:
         self._link, self._chunks = link, chunks
         self.offsets: list[int] = []
 
-    def fetch(self, digest: bytes, size: int, begun: list[bytes]) -> bytes:
-        self.offsets.append(sum(map(len, begun)))
+    def fetch(self, digest: bytes, size: int, begun: Arriving) -> bytes:
+        self.offsets.append(begun.came)
         if len(self.offsets) == 1:
-            whole = self._link.fetch(digest, size, [])
-            begun += [whole[at * CHUNK_BYTES :][:CHUNK_BYTES] for at in range(self._chunks)]
+            whole = self._link.fetch(digest, size, Arriving())
+            for at in range(self._chunks):
+                begun.add(whole[at * CHUNK_BYTES :][:CHUNK_BYTES], size)
             raise LinkLost("lost")
         return self._link.fetch(digest, size, begun)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import coordinator.service.stores
+from client.arriving import Arriving
 from client.transport import LinkLost
 from coordinator.errors import RunError
 from coordinator.service.archive import BackupError
@@ -116,7 +117,7 @@ def test_a_service_serves_and_keeps_payloads_there(
     (member,) = service.home.registry.members()
     message = mailbox.post("r", member.address, "train.upload", ("UploadRequest", b"", PAYLOAD))
     envelope = next(link.listen(30))
-    assert link.fetch(envelope.payload_digest, envelope.payload_bytes, []) == PAYLOAD
+    assert link.fetch(envelope.payload_digest, envelope.payload_bytes, Arriving()) == PAYLOAD
     answered = PAYLOAD[::-1]
     assert link.answer(message, "Done", b"body", answered)
     assert not link.answer(message, "Done", b"body", answered)

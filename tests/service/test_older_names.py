@@ -10,6 +10,7 @@ import pytest
 from blake3 import blake3
 
 from client.agent import Agent
+from client.arriving import Arriving
 from coordinator.service.blobs import Blobs
 from coordinator.service.mailbox import Mailbox
 from coordinator.service.posts import Question
@@ -82,7 +83,7 @@ def test_a_payload_that_an_older_driver_left_is_found_by_either_name(
     assert next(stream).payload_digest == OLDER
     mailbox.ask("r", [Question(member.address, "train.upload", left.parcel, NEWER)])
     assert next(stream).payload_digest == OLDER
-    assert link.fetch(OLDER, len(MODEL), []) == MODEL
+    assert link.fetch(OLDER, len(MODEL), Arriving()) == MODEL
     link.close()
 
 
@@ -97,7 +98,7 @@ def test_a_newer_node_finds_what_another_was_told_by_its_older_name(
     assert next(link.listen(30)).payload_digest == OLDER
     monkeypatch.setattr("client.transport.PROTOCOL", 2)
     assert next(other.listen(30)).payload_digest == OLDER
-    assert link.fetch(OLDER, len(MODEL), []) == MODEL
+    assert link.fetch(OLDER, len(MODEL), Arriving()) == MODEL
     link.close()
     other.close()
 
@@ -111,8 +112,8 @@ def test_a_name_that_another_was_told_opens_nothing(
     service.home.mailbox.post("r", address, "train.upload", ("U", b"", MODEL))
     assert next(other.listen(30)).payload_digest == OLDER
     for name in (OLDER, NEWER):
-        refused("unknown-payload", lambda name=name: link.fetch(name, len(MODEL), []))
-    assert other.fetch(OLDER, len(MODEL), []) == MODEL
+        refused("unknown-payload", lambda name=name: link.fetch(name, len(MODEL), Arriving()))
+    assert other.fetch(OLDER, len(MODEL), Arriving()) == MODEL
     link.close()
     other.close()
 
@@ -179,8 +180,8 @@ def test_who_asks_for_what_is_not_there_has_nothing_read(
     link = enrol(service, tmp_path)
     (member,) = service.home.registry.members()
     service.home.mailbox.post("r", member.address, "train.upload", ("UploadRequest", b"", MODEL))
-    refused("unknown-payload", lambda: link.fetch(bytes(32), 1, []))
-    refused("unknown-payload", lambda: link.fetch(OLDER, 1, []))
+    refused("unknown-payload", lambda: link.fetch(bytes(32), 1, Arriving()))
+    refused("unknown-payload", lambda: link.fetch(OLDER, 1, Arriving()))
     assert reads.count == 0
     link.close()
 
