@@ -21,7 +21,7 @@ Floats = NDArray[np.float32] | NDArray[np.float64]
 BFloats = NDArray[np.uint16]
 """bf16 numbers as their bits, for numpy has no such type: `tensor.view(torch.uint16).numpy()`."""
 
-_CHUNK = 32768
+_CHUNK = 65536
 _NEAR_EDGE = 7 / 8
 _LARGEST_LATTICE_POINT = 2.0**50
 _WHOLE = 1.5 * 2.0**52

@@ -23,7 +23,7 @@ __all__ = [
     "derive_seeded_key",
 ]
 
-_PAIRS_PER_CHUNK = 16384
+_PAIRS_PER_CHUNK = 32768
 _PRECISE = np.uint64(1 << 52)
 _LOW_63 = np.uint64((1 << 63) - 1)
 _WORD = 2.0**-64
