@@ -13,8 +13,9 @@ from weakref import WeakValueDictionary
 
 from blake3 import blake3
 
-from coordinator.service.stores import FolderStore, Store
-from privacy.ledger.files import make_directory, naming, sync_directory, write_all
+from coordinator.service.stores import LARGE_BYTES, FolderStore, Store
+from privacy.ledger.files import make_directory, naming, sync_directory
+from privacy.ledger.uncached import open_uncached, write_uncached
 from privacy.payloads import (
     DIGEST_BYTES,
     is_payload,
@@ -70,8 +71,7 @@ class Blobs:
 
         """
         try:
-            with self._store.open(_name(digest)) as file:
-                data = file.read()
+            data = self._store.read(_name(digest))
         except FileNotFoundError:
             data = None
         if data is None or not is_payload(data, digest):
@@ -219,7 +219,9 @@ class Incoming:
         self._turn, self._is_over = Lock(), False
         self._hash, self.digest = None if offset else blake3(), b""
         with naming(path):
-            opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+            is_large = total > LARGE_BYTES
+            opened = open_uncached(path, flags) if is_large else os.open(path, flags, 0o600)
             self._file = os.fdopen(opened, "wb", buffering=0)  # closes itself when it is forgotten
             sync_directory(path.parent)
             os.truncate(opened, offset)
@@ -237,7 +239,7 @@ class Incoming:
         with self._turn, naming(self._path):
             if self._is_over:
                 raise BlobError("Expected the newest connection of this upload, got an older one.")
-            write_all(self._file.fileno(), data)
+            write_uncached(self._file.fileno(), (data,))
             if self._hash is not None:
                 self._hash.update(data)
             self._left -= len(data)  # a chunk that a full disk took in part makes nothing whole

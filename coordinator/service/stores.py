@@ -16,6 +16,10 @@ from typing import IO, Any, Protocol
 import fsspec  # type: ignore[import-untyped]
 
 from privacy.ledger.files import naming, sync_directory, write_durably
+from privacy.ledger.uncached import read_uncached
+
+LARGE_BYTES = 4 << 20
+"""Larger uploads, which are written and read once, pass the system's page cache."""
 
 _BEING_WRITTEN_S = 3600.0
 
@@ -28,6 +32,9 @@ class Store(Protocol):
 
     def open(self, name: str) -> IO[bytes]:
         """Open a payload to read; FileNotFoundError where there is none."""
+
+    def read(self, name: str) -> bytes:
+        """Return a payload that is read once; see `open`."""
 
     def write(self, name: str, data: bytes) -> None:
         """Keep a payload."""
@@ -62,6 +69,11 @@ class FolderStore:
     def open(self, name: str) -> IO[bytes]:
         """See `Store.open`."""
         return (self._folder / name).open("rb")
+
+    def read(self, name: str) -> bytes:
+        """See `Store.read`."""
+        path = self._folder / name
+        return read_uncached(path) if path.stat().st_size > LARGE_BYTES else path.read_bytes()
 
     def write(self, name: str, data: bytes) -> None:
         """See `Store.write`; two that write the same do not meet before it has its name."""
@@ -135,6 +147,11 @@ class ObjectStore:
         with _of_the_store():
             found: IO[bytes] = self._files.open(self._path(name), "rb")
             return found
+
+    def read(self, name: str) -> bytes:
+        """See `Store.read`."""
+        with _of_the_store():
+            return bytes(self._files.cat_file(self._path(name)))
 
     def write(self, name: str, data: bytes) -> None:
         """See `Store.write`."""

@@ -229,7 +229,7 @@ def write_durably(path: Path, *parts: bytes | memoryview, is_cached: bool = True
 
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-    descriptor = os.open(path, flags, 0o600) if is_cached else open_uncached(path, flags, 0o600)
+    descriptor = os.open(path, flags, 0o600) if is_cached else open_uncached(path, flags)
     try:
         if is_cached:
             for data in parts:

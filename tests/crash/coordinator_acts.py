@@ -65,7 +65,7 @@ class PublishModel:
         store.close()
 
     def act(self, folder: Path, rests: Path) -> None:
-        uncached._ROOM_BYTES = 1 << 15  # a state passes the cache in two writes, and has a rest
+        uncached._ROOMS.room = uncached._ROOMS.room[: 1 << 15]  # a state: two writes, and a rest
         store = RunStore(folder)
         for step in (1, 2, 3):
             store.drop_states(step)  # the driver deletes while it writes

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from sqlalchemy import func, select
 
 from coordinator.errors import RunError
-from coordinator.service import schema
+from coordinator.service import blobs, schema
 from coordinator.service.database import (
     INVITATIONS,
     MESSAGES,
@@ -38,7 +38,7 @@ from tests.crash.actors import acknowledge
 NAME, RUN = "north", "first"
 SETTINGS = ServiceSettings(federation="hospitals", hosts=("localhost",))
 PAYLOAD = bytes(range(251)) * 40
-CHUNK = 4_000
+CHUNK = 5_000  # a block of a disk, and a rest
 DATABASE = "database"
 
 
@@ -177,6 +177,7 @@ class AcceptUpload:
             (rests / "message").write_text(message)
 
     def act(self, folder: Path, rests: Path) -> None:
+        blobs.LARGE_BYTES = 0  # chunks pass the cache
         with opened(folder) as home:
             answer = self._answer(rests)
             for start in range(0, len(PAYLOAD), CHUNK):

@@ -1,4 +1,4 @@
-"""Files that are written past the cache hold what was given, on whatever file system."""
+"""What passes the cache, to a file and from it, is what was given, on whatever file system."""
 
 import errno
 import os
@@ -9,6 +9,7 @@ import pytest
 
 from privacy.ledger import uncached
 from privacy.ledger.files import DiskError, replace_durably
+from privacy.ledger.uncached import read_uncached
 
 BLOCK, ROOM = 4096, 1 << 16
 LENGTHS = [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, ROOM - 1, ROOM, ROOM + 1, 3 * ROOM + BLOCK + 5]
@@ -16,7 +17,7 @@ LENGTHS = [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, ROOM - 1, ROOM, ROOM + 1, 3 * ROOM
 
 @pytest.fixture(autouse=True)
 def small_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uncached, "_ROOM_BYTES", ROOM)
+    monkeypatch.setattr(uncached._ROOMS, "room", uncached._ROOMS.room[:ROOM])
 
 
 def parts_of(length: int) -> list[bytes | memoryview]:
@@ -117,3 +118,59 @@ def test_what_no_cache_helps_is_an_error(tmp_path: Path, monkeypatch: pytest.Mon
     system(monkeypatch, write=refusing)
     with pytest.raises(DiskError):
         replace_durably(tmp_path / "state", *parts_of(ROOM), is_cached=False)
+
+
+def test_all_lengths_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "upload"
+    for length in LENGTHS:
+        path.write_bytes(data := os.urandom(length))
+        assert read_uncached(path) == data, length
+    with pytest.raises(FileNotFoundError):
+        read_uncached(tmp_path / "other")
+
+
+@pytest.mark.parametrize("good", [0, 1])
+def test_reading_from_a_disk_of_larger_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, good: int
+) -> None:
+    calls, read = list[int](), os.readv
+
+    def particular(descriptor: int, rooms: list[memoryview]) -> int:
+        calls.append(len(rooms[0]))
+        flags = uncached.fcntl.fcntl(descriptor, uncached.fcntl.F_GETFL)
+        if flags & os.O_DIRECT and len(calls) > good:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return read(descriptor, [rooms[0][:BLOCK]])
+
+    system(monkeypatch, readv=particular)
+    (tmp_path / "upload").write_bytes(data := os.urandom(2 * ROOM + 5))
+    assert read_uncached(tmp_path / "upload") == data
+
+
+def test_a_disk_that_cannot_be_read_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not tried again for ever, and no half of a file."""
+    (tmp_path / "upload").write_bytes(bytes(ROOM))
+    for code in (errno.EIO, errno.EINVAL):
+
+        def failing(*_: Any, code: int = code) -> int:
+            raise OSError(code, os.strerror(code))
+
+        system(monkeypatch, readv=failing)
+        with pytest.raises(OSError, match=os.strerror(code)):
+            read_uncached(tmp_path / "upload")
+
+
+def test_a_file_that_is_cut_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, read = tmp_path / "upload", os.readv
+    path.write_bytes(data := os.urandom(3 * ROOM))
+
+    def cutting(descriptor: int, rooms: list[memoryview]) -> int:
+        os.truncate(path, ROOM + 9)
+        return read(descriptor, rooms)
+
+    system(monkeypatch, readv=cutting)
+    assert read_uncached(path) == data[: ROOM + 9]

@@ -1,6 +1,7 @@
 """Writers of one payload or one upload that meet: nobody alters what another was told is kept."""
 
 import errno
+import fcntl
 import os
 import queue
 import random
@@ -15,10 +16,13 @@ from typing import Any
 import grpc
 import pytest
 
+from client.arriving import Arriving
 from client.transport import CHUNK_BYTES
+from coordinator.service import blobs as blobs_module
+from coordinator.service import stores
 from coordinator.service.blobs import BlobError, Blobs, Incoming, UploadBusyError
 from coordinator.service.posts import Question
-from privacy.ledger import files
+from privacy.ledger import files, uncached
 from privacy.ledger.files import DiskError
 from privacy.payloads import is_payload_file, payload_digest
 from protos.arion.v1 import service_pb2 as pb
@@ -149,11 +153,11 @@ def test_an_upload_that_is_being_checked_is_left_alone(
     blobs.receive("a1", 0, 1).close()  # and no longer
 
 
-def came(blobs: Blobs, data: bytes, offset: int = 0) -> Incoming:
+def came(blobs: Blobs, data: bytes, offset: int = 0, step: int = CHUNK_BYTES) -> Incoming:
     """The writer of an upload's rest, which is whole then."""
     incoming = blobs.receive("a1", offset, len(MODEL))
-    for start in range(offset, len(data), CHUNK_BYTES):
-        incoming.write(data[start : start + CHUNK_BYTES])
+    for start in range(offset, len(data), step):
+        incoming.write(data[start : start + step])
     incoming.close()
     return incoming
 
@@ -184,12 +188,13 @@ def test_a_chunk_that_came_in_part_makes_nothing_whole(
     """Else what came before it would name the file."""
     blobs, written = Blobs(tmp_path), list[int]()
 
-    def full(descriptor: int, data: bytes) -> None:
-        written.append(os.write(descriptor, data if not written else data[:9]))
+    def full(descriptor: int, parts: tuple[bytes]) -> None:
+        written.append(len(parts))
+        uncached.write_uncached(descriptor, parts if not written[1:] else (parts[0][:9],))
         if written[1:]:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("coordinator.service.blobs.write_all", full)
+    monkeypatch.setattr("coordinator.service.blobs.write_uncached", full)
     incoming = blobs.receive("a1", 0, 2 * len(MODEL))
     incoming.write(MODEL)
     with pytest.raises(DiskError):
@@ -199,6 +204,35 @@ def test_a_chunk_that_came_in_part_makes_nothing_whole(
     assert incoming.digest == b""
     with pytest.raises(BlobError, match="head names"):
         blobs.keep("a1", DIGEST)
+
+
+@pytest.mark.parametrize("step", [4096, 5000, CHUNK_BYTES, CHUNK_BYTES + 1, len(MODEL)])
+@pytest.mark.parametrize("offset", [0, 4096, 7777])
+def test_a_large_upload_comes_whole_in_any_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, offset: int
+) -> None:
+    """Large ones pass the disk's cache, which takes whole blocks only."""
+    direct, write = list[int](), os.write
+
+    def noted(descriptor: int, data: memoryview) -> int:
+        flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+        direct.append(len(data) if flags & os.O_DIRECT else 0)
+        return write(descriptor, data)
+
+    for module in (blobs_module, stores):
+        monkeypatch.setattr(module, "LARGE_BYTES", len(MODEL) - 1)
+    monkeypatch.setattr(uncached.os, "write", noted)
+    blobs = Blobs(tmp_path)
+    held = [came(blobs, MODEL[:offset]), came(blobs, MODEL, offset, step)]
+    assert [each.digest for each in held] == [b"", b"" if offset else DIGEST]
+    blobs.keep("a1", DIGEST)
+    assert blobs.read(DIGEST) == MODEL
+    assert (tmp_path / DIGEST.hex()).read_bytes() == MODEL
+    probe = uncached.open_uncached(tmp_path / "probe", os.O_WRONLY | os.O_CREAT)
+    if fcntl.fcntl(probe, fcntl.F_GETFL) & os.O_DIRECT:
+        whole = step % 4096 == 0 and offset % 4096 == 0
+        assert (sum(direct) >= len(MODEL) - offset) == whole
+    os.close(probe)
 
 
 def test_the_rest_of_an_upload_is_not_taken_for_all_of_it(tmp_path: Path) -> None:
@@ -274,7 +308,7 @@ def test_two_answers_at_once_alter_no_payload_of_others(
         second.put(head(len(MODEL) - 1))
         first.put(pb.AnswerPart(data=MODEL[-1:]))
         second.put(pb.AnswerPart(data=bytes([MODEL[-1] ^ 1])))
-    assert honest.fetch(DIGEST, len(MODEL), []) == MODEL
+    assert honest.fetch(DIGEST, len(MODEL), Arriving()) == MODEL
     found = mailbox.first_answer([message])
     assert found is None or found[1] == MODEL
     link.close()

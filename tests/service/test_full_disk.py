@@ -52,16 +52,16 @@ def test_a_disk_that_fills_in_the_middle(
 ) -> None:
     evil = attack()
     link, message, writes = Link(evil.service.address, evil.credentials), evil.asked(), []
-    write_all = blobs_module.write_all
+    write = blobs_module.write_uncached
 
-    def full(descriptor: int, data: bytes) -> None:
-        writes.append(len(data))
+    def full(descriptor: int, parts: tuple[bytes]) -> None:
+        writes.append(len(parts))
         if len(writes) > 1:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write_all(descriptor, data)
+        write(descriptor, parts)
 
     with monkeypatch.context() as patch:
-        patch.setattr(blobs_module, "write_all", full)
+        patch.setattr(blobs_module, "write_uncached", full)
         with pytest.raises(LinkLost, match="disk-full") as caught:
             link.answer(message, "Done", b"", PAYLOAD)
     assert str(evil.service.home.path) not in str(caught.value)
