@@ -18,6 +18,8 @@ app = ServerApp()
 _LOG = logging.getLogger("arion.coordinator")
 _POLL_S = 0.05
 _FIRST_POLL_S = 0.002
+_LATE_S = 0.2
+"""Nodes that took so long to answer train: what could wait is done now."""
 
 
 @app.main()
@@ -39,8 +41,11 @@ class GridChannel:
         ours = grid if isinstance(grid, CarrierGrid) else None
         self._wait = ours.wait if ours else time.sleep
         self._label = ours.label if ours else "node {}".format
+        self._stage = ours.stage if ours else None
+        self._tidy = ours.tidy if ours else _never
         self.traffic = Traffic()
         self.interrupt: Callable[[], None] = _never
+        self.idle: Callable[[], None] = _never
 
     def addresses(self, count: int, deadline_s: float) -> Sequence[int]:
         """See `Channel.addresses`."""
@@ -53,6 +58,11 @@ class GridChannel:
     def label(self, address: int) -> str:
         """See `Channel.label`."""
         return self._label(address)
+
+    def stage(self, payload: bytes) -> None:
+        """See `Channel.stage`; Flower's own grids know no such thing."""
+        if self._stage is not None:
+            self._stage(payload)
 
     def exchange(
         self,
@@ -73,7 +83,8 @@ class GridChannel:
         pushed = set(self._grid.push_messages(messages))  # Flower may leave some out
         sent = (message.metadata for message in messages)
         waiting = {each.message_id: each.dst_node_id for each in sent if each.message_id in pushed}
-        end, pause = time.monotonic() + deadline_s, _FIRST_POLL_S
+        began, pause = time.monotonic(), _FIRST_POLL_S
+        end, late = began + deadline_s, began + _LATE_S
         while waiting:
             self.interrupt()
             pulled = list(self._grid.pull_messages(sorted(waiting)))
@@ -88,6 +99,9 @@ class GridChannel:
             # Replies come soon or after training: first it looks often, then less so.
             pause = _FIRST_POLL_S if pulled else min(1.5 * pause, _POLL_S)
             if not pulled:
+                if time.monotonic() > late:
+                    self._tidy()
+                    self.idle()
                 self._wait(pause)
         if wait is not None:
             wait.left = set(waiting.values())

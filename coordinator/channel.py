@@ -40,17 +40,22 @@ class Channel(Protocol):
     Attributes:
         traffic: what was carried so far.
         interrupt: called while it waits; what it raises ends the waiting.
+        idle: called while it waits long: for what could wait, and would keep nodes waiting.
 
     """
 
     traffic: Traffic
     interrupt: Callable[[], None]
+    idle: Callable[[], None]
 
     def addresses(self, count: int, deadline_s: float) -> Sequence[int]:
         """Wait until `count` nodes can be reached or the deadline, and return all that can."""
 
     def label(self, address: int) -> str:
         """Say who is at an address, as the carrier knows it: for people, it proves nothing."""
+
+    def stage(self, payload: bytes) -> None:
+        """Have a payload carried as far as it can be before it is asked with: this very object."""
 
     def exchange(
         self,

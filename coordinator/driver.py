@@ -62,12 +62,13 @@ class RunDriver:
         shared = self.settings.coordinator
         self._key = IdentityKey.load(shared / IDENTITY_FILE)
         self.cancellation = Cancellation(home)
-        channel.interrupt = self.cancellation.check
+        channel.interrupt, channel.idle = self.cancellation.check, self._tidy
         self._channel = channel
         self._model, _ = open_model(self.settings.base_model)
         prepare(self._model, self.settings.recipe)
         self._store = RunStore(home, is_driven=True)
         self._ledger = SharedLedger(shared)
+        self._disk = ThreadPoolExecutor(1, "disk")
         try:
             self._records = RunRecords(self._ledger, self.settings)
             pins = self.settings.members
@@ -81,6 +82,7 @@ class RunDriver:
 
     def close(self) -> None:
         """Give files and locks back."""
+        self._disk.shutdown()
         self._ledger.close()
         self._store.close()
 
@@ -115,6 +117,7 @@ class RunDriver:
             self._finish()
         else:
             self._finish()
+        self._tidy()
         self._store.note_closed()
         return self.state
 
@@ -136,9 +139,14 @@ class RunDriver:
         return state
 
     def _write(self, vector_D: Tensor) -> None:
-        """Set the model's parameters, and name it anew."""
+        """Set the model's parameters, name it anew, and spell what nodes are sent of it."""
         write_vector(self._model, vector_D)
         self._digest = model_digest(self._model)
+        self._vector = vector_D.numpy().astype("<f4", copy=False).tobytes()
+
+    def _tidy(self) -> None:
+        """Delete states that are no longer needed; the disk is busy with that for a while."""
+        self._store.drop_states(self.state.step)
 
     def _take_up(self) -> None:
         """Write what a crash kept from being written."""
@@ -214,9 +222,8 @@ class RunDriver:
         return True
 
     def _sum(self, runner: AttemptRunner, attempt: Attempt) -> tuple[Floats, Attempt]:
-        vector = self.state.vector_D.numpy().astype("<f4", copy=False).tobytes()
         recipe = self.settings.recipe_json()
-        survivors = runner.collect(recipe, vector, attempt.survivors)
+        survivors = runner.collect(recipe, self._vector, attempt.survivors)
         attempt = replace(attempt, phase=Phase.SURVIVORS, survivors=survivors)
         self._store.save(attempt)
         runner.certify()
@@ -235,11 +242,12 @@ class RunDriver:
             noise_variance=release_variance(plan.step, len(attempt.survivors)),
             in_place=True,  # the old one is on the disk
         )
-        with ThreadPoolExecutor(1) as disk:  # it and the rest take as long as one another
-            saved = disk.submit(self._store.save_state, self.state)
-            self._write(self.state.vector_D)
-            self._store.drop_states(self.state.step)
-            saved.result()
+        saved = self._disk.submit(self._store.save_state, self.state)  # beside what follows
+        self._write(self.state.vector_D)
+        if self.state.step < self.settings.rounds:
+            self._channel.stage(self._vector)
+        self._store.drop_states(self.state.step - 1)  # of rounds that were never idle
+        saved.result()
         attempt = replace(attempt, phase=Phase.APPLIED)
         self._store.save(attempt)
         self._record(attempt)

@@ -39,6 +39,7 @@ class ServiceGrid(CarrierGrid):
         self._run, self._registry, self._mailbox = run, registry, mailbox
         self._names = frozenset(names)
         self._pushed: dict[str, Message] = {}
+        self._staged = b"", b""  # and its digest
         self._door = mailbox.doors.open(run_door(run))
 
     def get_node_ids(self) -> Iterable[int]:
@@ -51,12 +52,15 @@ class ServiceGrid(CarrierGrid):
         names = {member.address: member.name for member in self._registry.members()}
         return names.get(address) or super().label(address)
 
+    def stage(self, payload: bytes) -> None:
+        """Put a payload where nodes will fetch it; nobody is told yet."""
+        self._staged = payload, self._mailbox.stage(payload)
+
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Leave messages in the mailbox; those of an earlier push are over."""
         pushed = list(messages)
-        self._pushed = dict(
-            zip(self._mailbox.ask(self._run, list(_questions(pushed))), pushed, strict=True)
-        )
+        questions = list(_questions(pushed, *self._staged))
+        self._pushed = dict(zip(self._mailbox.ask(self._run, questions), pushed, strict=True))
         return [message.metadata.message_id for message in self._pushed.values()]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -90,14 +94,18 @@ class ServiceGrid(CarrierGrid):
         """See `CarrierGrid.wait`; longer where the service knocks."""
         self._door.wait(max(seconds, _LOOK_S) if self._door.was_heard else seconds)
 
+    def tidy(self) -> None:
+        """Delete what earlier phases left."""
+        self._mailbox.tidy()
+
     def close(self) -> None:
         """Clear what is left of the run in the mailbox."""
         self._door.close()
         self._mailbox.clear(self._run)
 
 
-def _questions(messages: Iterable[Message]) -> Iterator[Question]:
-    last, digest = b"", b""
+def _questions(messages: Iterable[Message], last: bytes, digest: bytes) -> Iterator[Question]:
+    """What is to be asked; of the payload that was seen last, the digest is known."""
     for message in messages:
         metadata, parcel = message.metadata, parcel_of(message.content)
         if parcel[2] is not last:  # a round's model is one payload for all

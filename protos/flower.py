@@ -30,6 +30,12 @@ class CarrierGrid(Grid):
         """Wait so long, or until an answer may have come."""
         time.sleep(seconds)
 
+    def stage(self, payload: bytes) -> None:
+        """Make ready to send a payload that soon comes in a message."""
+
+    def tidy(self) -> None:
+        """Do what could wait, now that nodes are busy."""
+
     def label(self, address: int) -> str:
         """Say who is at an address: for people, it proves nothing."""
         return f"node {address}"

@@ -106,6 +106,10 @@ class Blobs:
             while chunk := file.read(CHUNK_BYTES):
                 yield chunk
 
+    def chunks_once(self, digest: bytes) -> Iterator[bytes]:
+        """Yield a payload in chunks, from its beginning, as one does who passes them on to many."""
+        return self._store.chunks(_name(digest))
+
     def progress(self, upload: str) -> int:
         """Bytes of an upload that are on the disk."""
         path = self._part(upload)

@@ -6,6 +6,7 @@ opened before a revocation is refused from its next call on, and its stream is c
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -22,6 +23,7 @@ from coordinator.service.posts import Post
 from coordinator.service.refusals import Refused
 from coordinator.service.registry import Registry
 from coordinator.service.sending import Sender, too_slow
+from coordinator.service.sharing import SharedPayloads
 from privacy.enrolment import BLAKE3_PAYLOADS
 from privacy.payloads import DIGEST_BYTES
 from protos.arion.v1 import service_pb2 as pb
@@ -58,6 +60,7 @@ class Exchange(rpc.ExchangeServicer):
         self._streams = Slots(limits.streams, "too-many-streams", "open streams")
         self._transfers = Slots(limits.transfers, "too-many-transfers", "transfers")
         self._older = OlderNames(mailbox)
+        self._shared = SharedPayloads(mailbox.blobs)
 
     async def Listen(self, request: Any, context: Any) -> None:  # noqa: N802
         """Send messages as they come; close the stream of a member that was revoked."""
@@ -94,14 +97,22 @@ class Exchange(rpc.ExchangeServicer):
     async def Fetch(self, request: Any, context: Any) -> None:  # noqa: N802
         """Send a payload that a message for this node names."""
         member = await self._callers.admit(context, "node")
-        blobs = self._mailbox.blobs
         digest = await self._asked(member.address, bytes(request.digest))
-        size = await asyncio.to_thread(blobs.size, digest) or 0
+        size = await asyncio.to_thread(self._mailbox.blobs.size, digest) or 0
         sender = Sender(context, self._limits, size)
         with self._transfers.take(member.name):
-            chunks = blobs.chunks(digest, min(request.offset, size))
-            while chunk := await asyncio.to_thread(next, chunks, b""):
-                await sender.send(pb.Chunk(data=chunk))
+            async for chunk in self._chunks(digest, min(request.offset, size), size):
+                await sender.send(chunk)
+
+    async def _chunks(self, digest: bytes, offset: int, size: int) -> AsyncIterator[Any]:
+        """Yield a payload's chunks; those that others fetch at about the same time are shared."""
+        if not offset and (shared := self._shared.of(digest, size)):
+            async for chunk in shared.chunks():
+                yield chunk
+            return
+        alone = self._mailbox.blobs.chunks(digest, offset)
+        while data := await asyncio.to_thread(next, alone, b""):
+            yield pb.Chunk(data=data)
 
     async def Progress(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Say how much of an answer is on the disk; about no message, it is a sign of life."""

@@ -17,6 +17,9 @@ from coordinator.service.database import MESSAGES, REPLIES, alone, transaction
 from coordinator.service.doors import SERVICE, Doors, run_door
 from coordinator.service.posts import Post, Question, post_of
 
+_LEFT_AT_MOST = 64
+"""Payloads and uploads; of more, phases that are never long do not leave a run's all."""
+
 _DELETED_AT_ONCE = 16
 """Others wait meanwhile, and an object store may be slow."""
 
@@ -33,6 +36,7 @@ class Mailbox:
 
     def __init__(self, engine: Engine, blobs: Blobs, doors: Doors) -> None:
         self._engine, self.blobs, self.doors = engine, blobs, doors
+        self._lost: tuple[list[bytes], list[str]] = [], []  # nobody waits for that
 
     def post(
         self,
@@ -58,25 +62,33 @@ class Mailbox:
     def ask(self, run: str, questions: Sequence[Question]) -> list[str]:
         """Begin a phase of a run: what was asked before is over, and this is asked, at once.
 
+        Payloads of what was asked before stay until `tidy`: a disk may be long about them.
+
         Returns:
             The messages' identifiers, in order.
 
         """
         return self._post(run, questions, begins=True)
 
+    def stage(self, payload: bytes) -> bytes:
+        """Put a payload that is soon asked with, and return its digest; else `tidy` deletes it."""
+        digest = self.blobs.put(payload)
+        self._lost[0].append(digest)
+        return digest
+
     def _post(self, run: str, questions: Sequence[Question], *, begins: bool) -> list[str]:
         rows = [self._row(run, question) for question in questions]
-        lost: tuple[list[bytes], list[str]] = [], []
         with alone(self._engine) as connection:
             if begins:
-                lost = _forget(connection, run)
+                self._forget(connection, run)
             if rows:
                 connection.execute(MESSAGES.insert(), rows)
         for question, row in zip(questions, rows, strict=True):
             if row["payload_bytes"]:  # another run may have deleted it before it was named
                 self.blobs.put(question.parcel[2], row["payload_digest"])
         self.doors.knock(SERVICE)
-        self._delete(*lost)  # nobody waits for that
+        if len(self._lost[0]) + len(self._lost[1]) > _LEFT_AT_MOST:
+            self.tidy()
         return [str(row["id"]) for row in rows]
 
     def _row(self, run: str, question: Question) -> dict[str, Any]:
@@ -248,7 +260,18 @@ class Mailbox:
     def clear(self, run: str) -> None:
         """Forget all messages of a run and their answers: who answers now is told it is over."""
         with alone(self._engine) as connection:
-            lost = _forget(connection, run)
+            self._forget(connection, run)
+        self.tidy()
+
+    def _forget(self, connection: Connection, run: str) -> None:
+        """Delete a run's rows, and keep in mind which payloads and uploads `tidy` has to delete."""
+        digests, uploads = _forget(connection, run)
+        self._lost[0].extend(digests)
+        self._lost[1].extend(uploads)
+
+    def tidy(self) -> None:
+        """Delete what was left by phases that are over; a crash before leaves it to `sweep`."""
+        lost, self._lost = self._lost, ([], [])
         self._delete(*lost)
 
     def _delete(self, digests: Sequence[bytes], uploads: Sequence[str]) -> None:

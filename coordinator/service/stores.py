@@ -16,10 +16,15 @@ from typing import IO, Any, Protocol
 import fsspec  # type: ignore[import-untyped]
 
 from privacy.ledger.files import naming, sync_directory, write_durably
-from privacy.ledger.uncached import read_uncached
+from privacy.ledger.uncached import chunks_uncached, read_uncached
 
 LARGE_BYTES = 4 << 20
-"""Larger uploads, which are written and read once, pass the system's page cache."""
+"""What is larger, and written and read once, passes the system's page cache."""
+
+SHARED_BYTES = 256 << 20
+"""Payloads up to so many bytes are read once for all nodes that fetch them at about one time."""
+
+_CHUNK_BYTES = 1 << 20
 
 _BEING_WRITTEN_S = 3600.0
 
@@ -35,6 +40,9 @@ class Store(Protocol):
 
     def read(self, name: str) -> bytes:
         """Return a payload that is read once; see `open`."""
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """Yield a payload that is read once; see `open`."""
 
     def write(self, name: str, data: bytes) -> None:
         """Keep a payload."""
@@ -75,11 +83,15 @@ class FolderStore:
         path = self._folder / name
         return read_uncached(path) if path.stat().st_size > LARGE_BYTES else path.read_bytes()
 
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """See `Store.chunks`."""
+        return chunks_uncached(self._folder / name)
+
     def write(self, name: str, data: bytes) -> None:
         """See `Store.write`; two that write the same do not meet before it has its name."""
         part = self._folder / f"{name}.{secrets.token_hex(4)}.part"
         with naming(part):
-            write_durably(part, data)
+            write_durably(part, data, is_cached=not LARGE_BYTES < len(data) <= SHARED_BYTES)
         self.take(part, name)
 
     def take(self, part: Path, name: str) -> None:
@@ -152,6 +164,12 @@ class ObjectStore:
         """See `Store.read`."""
         with _of_the_store():
             return bytes(self._files.cat_file(self._path(name)))
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """See `Store.chunks`."""
+        with self.open(name) as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                yield chunk
 
     def write(self, name: str, data: bytes) -> None:
         """See `Store.write`."""

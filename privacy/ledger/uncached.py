@@ -8,7 +8,7 @@ import errno
 import fcntl
 import mmap
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from io import BytesIO
 from pathlib import Path
 from threading import local
@@ -67,15 +67,26 @@ def write_uncached(descriptor: int, parts: Iterable[bytes | memoryview]) -> None
 
 def read_uncached(path: Path) -> bytes:
     """Return a file's bytes."""
+    whole = BytesIO(bytes(path.stat().st_size))  # which `getvalue` does not copy
+    for chunk in _views(path):
+        whole.write(chunk)
+    whole.truncate()  # of a file that was cut meanwhile
+    return whole.getvalue()
+
+
+def chunks_uncached(path: Path) -> Iterator[bytes]:
+    """Yield a file's bytes in chunks of 1 MiB, but the last."""
+    return map(bytes, _views(path))
+
+
+def _views(path: Path) -> Iterator[memoryview]:
+    """Yield a file's bytes in the thread's room, until that is used again."""
     descriptor = open_uncached(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        whole = BytesIO(bytes(os.fstat(descriptor).st_size))  # which `getvalue` does not copy
-        while count := _read(descriptor, _ROOMS.room):
-            whole.write(_ROOMS.room[:count])
-        whole.truncate()  # of a file that was cut meanwhile
+        while count := _read(descriptor, room := _ROOMS.room):
+            yield room[:count]
     finally:
         os.close(descriptor)
-    return whole.getvalue()
 
 
 def _write(descriptor: int, data: memoryview) -> None:

@@ -8,6 +8,7 @@ import pytest
 from flwr.app import Message
 
 from coordinator.attempt import AttemptRunner
+from coordinator.attempts import Attempt
 from coordinator.store import RunStore
 from protos.flower import reply_from, to_records
 from protos.messages import SurvivorSignature, UnmaskReply
@@ -202,3 +203,45 @@ def test_each_group_is_waited_for(
     grid.asked = asked
     assert drive(federation, grid).step == 3
     assert survivors(federation)[0] == tuple(names)
+
+
+def test_what_could_wait_is_done_while_nodes_are_busy(
+    federation: SmallFederation, grid: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not while they wait for the next round: a disk may be long about deleting states."""
+    during, tidied = list[tuple[int, str]](), list[str]()
+    drop, last = RunStore.drop_states, [""]
+
+    def asked(name: str, what: str) -> None:
+        last[0] = what
+        if what == "train.upload":
+            grid.late[name, what] = grid.now + 5.0
+
+    def dropped(store: RunStore, step: int) -> None:
+        before = len(list(store._states.iterdir()))
+        drop(store, step)
+        if len(list(store._states.iterdir())) < before:
+            during.append((step, last[0]))
+
+    grid.asked = asked
+    monkeypatch.setattr(RunStore, "drop_states", dropped)
+    monkeypatch.setattr(grid, "tidy", lambda: tidied.append(last[0]))
+    assert drive(federation, grid).step == 3
+    assert during == [(2, "train.upload"), (3, "query.countersign")]
+    assert "train.upload" in tidied
+
+
+def test_rounds_that_never_wait_leave_no_more_than_three_states(
+    federation: SmallFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts, save = list[int](), RunStore.save
+
+    def saved(store: RunStore, attempt: Attempt) -> None:
+        save(store, attempt)
+        counts.append(len(list(store._states.glob("*.safetensors"))))
+
+    monkeypatch.setattr(RunStore, "save", saved)
+    assert federation.run().step == 3
+    assert max(counts) == 3
+    states = sorted((federation.homes.coordinator / "states").iterdir())
+    assert [each.stem for each in states] == ["000002", "000003"]

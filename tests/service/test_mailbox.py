@@ -85,6 +85,7 @@ def test_what_is_asked_next_takes_the_place_of_what_was(
     delete, deleted = mailbox.blobs.delete, list[bytes]()
     monkeypatch.setattr(mailbox.blobs, "delete", lambda each: (deleted.append(each), delete(each)))
     (second,) = mailbox.ask("r", [Question(1, "train.upload", model)])
+    mailbox.tidy()
     assert deleted == [payload_digest(OTHER[2])]  # the model is there all the while
     assert [post.message for post in mailbox.waiting(1)] == [other, second]
     assert mailbox.waiting(2) == []
@@ -92,6 +93,7 @@ def test_what_is_asked_next_takes_the_place_of_what_was(
     assert mailbox.blobs.names() == [payload_digest(PAYLOAD).hex()]
     assert mailbox.ask("r", []) == []
     assert [post.message for post in mailbox.waiting(1)] == [other]
+    mailbox.tidy()
     assert mailbox.blobs.names() == []
 
 
@@ -175,6 +177,37 @@ def test_clearing_a_run_leaves_the_other_alone(mailbox: Mailbox) -> None:
         assert mailbox.blobs.size(payload_digest(gone)) is None
     mailbox.clear("two")
     assert mailbox.blobs.size(payload_digest(PAYLOAD)) is None
+
+
+@on_both
+def test_what_a_phase_left_is_deleted_once_there_is_time(mailbox: Mailbox) -> None:
+    """And what is asked with again meanwhile stays, as does what was staged for it."""
+    kept = mailbox.blobs.size
+    models = [payload_digest(payload) for payload in (PAYLOAD, b"next")]
+    asked = [Question(1, "train.upload", ("U", b"", PAYLOAD))]
+    (message,) = mailbox.ask("r", asked)
+    upload(mailbox, message, b"reply")
+    assert mailbox.answer(answer_to(message, payload=b"reply"))
+    mailbox.ask("r", [Question(1, "query.unmask", ("U", b"", b""))])
+    assert [kept(each) for each in models] == [len(PAYLOAD), None]
+    assert mailbox.stage(b"next") == models[1]
+    mailbox.ask("r", [Question(1, "train.upload", ("U", b"", b"next"), models[1])])
+    mailbox.tidy()
+    assert [kept(each) for each in models] == [None, len(b"next")]
+    assert kept(payload_digest(b"reply")) is None
+    mailbox.ask("r", [Question(1, "query.unmask", ("U", b"", b""))])
+    mailbox.ask("r", [Question(1, "train.upload", ("U", b"", b"next"))])
+    mailbox.tidy()
+    assert kept(models[1]) == len(b"next")
+    assert mailbox.stage(PAYLOAD) == models[0]
+    mailbox.clear("r")
+    assert [kept(each) for each in models] == [None, None]
+
+
+def test_phases_that_are_never_long_leave_a_few_payloads(mailbox: Mailbox) -> None:
+    for number in range(200):
+        mailbox.ask("r", [Question(1, "train.upload", ("U", b"", b"model %d" % number))])
+        assert len(mailbox.blobs.names()) <= 65
 
 
 @on_both
