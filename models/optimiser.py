@@ -13,7 +13,7 @@ from torch import Tensor
 
 from models.training_settings import OptimiserSettings
 
-_PIECE = 1 << 16
+_PIECE = 1 << 17
 
 
 @dataclass(frozen=True)
