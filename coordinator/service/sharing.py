@@ -26,30 +26,37 @@ class Shared:
         self._source, self.size = chunks, size
         self._read: list[Any] = []
         self._turn = asyncio.Lock()
+        self._reading: asyncio.Future[None] | None = None
         self._failure: OSError | None = None
+        self._is_over = False
 
     async def chunks(self) -> AsyncIterator[Any]:
         """Yield the chunks from the first; OSError, for all its readers, where one is not read."""
         number = 0
-        while number < len(self._read) or await self._read_on(number):
+        while True:
+            if number == len(self._read) and not self._is_over:
+                # A reader that goes away takes no chunk with it that was being read.
+                self._reading = asyncio.ensure_future(self._read_on(number))
+                await asyncio.shield(self._reading)
+            if self._failure is not None:
+                raise self._failure
+            if number == len(self._read):
+                return
             yield self._read[number]
             number += 1
 
-    async def _read_on(self, number: int) -> bool:
-        """Tell whether there is such a chunk, which is read where nobody did meanwhile."""
+    async def _read_on(self, number: int) -> None:
+        """Read the chunk of this number, where nobody did meanwhile."""
         async with self._turn:
-            if number < len(self._read):
-                return True
-            if self._failure is not None:  # with it the source has ended
-                raise self._failure
+            if number < len(self._read) or self._is_over:
+                return
             try:
                 data = await asyncio.to_thread(next, self._source, b"")
             except OSError as error:
                 self._failure = error
-                raise
-            if data:
-                self._read.append(pb.Chunk(data=data))
-            return bool(data)
+            else:
+                self._read.extend([pb.Chunk(data=data)] if data else [])
+            self._is_over = self._failure is not None or not data
 
 
 class SharedPayloads:

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -58,6 +59,32 @@ def test_a_chunk_that_cannot_be_read_ends_no_transfer_as_if_it_were_whole() -> N
 
     found = asyncio.run(together())
     assert [type(each) for each in found] == [OSError] * 4
+
+
+def test_a_reader_that_goes_away_takes_no_chunk_with_it() -> None:
+    """It is cancelled while the disk is at its chunk; the thread that reads goes on."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def source() -> Iterator[bytes]:
+        yield CHUNKS[0]
+        begun.set()
+        assert go_on.wait(20)
+        yield from CHUNKS[1:]
+
+    async def together() -> list[list[bytes]]:
+        shared = Shared(source(), 100)
+        gone = asyncio.ensure_future(read(shared))
+        await asyncio.to_thread(begun.wait, 20)
+        others = [asyncio.ensure_future(read(shared)) for _ in range(2)]
+        await asyncio.sleep(0.01)
+        gone.cancel()
+        await asyncio.sleep(0.01)
+        others.append(asyncio.ensure_future(read(shared)))
+        await asyncio.sleep(0.01)
+        go_on.set()
+        return await asyncio.gather(*others)
+
+    assert asyncio.run(together()) == [CHUNKS] * 3
 
 
 def test_what_is_held_is_limited_and_goes_with_its_last_reader(
