@@ -1,6 +1,6 @@
 """How long a round waits for members that go away, by a clock that moves as the test says."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,7 @@ from flwr.app import Message
 from coordinator.attempt import AttemptRunner
 from coordinator.attempts import Attempt
 from coordinator.store import RunStore
-from protos.flower import reply_from, to_records
+from protos.flower import parcel_of, reply_from, to_records
 from protos.messages import SurvivorSignature, UnmaskReply
 from protos.wire import Parcel, WireMessage
 from tests.away import OTHERS, debits, drive, survivors
@@ -245,3 +245,21 @@ def test_rounds_that_never_wait_leave_no_more_than_three_states(
     assert max(counts) == 3
     states = sorted((federation.homes.coordinator / "states").iterdir())
     assert [each.stem for each in states] == ["000002", "000003"]
+
+
+def test_the_next_rounds_model_is_staged(
+    federation: SmallFederation, grid: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staged, asked, push = list[bytes](), list[bytes](), grid.push_messages
+
+    def pushed(messages: Iterable[Message]) -> Iterable[str]:
+        found = list(messages)
+        if found[0].metadata.message_type == "train.upload":
+            asked.append(parcel_of(found[0].content)[2])
+        return push(found)
+
+    monkeypatch.setattr(grid, "push_messages", pushed)
+    monkeypatch.setattr(grid, "stage", staged.append)
+    assert drive(federation, grid).step == 3
+    assert len(asked) == 3
+    assert [each is other for each, other in zip(staged, asked[1:], strict=True)] == [True, True]

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from coordinator.grid import ServiceGrid
 from privacy.payloads import payload_digest
 from protos.flower import records_of
@@ -11,7 +13,9 @@ from tests.service.running import RunningService
 MODEL = b"model" * 1000
 
 
-def test_a_staged_payload_is_not_put_again(service: RunningService, tmp_path: Path) -> None:
+def test_a_staged_payload_is_neither_put_nor_hashed_again(
+    service: RunningService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     enrol(service, tmp_path / "north").close()
     (member,) = service.home.registry.members()
     blobs, digest = service.home.mailbox.blobs, payload_digest(MODEL)
@@ -19,6 +23,7 @@ def test_a_staged_payload_is_not_put_again(service: RunningService, tmp_path: Pa
     grid.stage(MODEL)
     written = (service.home.path / "blobs" / digest.hex()).stat()
     grid.push_messages([])  # another phase in between
+    monkeypatch.setattr("coordinator.grid.payload_digest", None)
     asked = grid.create_message(
         records_of("UploadRequest", b"", MODEL), "train.upload", member.address, ""
     )
