@@ -50,6 +50,7 @@ def test_other_bytes_and_other_lengths_are_not_taken() -> None:
     assert longer.whole(name, size) is None
     zeros = bytes(ROOM)  # the room that is waiting for the rest is no part of what came
     assert arrived(zeros[:10], 10, ROOM).whole(payload_digest(zeros), ROOM) is None
+    assert arrived(zeros[:10], 10, ROOM).whole(payload_digest(zeros[:10]), ROOM) is None
     assert Arriving().whole(payload_digest(b""), 0) == b""
 
 
