@@ -13,8 +13,7 @@ _FIRST_ROOM_BYTES = 256 << 20
 class Arriving:
     """The part of a payload that came; it outlives the connection that it came over.
 
-    Chunks are not kept until all are there: freed at once, they leave no holes in a heap that
-    holds models (benchmarks/README.md, "round").
+    Chunks are not kept until all are there: with the whole, that would take twice its memory.
 
     Attributes:
         came: bytes that are there.
@@ -37,7 +36,7 @@ class Arriving:
 
     def whole(self, digest: bytes, size: int) -> bytes | None:
         """Return the payload; None where other bytes came than those named."""
-        if self.came != size:
+        if not self.came == self._room == size:  # of a room for more, the rest never came
             return None
         data = self._bytes.getvalue()
         is_named = digest == self._hash.digest() or digest == older_payload_digest(data)

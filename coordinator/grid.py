@@ -54,7 +54,7 @@ class ServiceGrid(CarrierGrid):
 
     def stage(self, payload: bytes) -> None:
         """Put a payload where nodes will fetch it; nobody is told yet."""
-        self._staged = payload, self._mailbox.stage(payload)
+        self._staged = payload, self._mailbox.blobs.put(payload)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Leave messages in the mailbox; those of an earlier push are over."""
@@ -99,9 +99,9 @@ class ServiceGrid(CarrierGrid):
         self._mailbox.tidy()
 
     def close(self) -> None:
-        """Clear what is left of the run in the mailbox."""
+        """Clear what is left of the run in the mailbox, and what was staged in vain."""
         self._door.close()
-        self._mailbox.clear(self._run)
+        self._mailbox.clear(self._run, *filter(None, self._staged[1:]))
 
 
 def _questions(messages: Iterable[Message], last: bytes, digest: bytes) -> Iterator[Question]:

@@ -11,12 +11,12 @@ from typing import Any
 
 import grpc
 
-from coordinator.service.blobs import CHUNK_BYTES
 from coordinator.service.callers import Callers
 from coordinator.service.limits import Limits, Slots
 from coordinator.service.pki import ROLES, Role
 from coordinator.service.refusals import Refused
 from coordinator.service.sending import Sender
+from coordinator.service.stores import CHUNK_BYTES
 from models.variants.index import INDEX_FILE, Index, RegistryError, artefact_path, read_index
 from models.variants.names import ATTESTATION, CARD, PASSPORT
 from protos.arion.v1 import service_pb2 as pb

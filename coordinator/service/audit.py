@@ -12,11 +12,11 @@ from typing import Any
 import grpc
 
 from coordinator.attempts import read_attempts
-from coordinator.service.blobs import CHUNK_BYTES
 from coordinator.service.callers import Callers
 from coordinator.service.limits import Limits, Slots
 from coordinator.service.refusals import Refused
 from coordinator.service.sending import Sender
+from coordinator.service.stores import CHUNK_BYTES
 from coordinator.shared import LEDGER_FOLDER, MEMBERS_FOLDER, RUNS_FOLDER
 from privacy.ledger.bundle import bundle
 from privacy.ledger.entries import LedgerError

@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 
 from blake3 import blake3
 
-from coordinator.service.stores import LARGE_BYTES, FolderStore, Store
+from coordinator.service.stores import CHUNK_BYTES, LARGE_BYTES, FolderStore, Store
 from privacy.ledger.files import make_directory, naming, sync_directory
 from privacy.ledger.uncached import open_uncached, write_uncached
 from privacy.payloads import (
@@ -23,8 +23,6 @@ from privacy.payloads import (
     older_name,
     payload_digest,
 )
-
-CHUNK_BYTES = 1 << 20
 
 
 class BlobError(ValueError):

@@ -70,12 +70,6 @@ class Mailbox:
         """
         return self._post(run, questions, begins=True)
 
-    def stage(self, payload: bytes) -> bytes:
-        """Put a payload that is soon asked with, and return its digest; else `tidy` deletes it."""
-        digest = self.blobs.put(payload)
-        self._lost[0].append(digest)
-        return digest
-
     def _post(self, run: str, questions: Sequence[Question], *, begins: bool) -> list[str]:
         rows = [self._row(run, question) for question in questions]
         with alone(self._engine) as connection:
@@ -257,10 +251,17 @@ class Mailbox:
         payload = self.blobs.read(row.payload_digest) if row.payload_bytes else b""
         return post_of(row, row.message), payload
 
-    def clear(self, run: str) -> None:
-        """Forget all messages of a run and their answers: who answers now is told it is over."""
+    def clear(self, run: str, *payloads: bytes) -> None:
+        """Forget all messages of a run and their answers: who answers now is told it is over.
+
+        Args:
+            run: whose.
+            payloads: digests of more that go with them, if nothing names them.
+
+        """
         with alone(self._engine) as connection:
             self._forget(connection, run)
+        self._lost[0].extend(payloads)
         self.tidy()
 
     def _forget(self, connection: Connection, run: str) -> None:

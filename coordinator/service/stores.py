@@ -24,7 +24,7 @@ LARGE_BYTES = 4 << 20
 SHARED_BYTES = 256 << 20
 """Payloads up to so many bytes are read once for all nodes that fetch them at about one time."""
 
-_CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 20
 
 _BEING_WRITTEN_S = 3600.0
 
@@ -168,7 +168,7 @@ class ObjectStore:
     def chunks(self, name: str) -> Iterator[bytes]:
         """See `Store.chunks`."""
         with self.open(name) as file:
-            while chunk := file.read(_CHUNK_BYTES):
+            while chunk := file.read(CHUNK_BYTES):
                 yield chunk
 
     def write(self, name: str, data: bytes) -> None:

@@ -51,6 +51,8 @@ def test_other_bytes_and_other_lengths_are_not_taken() -> None:
     zeros = bytes(ROOM)  # the room that is waiting for the rest is no part of what came
     assert arrived(zeros[:10], 10, ROOM).whole(payload_digest(zeros), ROOM) is None
     assert arrived(zeros[:10], 10, ROOM).whole(payload_digest(zeros[:10]), ROOM) is None
+    found = arrived(zeros[:10], 10, ROOM)  # then another message says that this was all
+    assert found.whole(payload_digest(zeros[:10]), 10) is None
     assert Arriving().whole(payload_digest(b""), 0) == b""
 
 

@@ -22,7 +22,8 @@ def test_a_staged_payload_is_neither_put_nor_hashed_again(
     grid = ServiceGrid("r", service.home.registry, service.home.mailbox, ["north"])
     grid.stage(MODEL)
     written = (service.home.path / "blobs" / digest.hex()).stat()
-    grid.push_messages([])  # another phase in between
+    grid.push_messages([])  # another phase in between, and a long one
+    grid.tidy()
     monkeypatch.setattr("coordinator.grid.payload_digest", None)
     asked = grid.create_message(
         records_of("UploadRequest", b"", MODEL), "train.upload", member.address, ""
